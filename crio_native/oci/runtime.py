@@ -1,0 +1,169 @@
+"""What every OCI runtime offers to `pods/`: the interface, and the values that cross it.
+
+Here belong the `Runtime` protocol and its plain data.  Implementations live beside this file (`builtin/`, later
+`external` and `shim`).  All methods are synchronous, thread-safe and may block for milliseconds; none is called on
+the event loop.  A container's directory is ``run_dir``: mode 0700, on tmpfs, made by the caller before `create` and
+removed by the caller after `delete`; monitor and launcher write in it what is true of processes.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A layered root file system that the runtime mounts inside the container's own mount namespace.
+
+    base: directory that the lower names are relative to (short names keep the mount data under one page).
+    lowers: layer directories relative to base, topmost first.  upper, work: absolute, on one file system, both
+    existing; upper "" makes a read-only root of the lowers alone.
+    """
+
+    base: str
+    lowers: Sequence[str]
+    upper: str
+    work: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """All that `create` needs to know.
+
+    spec: a config.json as parsed JSON (runtime-spec 1.3); `root.path` is an existing directory, on which `overlay`
+    (when given) is mounted in the container's mount namespace.  `linux.cgroupsPath` names the cgroup.
+    log_path: CRI log file, "" for none.  tty comes from spec.process.terminal.
+    """
+
+    id: str
+    spec: Mapping[str, Any]
+    bundle: Path
+    run_dir: Path
+    overlay: Overlay | None = None
+    log_path: str = ""
+    log_size_max: int = -1
+    stdin: bool = False
+    stdin_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A live process of ours: pid in the daemon's PID namespace and its start time (field 22 of /proc/PID/stat).
+
+    The pair identifies it for ever: a reused pid has another start time.
+    """
+
+    pid: int
+    start_time: int
+    monitor_pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended.  code: 0..255, 128+signal when a signal ended it.  finished_at: ns since the epoch."""
+
+    code: int
+    signal: int = 0
+    oom_killed: bool = False
+    finished_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """A process to run inside a running container.
+
+    process: an OCI `process` object (args, env, cwd, user, capabilities, ...), complete: nothing is inherited from
+    the container's own.  stdin, stdout, stderr: the caller's descriptors, -1 for /dev/null; still the caller's after
+    the call.
+    """
+
+    process: Mapping[str, Any]
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+
+
+class ExecSession(Protocol):
+    """A running exec.  `fileno()` polls readable when the process has ended (or its launcher died)."""
+
+    pid: int
+
+    def fileno(self) -> int: ...
+
+    def result(self) -> ExitStatus:
+        """The exit status; blocks until there is one.  Raises Internal when the launcher died first."""
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group.  Nothing happens when it has ended."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One reading of a container's cgroup; times in ns, sizes in bytes; None where the host cannot tell."""
+
+    timestamp: int
+    cpu_usage: int | None = None
+    memory_usage: int | None = None
+    memory_working_set: int | None = None
+    memory_rss: int | None = None
+    memory_limit: int | None = None
+    page_faults: int | None = None
+    major_page_faults: int | None = None
+    swap_usage: int | None = None
+    pids: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Runtime(Protocol):
+    """A runtime handler's executor."""
+
+    def create(self, container: ContainerSpec) -> Process:
+        """Make the container up to, not including, its command.
+
+        Raises StepFailed with the failing step; then nothing is left (process, cgroup, mount), `run_dir` apart.
+        """
+
+    def start(self, container_id: str, run_dir: Path) -> None:
+        """Let the command run.  Returns when execve succeeded; raises StartFailed when it did not (and the
+        container has then ended, with an exit file)."""
+
+    def watch(self, container_id: str, run_dir: Path) -> socket.socket:
+        """A socket that becomes readable when the container ends, or when its monitor dies (EOF).
+
+        Pass it to `read_exit`.  Raises NotFound when no monitor serves run_dir any more (then see `exit_status`).
+        """
+
+    def read_exit(self, watch: socket.socket) -> ExitStatus | None:
+        """What `watch` brought; None when the monitor died without telling."""
+
+    def exit_status(self, run_dir: Path) -> ExitStatus | None:
+        """The recorded end of a container, from its exit file; None while it lives."""
+
+    def is_alive(self, process: Process) -> bool:
+        """Whether exactly this process still exists and is not a zombie."""
+
+    def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
+        """Signal the init.  Raises NotFound when the container has ended."""
+
+    def kill_all(self, container_id: str, cgroups_path: str) -> None:
+        """SIGKILL every process of the container's cgroup (cgroup.kill where there is one)."""
+
+    def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
+        """Remove what is left of an ended container, a half-made one, or one that never was: processes, monitor,
+        cgroup.  Idempotent; kills what still lives."""
+
+    def exec(self, container_id: str, process: Process, cgroups_path: str, request: ExecSpec) -> ExecSession:
+        """Start a process in the running container `process`.  Raises StartFailed when execve refuses."""
+
+    def reopen_log(self, container_id: str, run_dir: Path) -> None: ...
+
+    def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
+        """Apply an OCI `linux.resources` object to the live cgroup; only the fields present change."""
+
+    def stats(self, container_id: str, cgroups_path: str) -> Stats: ...
