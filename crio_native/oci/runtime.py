@@ -31,12 +31,28 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class UserRequest:
+    """Who the command runs as, in the image's or the pod's words; the init resolves it inside the root file system.
+
+    user: name, number, or "" (root); "user:group" as an image config has it.  group: name or number, "" for the
+    user's own.  supplementary: added to the groups that the image's /etc/group gives (`merge`), or instead of them.
+    """
+
+    user: str = ""
+    group: str = ""
+    supplementary: Sequence[int] = ()
+    merge: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """All that `create` needs to know.
 
     spec: a config.json as parsed JSON (runtime-spec 1.3); `root.path` is an existing directory, on which `overlay`
     (when given) is mounted in the container's mount namespace.  `linux.cgroupsPath` names the cgroup.
     log_path: CRI log file, "" for none.  tty comes from spec.process.terminal.
+    user: when given it overrides spec.process.user, and HOME is set from the passwd entry unless env has it.
+    pause: the command is the monitor program's own `pause` mode, exec'ed by descriptor; the root may be empty.
     """
 
     id: str
@@ -48,6 +64,18 @@ class ContainerSpec:
     log_size_max: int = -1
     stdin: bool = False
     stdin_once: bool = False
+    user: UserRequest | None = None
+    pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedUser:
+    """The numbers that a UserRequest came to."""
+
+    uid: int
+    gid: int
+    groups: Sequence[int] = ()
+    home: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +88,7 @@ class Process:
     pid: int
     start_time: int
     monitor_pid: int = 0
+    user: ResolvedUser | None = None
 
 
 @dataclass(frozen=True, slots=True)
