@@ -1,0 +1,39 @@
+# The commands of this checkout.  `make` alone lists them.
+
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+run: setup build  ## install what is missing, start the daemon, run a demonstration pod, serve (ONCE=1: and end)
+	@$(PYTHON) -m crio_native.cli.demo $(if $(ONCE),--once)
+
+test: setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses)
+	@$(PYTHON) -m pytest --ignore=tests/perf $(ARGS)
+
+bench: setup-tests build  ## measure ours beside crun, runc and conmon; writes build/bench.json (ARGS=name chooses)
+	@$(PYTHON) -m tests.perf $(ARGS)
+
+check: setup  ## lint and types
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy crio_native
+
+build:  ## compile the monitor into build/
+	@$(MAKE) --no-print-directory -s -C helpers
+
+clean:  ## remove what was built; .venv stays
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+setup:
+	@helpers/setup
+
+setup-tests:
+	@helpers/setup tests
+
+# The monitor's compiler is one of the packages that setup installs.
+build: | setup
+
+.PHONY: help run test bench check build clean setup setup-tests
