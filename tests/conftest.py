@@ -1,0 +1,44 @@
+"""What all tests share: the ``root`` and ``vm`` marks, skips that may not happen in CI, and the ``leaks`` fixture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import prctl  # type: ignore[import-untyped]
+import pytest
+
+from .machine import Machine, assert_machine_unchanged, machine_state
+from .vm.plugin import MUST_WORK, Inside, Outside, in_vm
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Inside(config) if in_vm else Outside())
+    # A monitor or a container that outlives its parent becomes our child: the first process of some machines reaps
+    # late, and a test for left-over processes has to find them somewhere.
+    prctl.set_child_subreaper(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root") and not item.get_closest_marker("vm"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if MUST_WORK and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"CRIO_NATIVE_MUST_WORK forbids this skip: {reason}"
+    return report
+
+
+@pytest.fixture
+def leaks() -> Iterator[Machine]:
+    """The machine as it was; after the test it must be so again.  Ask for it before the fixtures it should cover."""
+    before = machine_state()
+    yield before
+    assert_machine_unchanged(before)

@@ -1,0 +1,98 @@
+"""What a test could leave behind on the machine, as sets to compare.
+
+On a machine that others use too, what is theirs comes and goes; only what stays new over several looks is a leak.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+Machine = Mapping[str, frozenset[str]]
+
+SETTLE_SECONDS = 3.0  # how long a test's last processes and lazy unmounts may take
+
+
+def machine_state(containing: str = "") -> Machine:
+    """A snapshot: mounts, pinned network namespaces, cgroups, network links, our descendants, our descriptors.
+
+    containing: count only mounts, pins, cgroups and links with this in their name (a test's own prefix).
+    """
+    mounts = _mounts()
+    named = {
+        "mounts": {f"{kind} on {where}" for where, kind in mounts.items() if kind != "nsfs"},
+        "namespace pins": {where for where, kind in mounts.items() if kind == "nsfs"},
+        "cgroups": _cgroups([where for where, kind in mounts.items() if kind in ("cgroup", "cgroup2")]),
+        "links": {name for _, name in socket.if_nameindex()},
+    }
+    state = {what: frozenset(name for name in names if containing in name) for what, names in named.items()}
+    return state | {"processes": frozenset(_descendants()), "descriptors": frozenset(_descriptors())}
+
+
+def assert_machine_unchanged(before: Machine, containing: str = "") -> None:
+    """Fail with all that is new since before and stays; things that are gone are not our concern."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    new = _added(before, containing)
+    while any(new.values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        again = _added(before, containing)
+        new = {what: names & again[what] for what, names in new.items()}
+    left = [f"{what}: {', '.join(sorted(names))}" for what, names in new.items() if names]
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+def _added(before: Machine, containing: str) -> dict[str, frozenset[str]]:
+    _reap_orphans()
+    return {what: names - before[what] for what, names in machine_state(containing).items()}
+
+
+def _mounts() -> dict[str, str]:
+    """Mount point -> file system type, of our mount namespace."""
+    with open("/proc/self/mountinfo") as file:
+        rows = [line.split() for line in file]
+    return {row[4]: row[row.index("-") + 1] for row in rows}
+
+
+def _cgroups(roots: list[str]) -> set[str]:
+    return {directory for root in roots for directory, _, _ in os.walk(root)}
+
+
+def _stat(pid: str) -> tuple[str, str, int, str] | None:
+    """(name, state, parent, start time) of a process; None when it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            name, _, rest = file.read().partition("(")[2].rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = rest.split()
+    return name, fields[0], int(fields[1]), fields[19]
+
+
+def _descendants() -> set[str]:
+    table = {int(pid): stat for pid in os.listdir("/proc") if pid.isdigit() and (stat := _stat(pid))}
+    family = {os.getpid()}
+    while more := {pid for pid, stat in table.items() if stat[2] in family} - family:
+        family |= more
+    return {f"{table[pid][0]} (pid {pid}, started {table[pid][3]})" for pid in family - {os.getpid()}}
+
+
+def _descriptors() -> set[str]:
+    names = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            names.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:  # the listing's own
+            continue
+    return names
+
+
+def _reap_orphans() -> None:
+    """Wait for dead children that nobody else waits for: the test is over, so these were re-parented to us."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (stat := _stat(entry)) and stat[2] == os.getpid() and stat[1] == "Z":
+            try:
+                os.waitpid(int(entry), os.WNOHANG)
+            except ChildProcessError:
+                continue
