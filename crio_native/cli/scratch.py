@@ -1,0 +1,203 @@
+"""A daemon of its own in a scratch directory, and its removal to the last mount.
+
+The demonstration and the benchmark use it.  Every name that the daemon could share with another runtime is its own:
+root, runroot, socket, namespaces, logs, cgroup, bridge, subnet.  Here belongs no display.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from crio_native.api.runtime.v1 import api_pb2, api_pb2_grpc
+from crio_native.errors import Unavailable
+from crio_native.linux import mounts, syscalls
+from crio_native.linux.cgroup import Cgroup, hierarchy
+
+MESSAGE_SIZE = 80 << 20
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+
+CONFIG = """\
+[crio]
+root = "{directory}/root"
+runroot = "{directory}/run"
+log_dir = "{directory}/logs"
+version_file = "{directory}/run/version"
+clean_shutdown_file = "{directory}/root/clean.shutdown"
+[crio.api]
+listen = "{directory}/crio.sock"
+[crio.runtime]
+namespaces_dir = "{directory}/run"
+container_exits_dir = "{directory}/run/exits"
+container_attach_socket_dir = "{directory}/run"
+cgroup_manager = "cgroupfs"
+[crio.network]
+network_dir = "{directory}/net.d"
+"""
+
+
+class ScratchDaemon:
+    """The daemon process, its directory and its CRI stubs (`runtime`, `images`).
+
+    `start` raises Unavailable, with the end of the daemon's log, when the daemon does not come up.  `close` removes
+    everything and may be called at any point, also after a `start` that failed or a daemon that was killed.
+    """
+
+    def __init__(self, parent: Path = Path("/var/tmp")) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="crio-native-", dir=parent))
+        suffix = self.directory.name.removeprefix("crio-native-")
+        self.bridge = f"crio{suffix}"
+        self.cgroup_parent = f"/{self.directory.name}"
+        self.socket = self.directory / "crio.sock"
+        self.log = self.directory / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.channel = grpc.insecure_channel(
+            f"unix://{self.socket}",
+            options=[("grpc.max_receive_message_length", MESSAGE_SIZE), ("grpc.max_send_message_length", MESSAGE_SIZE)],
+        )
+        self.runtime = api_pb2_grpc.RuntimeServiceStub(self.channel)
+        self.images = api_pb2_grpc.ImageServiceStub(self.channel)
+
+    def start(self) -> str:
+        """Start the daemon and wait until it serves; returns its version."""
+        self._write_config()
+        command = [Path(sys.executable).with_name("crio-native"), "--config", self.directory / "crio.conf"]
+        command += ["--config-dir", self.directory / "crio.conf.d"]
+        with self.log.open("wb") as log:
+            # A session of its own: the terminal's Ctrl-C is for us, who then stop it in order.
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+        return self._wait_until_serving()
+
+    def close(self) -> list[str]:
+        """Remove pods, daemon, processes, cgroups, bridge, mounts and the directory; returns what could not be."""
+        problems: list[str] = []
+        for act in (
+            self._remove_pods,
+            self._stop_daemon,
+            self._remove_cgroup,
+            self._remove_network,
+            self._unmount,
+            self._remove_directory,
+        ):
+            try:
+                act()
+            except Exception as error:
+                problems.append(f"{act.__name__.strip('_').replace('_', ' ')}: {error}")
+        return problems
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The end of the daemon's log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _write_config(self) -> None:
+        (self.directory / "crio.conf").write_text(CONFIG.format(directory=self.directory))
+        network_dir = self.directory / "net.d"
+        network_dir.mkdir()
+        (network_dir / "10-scratch.conflist").write_text(json.dumps(self._conflist(), indent=2))
+
+    def _conflist(self) -> dict[str, object]:
+        """A subnet by our pid, so that two daemons at once seldom meet; the bridge's name never does."""
+        number = os.getpid() % 256
+        ranges = [[{"subnet": f"10.199.{number}.0/24"}], [{"subnet": f"fd00:10:199:{number:x}::/64"}]]
+        bridge = {
+            "type": "bridge",
+            "bridge": self.bridge,
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]},
+        }
+        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "1.0.0", "name": "scratch", "plugins": [bridge, portmap]}
+
+    def _wait_until_serving(self) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._lives():
+            try:
+                answer = self.runtime.Version(api_pb2.VersionRequest(), timeout=0.25, wait_for_ready=True)
+                return f"{answer.runtime_name} {answer.runtime_version}"
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+        state = "does not answer" if self._lives() else "ended"
+        raise Unavailable(f"the daemon {state}; the end of its log:\n{self.log_tail()}")
+
+    def _lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _remove_pods(self) -> None:
+        if not self._lives():
+            return
+        for pod in self.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest(), timeout=STOP_SECONDS).items:
+            self.runtime.StopPodSandbox(api_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=STOP_SECONDS)
+            self.runtime.RemovePodSandbox(api_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=STOP_SECONDS)
+
+    def _stop_daemon(self) -> None:
+        self.channel.close()
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _remove_cgroup(self) -> None:
+        """Containers outlive a daemon that was killed; their cgroups name all their processes."""
+        for path in reversed(self._cgroups()):
+            Cgroup(path).kill()
+            Cgroup(path).remove()
+
+    def _cgroups(self) -> list[str]:
+        """Ours in any hierarchy, parents first."""
+        found = set()
+        for mount in set(hierarchy().controllers.values()):
+            for directory, _, _ in os.walk(f"{mount}{self.cgroup_parent}"):
+                found.add(directory.removeprefix(str(mount)))
+        return sorted(found)
+
+    def _remove_network(self) -> None:
+        from crio_native.network import PodNetwork
+
+        network = PodNetwork(network_dir=self.directory / "net.d", state_dir=self.directory / "run/network")
+        network.shutdown(remove=True)
+
+    def _unmount(self) -> None:
+        for target in reversed(mounts_below(self.directory)):
+            syscalls.umount2(target, mounts.MNT_DETACH)
+
+    def _remove_directory(self) -> None:
+        """Never through a mount that is left: what is behind it is not ours."""
+        left = mounts_below(self.directory)
+        if left:
+            raise OSError(f"still mounted: {', '.join(left)}")
+        shutil.rmtree(self.directory, ignore_errors=False)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Mount points below a directory, in the order that they were made."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    targets = (line.split()[4].encode().decode("unicode_escape") for line in lines)
+    return [target for target in targets if target.startswith(f"{directory}/")]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll every 10 ms.  Raises Unavailable when `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{what}: not within {seconds:g} s")
+        time.sleep(0.01)

@@ -1,0 +1,102 @@
+"""`make bench`: run the measurements, print the table, write build/bench.json.
+
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from crio_native.cli.scratch import ScratchDaemon
+from crio_native.oci import seccomp
+from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from tests.perf import containers, daemon, report
+from tests.perf.host import private_mounts
+from tests.perf.peers import Bundle
+from tests.perf.report import Result
+
+KINDS = ("run", "exec", "monitor", "daemon")
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+
+
+@click.command()
+@click.argument("kinds", nargs=-1, type=click.Choice(KINDS))
+@click.option("--rounds", default=100, show_default=True, help="Rounds of each timed comparison.")
+@click.option("--pods", default=1000, show_default=True, help="Pods made and removed to see the daemon grow.")
+def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
+    """Measure ours beside crun, runc and conmon; without KINDS, everything."""
+    chosen = kinds or KINDS
+    with private_mounts(), _scratch() as directory:
+        bundle = Bundle(directory / "bundle")
+        results = list(_executor(chosen, bundle, directory, rounds)) if set(chosen) - {"daemon"} else []
+        if {"daemon", "exec"} & set(chosen):
+            results += _daemon(chosen, bundle, rounds, pods)
+    report.show(results, console)
+    report.write(results)
+    console.print(f"written: {report.BENCH_FILE}")
+
+
+def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: int) -> Iterator[Result]:
+    launchers = Launchers()
+    launchers.start()
+    try:
+        ours = containers.Ours(BuiltinRuntime(launchers), bundle, directory)
+        if "run" in chosen:
+            for profile in (None, _default_seccomp()):
+                with console.status("create, start, /bin/true, exit, delete: ours, crun, runc"):
+                    yield from containers.measure_run(ours, bundle, rounds, profile)
+        if "exec" in chosen:
+            with console.status("exec: ours, crun"):
+                yield from containers.measure_exec(ours, bundle, rounds)
+        if "monitor" in chosen:
+            yield from containers.measure_monitor(ours, bundle)
+    finally:
+        launchers.stop()
+        containers.remove_cgroups()
+
+
+def _daemon(chosen: Sequence[str], bundle: Bundle, rounds: int, pods: int) -> list[Result]:
+    server = ScratchDaemon()
+    try:
+        server.start()
+        results = daemon.measure_rest(server) if "daemon" in chosen else []
+        client = daemon.Client(server)
+        if "exec" in chosen:
+            with console.status("ExecSync: ours, crun"):
+                results += daemon.measure_exec_sync(client, bundle, rounds)
+        if "daemon" in chosen:
+            with console.status("pods") as status:
+                results += daemon.measure_growth(client, pods, status.update)
+        return results
+    finally:
+        for problem in server.close():
+            console.print(f"[red]left behind:[/] {problem}")
+        containers.remove_cgroups()
+
+
+def _default_seccomp() -> dict[str, Any]:
+    """RuntimeDefault as the daemon resolves it for a container with `runc spec`'s capabilities."""
+    profile = seccomp.load_profile(seccomp.DEFAULT_PROFILE)
+    return seccomp.resolve(profile, ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"])
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="crio-native-bench-", dir="/var/tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The peers, from Debian's packages: crun, runc and conmon, and the bundle that all of us run.
+
+The bundle's config.json is `runc spec`'s own, so that no side has written the task; changed are the command, the
+terminal and the cgroup.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from crio_native.cli import busybox
+from crio_native.cli.scratch import wait_for
+from crio_native.errors import NotFound
+
+SLEEP = ("/bin/sleep", "1000")
+CGROUP = "/crio-native-bench"
+SPAWN_FDS = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
+
+
+def program(name: str) -> str:
+    """The path of a peer.  Raises NotFound."""
+    path = shutil.which(name)
+    if path is None:
+        raise NotFound("program", name, f"install Debian's package {name}")
+    return path
+
+
+class Bundle:
+    """A root file system of busybox, and configurations that differ by the command alone."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        busybox.populate_root(directory / "rootfs")
+        subprocess.run([program("runc"), "spec", "--bundle", directory], check=True)
+        self._spec = json.loads((directory / "config.json").read_text())
+        self._spec["process"]["terminal"] = False
+        self._spec["linux"]["resources"] |= {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}}
+
+    def spec(self, args: Sequence[str], *, cgroup: str, seccomp: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A config.json as parsed JSON."""
+        spec = deepcopy(self._spec)
+        spec["process"]["args"] = list(args)
+        spec["linux"]["cgroupsPath"] = f"{CGROUP}/{cgroup}"
+        if seccomp:
+            spec["linux"]["seccomp"] = seccomp
+        return spec
+
+    def sibling(self, name: str, spec: dict[str, Any]) -> Path:
+        """A bundle directory for a runtime that reads its configuration from there; the root is shared."""
+        directory = self.directory / name
+        directory.mkdir()
+        shared = {**spec, "root": {**spec["root"], "path": str(self.directory / "rootfs")}}
+        (directory / "config.json").write_text(json.dumps(shared))
+        return directory
+
+
+def run(*command: str | Path) -> None:
+    """Run a peer to its end.  posix_spawn is the cheapest way to start it that Python has, so the peer is not charged
+    for subprocess's bookkeeping.  Raises CalledProcessError."""
+    words = [str(word) for word in command]
+    pid = os.posix_spawn(words[0], words, os.environ, file_actions=SPAWN_FDS)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != 0:
+        raise subprocess.CalledProcessError(status, words)
+
+
+def proportional_set_size(pid: int) -> float:
+    """PSS in KiB: private memory, and its share of what is shared."""
+    return _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss:")
+
+
+def resident_set_size(pid: int) -> float:
+    """RSS in KiB."""
+    return _kib(Path(f"/proc/{pid}/status").read_text(), "VmRSS:")
+
+
+def _kib(text: str, field: str) -> float:
+    return float(next(line for line in text.splitlines() if line.startswith(field)).split()[1])
+
+
+def conmon_container(bundle: Path, container_id: str) -> int:
+    """Start the bundle's container under conmon with crun, as CRI-O does; returns conmon's pid."""
+    files = {name: bundle / name for name in ("pid", "conmon-pid", "log", "exits", "persist")}
+    for name in ("exits", "persist"):
+        files[name].mkdir()
+    crun, root = program("crun"), bundle / "state"
+    command = [program("conmon"), "--cid", container_id, "--cuuid", container_id, "--name", container_id]
+    command += [
+        "--runtime",
+        crun,
+        "--runtime-arg",
+        f"--root={root}",
+        "--bundle",
+        str(bundle),
+        "--socket-dir-path",
+        str(bundle),
+    ]
+    command += ["--container-pidfile", str(files["pid"]), "--conmon-pidfile", str(files["conmon-pid"])]
+    command += ["--log-path", f"k8s-file:{files['log']}", "--exit-dir", str(files["exits"])]
+    command += ["--persist-dir", str(files["persist"])]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=20)
+    wait_for(lambda: files["pid"].exists() and files["pid"].read_text() != "", 10, "conmon's container")
+    run(crun, "--root", root, "start", container_id)
+    return int(files["conmon-pid"].read_text())
