@@ -1,0 +1,138 @@
+"""The commands about images."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import click
+
+from crio_native.api.runtime.v1 import api_pb2 as api
+from crio_native.cli.ctl import parse, show
+from crio_native.cli.ctl.client import Client
+from crio_native.cli.ctl.targets import for_each
+from crio_native.errors import InvalidArgument, NotFound
+
+MEMBERS_MAX = 100_000
+"""Entries of an archive to look through for the one that says its kind."""
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """`text` with the elapsed time on the terminal's stderr while the body runs; one line elsewhere."""
+    if not sys.stderr.isatty():
+        show.note(text)
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(show.clean(text), total=None)
+        yield
+
+
+def pull_image(client: Client, image: str, auth: api.AuthConfig | None = None) -> str:
+    """Pull, without a deadline, and return the runtime's reference for the image."""
+    with spinner(f"pulling {image}"):
+        answer = client.call(api.PullImageRequest(image=api.ImageSpec(image=image), auth=auth), grant=None)
+    return str(answer.image_ref)
+
+
+def archive_reference(path: str, tag: str = "") -> str:
+    """The reference by which the daemon reads a local image: its transport, the absolute path, and the tag.
+
+    Raises InvalidArgument when `path` is not an OCI layout (directory or tar) or a docker-archive.
+    """
+    absolute = os.path.abspath(path)
+    if ":" in absolute:
+        raise InvalidArgument("PATH", absolute, "has a ':', which ends a path in image references; rename it")
+    return f"{_transport(absolute)}:{absolute}" + (f":{tag}" if tag else "")
+
+
+def _transport(path: str) -> str:
+    if os.path.isdir(path):
+        if os.path.isfile(os.path.join(path, "oci-layout")):
+            return "oci"
+        raise InvalidArgument("PATH", path, "is a directory without an oci-layout file")
+    try:
+        with tarfile.open(path) as archive:
+            names = {member.name.removeprefix("./") for member in islice(archive, MEMBERS_MAX)}
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InvalidArgument("PATH", path, f"cannot be read as a directory or a tar file: {error}") from None
+    # docker save writes both; manifest.json is the one that has the names.
+    if "manifest.json" in names:
+        return "docker-archive"
+    if "oci-layout" in names:
+        return "oci-archive"
+    raise InvalidArgument("PATH", path, "has neither oci-layout nor manifest.json in it")
+
+
+def image_row(image: api.Image) -> list[str]:
+    names = list(image.repo_tags) or list(image.repo_digests) or ["<none>"]
+    return [
+        ", ".join(names),
+        image.id.removeprefix("sha256:")[:13],
+        show.size(image.size),
+        "yes" if image.pinned else "",
+    ]
+
+
+@click.command()
+@click.argument("image", required=False)
+@show.quiet_option
+@show.output_option
+@click.pass_obj
+def images(client: Client, image: str | None, quiet: bool, output: str) -> None:
+    """List images, or the one that IMAGE names."""
+    request = api.ListImagesRequest()
+    if image:
+        request.filter.image.image = image
+    found = client.call(request).images
+    show.listing(found, "images", quiet, output, ["IMAGE", "ID", "SIZE", "PINNED"], image_row)
+
+
+@click.command()
+@click.argument("image")
+@click.option(
+    "--creds",
+    type=parse.Parsed("USER[:PASSWORD]", parse.credentials),
+    help="Credentials; asks for a password left out.",
+)
+@click.pass_obj
+def pull(client: Client, image: str, creds: api.AuthConfig | None) -> None:
+    """Fetch IMAGE from its registry and print its reference."""
+    click.echo(pull_image(client, image, creds))
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True))
+@click.option("--tag", default="", help="Which image, when an OCI layout holds several.")
+@click.pass_obj
+def load(client: Client, path: str, tag: str) -> None:
+    """Import an image from PATH: an OCI layout (directory or tar file) or a docker-archive.
+
+    The CRI has no call for this: it is a pull of the daemon's own reference `oci:`, `oci-archive:` or
+    `docker-archive:`, which another runtime may not know.
+    """
+    click.echo(pull_image(client, archive_reference(path, tag)))
+
+
+@click.command()
+@click.argument("image", nargs=-1, required=True)
+@click.pass_obj
+def rmi(client: Client, image: tuple[str, ...]) -> None:
+    """Remove images, with all their names."""
+
+    def remove(name: str) -> None:
+        spec = api.ImageSpec(image=name)
+        if not client.call(api.ImageStatusRequest(image=spec)).HasField("image"):
+            raise NotFound("image", name, "`crioctl images` lists what there is")
+        client.call(api.RemoveImageRequest(image=spec))
+
+    for_each(image, remove)
