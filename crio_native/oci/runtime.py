@@ -106,11 +106,12 @@ class ExecSpec:
     """A process to run inside a running container.
 
     process: an OCI `process` object (args, env, cwd, user, capabilities, ...), complete: nothing is inherited from
-    the container's own.  stdin, stdout, stderr: the caller's descriptors, -1 for /dev/null; still the caller's after
-    the call.
+    the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  stdin, stdout, stderr: the
+    caller's descriptors, -1 for /dev/null; still the caller's after the call.
     """
 
     process: Mapping[str, Any]
+    seccomp: Mapping[str, Any] | None = None
     stdin: int = -1
     stdout: int = -1
     stderr: int = -1

@@ -1,0 +1,479 @@
+"""The daemon's side of the built-in executor: the launchers, and the Runtime made of them.
+
+Nothing here forks, clones or changes a namespace: that is the launchers' work, asked for over one shared socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crio_native.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    StartFailed,
+    StepFailed,
+    Unavailable,
+)
+from crio_native.linux import capabilities, mounts, process, syscalls
+from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.monitor import client as monitor
+from crio_native.oci import seccomp as filters
+from crio_native.oci import spec as specs
+from crio_native.oci.builtin.plan import Host, Plan, container_plan, exec_plan
+from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser, Stats
+
+log = logging.getLogger(__name__)
+
+MAX_PACKET = 64 * 1024  # a larger request travels in a memfd
+START_SECONDS = 20.0  # for a launcher to come up on a slow machine
+
+
+class Launchers:
+    """A few warm launcher processes behind one socket.
+
+    `start` must be called before gRPC is imported: a launcher is a plain child, but the daemon stays clear of any
+    process creation while gRPC's threads run, apart from replacing a launcher that died.
+    """
+
+    def __init__(self, count: int = 2) -> None:
+        self.count = count
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._executable = -1
+
+    def start(self) -> None:
+        """Start the launchers and wait until one answers.  Raises Unavailable when none does."""
+        self._executable = process.unwritable_executable(os.path.realpath(sys.executable))
+        self._revive()
+        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with reply, theirs:
+            self.send({"op": "ping"}, [theirs.fileno()])
+            theirs.close()
+            answer = receive(reply, START_SECONDS, "waiting for a launcher")
+        if "pong" not in answer:
+            raise Unavailable(f"a launcher answered {answer!r} to a ping")
+
+    def stop(self) -> None:
+        """End the launchers; containers and their monitors live on."""
+        self._ours.close()
+        self._theirs.close()
+        for launcher in self._processes:
+            try:
+                launcher.wait(2)
+            except subprocess.TimeoutExpired:
+                launcher.kill()
+                launcher.wait()
+        self._processes.clear()
+        if self._executable >= 0:
+            os.close(self._executable)
+            self._executable = -1
+
+    def pids(self) -> list[int]:
+        return [launcher.pid for launcher in self._processes]
+
+    def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
+        self._revive()
+        data = json.dumps(request).encode()
+        if len(data) <= MAX_PACKET:
+            socket.send_fds(self._ours, [data], descriptors)
+            return
+        memory = os.memfd_create("request", os.MFD_CLOEXEC)
+        try:
+            os.write(memory, data)
+            socket.send_fds(self._ours, [b"memfd"], [*descriptors, memory])
+        finally:
+            os.close(memory)
+
+    def pin_namespaces(
+        self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
+    ) -> socket.socket | None:
+        """Make new namespaces (kinds "net", "ipc", "uts") and keep each alive by a bind mount at its path.
+
+        The files must not exist; their directories are made.  Returns a NETLINK_ROUTE socket opened inside the new
+        network namespace when there is one.  On an error nothing stays.
+        """
+        if not paths:
+            return None
+        names = {kind: str(path) for kind, path in paths.items()}
+        try:
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                path.touch(mode=0o600, exist_ok=False)
+            return self._pin(names, hostname, dict(sysctls or {}))
+        except BaseException:
+            self.unpin_namespaces(paths.values())
+            raise
+
+    def _pin(self, paths: dict[str, str], hostname: str, sysctls: dict[str, str]) -> socket.socket | None:
+        request = {"op": "namespaces", "paths": paths, "hostname": hostname, "sysctls": sysctls}
+        with self.conversation(request) as reply:
+            reply.settimeout(30)
+            data, descriptors, _, _ = socket.recv_fds(reply, 65536, 1)
+        answer = json.loads(data or b"{}")
+        if "error" in answer:
+            raise StepFailed.from_dict(answer["error"])
+        if not answer:
+            raise Unavailable("the launcher died while it made the pod's namespaces")
+        return socket.socket(fileno=descriptors[0]) if descriptors else None
+
+    @staticmethod
+    def unpin_namespaces(paths: Iterable[Path]) -> None:
+        """Let pinned namespaces go; what is gone already is fine."""
+        for path in paths:
+            with contextlib.suppress(OSError):
+                syscalls.umount2(str(path), mounts.MNT_DETACH)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def conversation(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Iterator[socket.socket]:
+        """Send a request with a reply socket of its own and yield the end to read the answer from."""
+        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            try:
+                self.send(request, [theirs.fileno(), *descriptors])
+            finally:
+                theirs.close()
+            yield reply
+        finally:
+            reply.close()
+
+    def _revive(self) -> None:
+        with self._lock:
+            alive = [launcher for launcher in self._processes if launcher.poll() is None]
+            for dead in set(self._processes) - set(alive):
+                log.error("launcher %d ended with status %d; starting another", dead.pid, dead.returncode)
+            while len(alive) < self.count:
+                alive.append(self._spawn())
+            self._processes = alive
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """No preexec_fn: subprocess then uses vfork, which is safe beside threads.
+
+        The executable is named through our own /proc entry, because close_fds has closed the child's copy by then.
+        """
+        number = self._theirs.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-I", "-m", "crio_native.oci.builtin.launcher", str(number)],
+            executable=f"/proc/{os.getpid()}/fd/{self._executable}",
+            pass_fds=[number],
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        )
+
+
+def receive(reply: socket.socket, seconds: float | None, stage: str) -> dict[str, Any]:
+    """One packet from a launcher.  Raises DeadlineExceeded naming the stage; Unavailable at EOF."""
+    reply.settimeout(seconds)
+    try:
+        data = reply.recv(65536)
+    except TimeoutError:
+        raise DeadlineExceeded(f"nothing within {seconds:g} s while {stage}") from None
+    if not data:
+        raise Unavailable(f"the launcher ended while {stage}")
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
+@functools.cache
+def this_host(limited: bool) -> Host:
+    """What plans have to know of this machine.  limited: stay within what a restricted host permits."""
+    _, permitted, _ = syscalls.capget()
+    least = -1000
+    if limited and not permitted & capabilities.mask(["CAP_SYS_RESOURCE"]):
+        least = int(Path("/proc/self/oom_score_adj").read_text())
+    tree = hierarchy()
+    v1 = {} if tree.mode == "v2" else cgroup_mounts()
+    return Host(capabilities.last_known(), permitted, v1, least)
+
+
+def cgroup_mounts() -> dict[str, str]:
+    """The v1 hierarchies of this host as a container sees them: directory name -> mount options."""
+    found: dict[str, str] = {}
+    known = {line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines() if not line.startswith("#")}
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, options, *_ = line.split()
+        if not where.startswith("/sys/fs/cgroup/"):
+            continue
+        name = where.removeprefix("/sys/fs/cgroup/")
+        if kind == "cgroup":
+            words = [word for word in options.split(",") if word in known or word.startswith("name=")]
+            extra = ["none"] if any(word.startswith("name=") for word in words) else []
+            found[name] = ",".join(extra + words)
+        elif kind == "cgroup2":
+            found[name] = ""
+    return found
+
+
+class BuiltinExec:
+    """An ExecSession of the built-in executor."""
+
+    def __init__(self, reply: socket.socket, pid: int) -> None:
+        self._reply, self.pid = reply, pid
+        self._result: ExitStatus | None = None
+
+    def fileno(self) -> int:
+        return self._reply.fileno()
+
+    def result(self) -> ExitStatus:
+        if self._result is None:
+            answer = receive(self._reply, None, "a process ran in a container")
+            self._result = ExitStatus(answer["exited"], answer["signal"], False, time.time_ns())
+        return self._result
+
+    def kill(self) -> None:
+        if self._result is None:
+            with contextlib.suppress(OSError):
+                self._reply.send(b"kill")
+
+    def close(self) -> None:
+        self._reply.close()
+
+
+class BuiltinRuntime:
+    """The Runtime (see `oci.runtime`) that makes containers itself.
+
+    clamp: give what the host permits, with a warning, where more is asked for (the CRI's way on a restricted host);
+    otherwise such a request is refused.  create_timeout: seconds.
+    """
+
+    def __init__(self, launchers: Launchers, *, clamp: bool = True, create_timeout: float = 240.0) -> None:
+        self._launchers = launchers
+        self._clamp = clamp
+        self._create_timeout = create_timeout
+
+    def create(self, container: ContainerSpec) -> Process:
+        specs.validate(container.spec)
+        container = replace(container, spec=self._permitted(container.spec, container.id))
+        linux = container.spec.get("linux", {})
+        cgroup = self._cgroup(container.spec)
+        joined: list[str] = []
+        descriptor: int | None = None
+        try:
+            if cgroup is not None:
+                cgroup.create()
+                self._limit(cgroup, linux.get("resources") or {}, container.id)
+                descriptor = cgroup.descriptor()
+                joined = [] if descriptor is not None else cgroup.join_files()
+            plan = container_plan(
+                container,
+                this_host(self._clamp),
+                cgroup_files=joined,
+                seccomp=_compiled(linux.get("seccomp")),
+                pause_program=str(monitor.binary_path()),
+            )
+            created = self._launch(container, plan, cgroup, descriptor)
+        except BaseException:
+            self.delete(container.id, container.run_dir, linux.get("cgroupsPath", ""))
+            raise
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+        return created
+
+    def _launch(self, container: ContainerSpec, plan: Plan, cgroup: Cgroup | None, descriptor: int | None) -> Process:
+        terminal = bool(container.spec["process"].get("terminal"))
+        arguments = monitor.arguments(
+            container_id=container.id,
+            tty=terminal,
+            stdin=container.stdin,
+            stdin_once=container.stdin_once,
+            log_path=container.log_path,
+            log_size_max=container.log_size_max,
+            oom_file=cgroup.oom_file() if cgroup else "",
+        )
+        request = {
+            "op": "create",
+            "namespaces": plan.new_namespaces,
+            "join_pid": plan.join_pid,
+            "steps": [(step.name, step.args) for step in plan.steps],
+            "terminal": terminal,
+            "stdin": container.stdin,
+            "monitor": {
+                "path": str(monitor.binary_path()),
+                "arguments": arguments,
+                "run_dir": str(container.run_dir),
+            },
+        }
+        extra = [descriptor] if descriptor is not None else []
+        with self._launchers.conversation(request, extra) as reply:
+            created = monitor.read_reply(reply, self._create_timeout)
+        who = created.get("init") or {}
+        user = ResolvedUser(who["uid"], who["gid"], tuple(who["groups"]), who["home"]) if who else None
+        return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"], user)
+
+    def start(self, container_id: str, run_dir: Path) -> None:
+        connection = monitor.Connection.connect(run_dir)
+        try:
+            connection.start()
+        finally:
+            connection.close()
+
+    def watch(self, container_id: str, run_dir: Path) -> socket.socket:
+        return monitor.watch(run_dir)
+
+    def read_exit(self, watch: socket.socket) -> ExitStatus | None:
+        return monitor.read_exit(watch)
+
+    def exit_status(self, run_dir: Path) -> ExitStatus | None:
+        return monitor.read_exit_file(run_dir)
+
+    def is_alive(self, process_: Process) -> bool:
+        return process.start_time(process_.pid) == process_.start_time
+
+    def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
+        connection = monitor.Connection.connect(run_dir)
+        try:
+            connection.kill(signal)
+        finally:
+            connection.close()
+
+    def kill_all(self, container_id: str, cgroups_path: str) -> None:
+        if cgroups_path:
+            Cgroup(cgroups_path).kill()
+
+    def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
+        try:
+            watch: socket.socket | None = self.watch(container_id, run_dir)
+        except NotFound:
+            watch = None
+        try:
+            if watch is not None:
+                with contextlib.suppress(NotFound, StepFailed):
+                    self.kill(container_id, run_dir, 9)
+            cgroup = Cgroup(cgroups_path) if cgroups_path else None
+            if cgroup is not None and cgroup.exists():
+                cgroup.kill()
+            if watch is not None:
+                self._await_monitor(watch, container_id)
+            if cgroup is not None:
+                cgroup.remove()
+        finally:
+            if watch is not None:
+                watch.close()
+
+    @staticmethod
+    def _await_monitor(watch: socket.socket, container_id: str) -> None:
+        watch.settimeout(10)
+        try:
+            while watch.recv(4096):
+                pass
+        except TimeoutError:
+            raise Internal(f"the monitor of container {container_id} did not end within 10 s of its kill") from None
+        except OSError:
+            pass  # reset: it ended with our request unread
+
+    def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
+        cgroup = Cgroup(cgroups_path) if cgroups_path else None
+        descriptor = cgroup.descriptor() if cgroup else None
+        joined = cgroup.join_files() if cgroup and descriptor is None else []
+        checked = replace(request, process=self._permitted_process(request.process, container_id))
+        plan = exec_plan(checked, this_host(self._clamp), cgroup_files=joined, seccomp=_compiled(request.seccomp))
+        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        streams = [request.stdin, request.stdout, request.stderr]
+        given = [fd for fd in streams if fd >= 0]
+        message = {
+            "op": "exec",
+            "pid": process_.pid,
+            "start_time": process_.start_time,
+            "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
+            "cgroup": descriptor is not None,
+            "steps": [(step.name, step.args) for step in plan.steps],
+        }
+        extra = [descriptor] if descriptor is not None else []
+        reply, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with status:
+                try:
+                    self._launchers.send(message, [far.fileno(), theirs.fileno(), *given, *extra])
+                finally:
+                    far.close()
+                    theirs.close()
+                    for fd in extra:
+                        os.close(fd)
+                started = receive(reply, 30, f"starting a process in container {container_id}")
+                if "error" in started:
+                    raise StepFailed.from_dict(started["error"])
+                status.settimeout(30)
+                failure = status.recv(65536)  # closed by the exec itself when it succeeds
+            if failure:
+                raise StartFailed.from_dict(json.loads(failure)["error"])
+        except BaseException:
+            reply.close()
+            raise
+        return BuiltinExec(reply, started["started"])
+
+    def reopen_log(self, container_id: str, run_dir: Path) -> None:
+        connection = monitor.Connection.connect(run_dir)
+        try:
+            connection.reopen_log()
+        finally:
+            connection.close()
+
+    def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
+        self._limit(Cgroup(cgroups_path), resources, container_id)
+
+    def stats(self, container_id: str, cgroups_path: str) -> Stats:
+        values = Cgroup(cgroups_path).stats()
+        known = {name: values.pop(name) for name in Stats.__dataclass_fields__ if name in values and name != "extra"}
+        known.setdefault("timestamp", time.time_ns())
+        return Stats(**known, extra=values)
+
+    @staticmethod
+    def _cgroup(spec: Mapping[str, Any]) -> Cgroup | None:
+        path = spec.get("linux", {}).get("cgroupsPath", "")
+        return Cgroup(path) if path else None
+
+    @staticmethod
+    def _limit(cgroup: Cgroup, resources: Mapping[str, Any], container_id: str) -> None:
+        for warning in cgroup.apply(resources):
+            log.warning("container %s: %s", container_id, warning)
+        if resources.get("devices"):
+            cgroup.apply_devices(resources["devices"])
+
+    def _permitted(self, spec: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
+        return {**spec, "process": self._permitted_process(spec["process"], container_id)}
+
+    def _permitted_process(self, wanted: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
+        """The process object with the capabilities that this host can give."""
+        sets = wanted.get("capabilities") or {}
+        permitted = this_host(self._clamp).permitted
+        excess = {name for names in sets.values() for name in names if not permitted >> _number(name) & 1}
+        if not excess or not self._clamp:
+            return wanted
+        log.warning("container %s: this host cannot give %s", container_id, ", ".join(sorted(excess)))
+        return {**wanted, "capabilities": {kind: [n for n in names if n not in excess] for kind, names in sets.items()}}
+
+
+def _number(name: str) -> int:
+    try:
+        return capabilities.NUMBER[name]
+    except KeyError:
+        raise InvalidArgument("process.capabilities", name, "is not a capability that Linux has") from None
+
+
+def _compiled(seccomp: Mapping[str, Any] | None) -> tuple[bytes, int] | None:
+    if not seccomp:
+        return None
+    compiled = filters.compile(seccomp)
+    if compiled.notify:
+        raise InvalidArgument("linux.seccomp", "SCMP_ACT_NOTIFY", "a notify listener is not supported yet")
+    return compiled.bpf, compiled.flags
