@@ -202,7 +202,7 @@ def _scan_table(
         if isinstance(member, Option):
             where = f"{source}: {'.'.join(key)}"
             if member.deprecated:
-                warnings.add(f"{where}: deprecated; use {member.deprecated}")
+                warnings.add(f"{where}: deprecated: {member.deprecated}")
             yield key, _raised(member, member.kind.read(value, where), where, warnings)
         elif key in MOVED:
             yield key, value

@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from crio_native.config.kinds import Kind
 from crio_native.config.schema import Named, Option, default_of, members
 from crio_native.config.tables import Config, RuntimeTable
 
@@ -20,11 +19,15 @@ WIDTH = 118
 
 
 class Table(NamedTuple):
-    """A table and what its options have when no file says otherwise; key: its name in brackets."""
+    """A table and what its options have when no file says otherwise.
+
+    key: its name in brackets.  added: it exists only because a file names it.
+    """
 
     key: str
     values: Any
     defaults: Any
+    added: bool = False
 
 
 def tables(config: Config) -> Iterator[Table]:
@@ -35,13 +38,14 @@ def tables(config: Config) -> Iterator[Table]:
         yield from _tables(key, getattr(config, name), getattr(defaults, name))
 
 
-def _tables(key: str, values: Any, defaults: Any) -> Iterator[Table]:
-    yield Table(key, values, defaults)
+def _tables(key: str, values: Any, defaults: Any, added: bool = False) -> Iterator[Table]:
+    yield Table(key, values, defaults, added)
     for name, member in members(type(values)).items():
         inner, default = getattr(values, name), getattr(defaults, name)
         if isinstance(member, Named):
             for entry, value in inner.items():
-                yield from _tables(f"{key}.{name}.{_key(entry)}", value, default.get(entry, member.cls()))
+                known = default.get(entry)
+                yield from _tables(f"{key}.{name}.{_key(entry)}", value, known or member.cls(), known is None)
         elif isinstance(member, type):
             yield from _tables(f"{key}.{name}", inner, default)
 
@@ -82,36 +86,40 @@ def _options(cls: type) -> Iterator[tuple[str, Option]]:
 
 
 def to_toml(config: Config, changed_only: bool = False) -> str:
-    """Commented TOML that `load` reads back to an equal configuration.
+    """Commented TOML that `load` reads back to an equal configuration; options at their default are commented out.
 
-    Options at their default are commented out, or with changed_only left out.
+    With changed_only those are left out, and so are the comments.
     """
-    blocks = []
-    for table in tables(config):
-        options = [
-            _toml_option(name, option, getattr(table.values, name), getattr(table.defaults, name), changed_only)
-            for name, option in _options(type(table.values))
-        ]
-        options = [text for text in options if text]
-        if options or _is_named(table.key) or not changed_only:
-            blocks.append("\n\n".join([f"{_comment(_summary(type(table.values)))}\n[{table.key}]", *options]))
-    return "\n\n".join(blocks) + "\n" if blocks else ""
+    blocks = [_changed(table) if changed_only else _commented(table) for table in tables(config)]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _is_named(key: str) -> bool:
-    # An empty [crio.runtime.runtimes.NAME] says that the handler exists.
-    return key.startswith(("crio.runtime.runtimes.", "crio.runtime.workloads."))
+def _commented(table: Table) -> str:
+    parts = [f"{_comment(_summary(type(table.values)))}\n[{table.key}]"]
+    for name, option in _options(type(table.values)):
+        doc, line = option.doc, _line(table, name, option)
+        if getattr(table.values, name) == getattr(table.defaults, name):
+            line = f"# {line}"
+            if option.deprecated:
+                continue
+        elif option.deprecated:
+            doc += f" Deprecated: {option.deprecated}."
+        parts.append(f"{_comment(doc)}\n{line}")
+    return "\n\n".join(parts)
 
 
-def _toml_option(name: str, option: Option, value: Any, default: Any, changed_only: bool) -> str:
-    changed = value != default
-    if not changed and (changed_only or option.deprecated):
-        return ""
-    line = f"{name} = {_toml_value(option.kind.write(value))}"
-    if changed_only:
-        return line
-    doc = f"{option.doc} Deprecated; use {option.deprecated}." if option.deprecated else option.doc
-    return f"{_comment(doc)}\n{line if changed else '# ' + line}"
+def _changed(table: Table) -> str:
+    lines = [
+        _line(table, name, option)
+        for name, option in _options(type(table.values))
+        if getattr(table.values, name) != getattr(table.defaults, name)
+    ]
+    # An empty table of the operator's naming still says that the handler or workload exists.
+    return "\n".join([f"[{table.key}]", *lines]) if lines or table.added else ""
+
+
+def _line(table: Table, name: str, option: Option) -> str:
+    return f"{name} = {_toml_value(option.kind.write(getattr(table.values, name)))}"
 
 
 def _summary(cls: type) -> str:
@@ -164,12 +172,13 @@ def _row(cls: type, name: str, option: Option) -> str:
     default = _toml_value(option.kind.write(default_of(cls, name)))
     if cls is RuntimeTable and name == "cgroup_manager":
         default = "by the host"  # the one default that differs between hosts; the manual is the same everywhere
-    marks = f" Deprecated: use {option.deprecated}." if option.deprecated else ""
+    marks = f" Deprecated: {option.deprecated}." if option.deprecated else ""
     marks += f" At least {option.floor} is used." if option.floor is not None else ""
     marks += " *(reload)*" if option.reload else ""
-    cells = (f"`{name}`", _kind(option.kind), f"`{default}`" if default != "by the host" else default, option.doc + marks)
+    cells = (
+        f"`{name}`",
+        option.kind.allowed,
+        f"`{default}`" if default != "by the host" else default,
+        option.doc + marks,
+    )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _kind(kind: Kind) -> str:
-    return kind.allowed

@@ -1,13 +1,13 @@
-"""How an option is declared, and how the declared tables are walked.
+"""How an option is declared, and what follows from the declaration alone.
 
-Here belong `option`, `table` and `named` (the words that `tables` is written in) and what follows from a declaration
-alone.  Reading files is `load`'s matter, printing `render`'s.
+Here belong `option`, `table` and `named`, the words that `tables` is written in.  Reading files is `load`'s matter,
+printing `render`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from crio_native.config.kinds import Kind
 class Option:
     """What is known of an option beyond its name and its default.
 
-    reload: a running daemon takes a new value on SIGHUP.  deprecated: what to use instead, "" while it is current.
+    reload: a running daemon takes a new value on SIGHUP.  deprecated: what to do instead, "" while it is current.
     flag: the command line's name for it, without dashes.  floor: smaller values are raised to it, with a warning.
     """
 
@@ -69,15 +69,3 @@ def members(cls: type) -> Mapping[str, Option | Named | type]:
 def default_of(cls: type, name: str) -> Any:
     field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
     return field.default if field.default is not dataclasses.MISSING else field.default_factory()
-
-
-def walk(tables: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """A table and all tables inside it, each with its dotted path, outer before inner."""
-    yield path, tables
-    for name, member in members(type(tables)).items():
-        value = getattr(tables, name)
-        if isinstance(member, Named):
-            for key, entry in value.items():
-                yield from walk(entry, f"{path}.{name}.{key}")
-        elif isinstance(member, type):
-            yield from walk(value, f"{path}.{name}")

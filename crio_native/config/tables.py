@@ -88,7 +88,7 @@ class RootTable:
         "Marks an orderly stop: where it is missing, images are verified.",
     )
     internal_wipe: bool = option(
-        True, FLAG, "Remove outdated state at start.", deprecated="nothing: it is always done by the daemon"
+        True, FLAG, "Remove outdated state at start.", deprecated="it is always done by the daemon"
     )
     internal_repair: bool = option(True, FLAG, "Verify and repair the image store after a stop that was not orderly.")
 
@@ -222,10 +222,12 @@ class RuntimeTable:
     )
     log_filter: str = option("", REGEX, "Log only messages that match; empty for all.", reload=True)
     log_to_journald: bool = option(False, FLAG, "Send containers' output to the journal as well.", flag="log-journald")
-    conmon: str = option("", OPTIONAL_PATH, "Monitor of all oci handlers.", deprecated="monitor_path of the handler")
-    conmon_cgroup: str = option("", TEXT, "Its cgroup.", deprecated="monitor_cgroup of the handler")
+    conmon: str = option(
+        "", OPTIONAL_PATH, "Monitor of all oci handlers.", deprecated="use monitor_path of the handler"
+    )
+    conmon_cgroup: str = option("", TEXT, "Its cgroup.", deprecated="use monitor_cgroup of the handler")
     conmon_env: tuple[str, ...] = option(
-        (), many(ENVIRONMENT), "Its environment.", deprecated="monitor_env of the handler"
+        (), many(ENVIRONMENT), "Its environment.", deprecated="use monitor_env of the handler"
     )
     seccomp_profile: str = option(
         "",
@@ -237,7 +239,7 @@ class RuntimeTable:
         "", OPTIONAL_PATH, "Seccomp profile of privileged containers; empty for none.", reload=True
     )
     apparmor_profile: str = option("crio-default", TEXT, "RuntimeDefault's AppArmor profile.", reload=True)
-    selinux: bool = option(False, FLAG, "Label containers.", deprecated="nothing: it follows the host's state")
+    selinux: bool = option(False, FLAG, "Label containers.", deprecated="it follows the host's state")
     hostnetwork_disable_selinux: bool = option(True, FLAG, "Pods in the host's network run unconfined by SELinux.")
     default_capabilities: tuple[str, ...] = option(
         (
@@ -290,10 +292,13 @@ class RuntimeTable:
     read_only: bool = option(False, FLAG, "Read-only root file systems, with tmpfs on /run, /tmp and /var/tmp.")
     no_pivot: bool = option(False, FLAG, "Move the root mount instead of pivot_root (a host on a ramdisk).")
     pids_limit: int = option(
-        -1, integer(-1), "Most processes in a container; -1 for no limit.", deprecated="the kubelet's podPidsLimit"
+        -1, integer(-1), "Most processes in a container; -1 for no limit.", deprecated="use the kubelet's podPidsLimit"
     )
     log_size_max: int = option(
-        -1, integer(-1), "Largest log file, in bytes; -1 for no limit.", deprecated="the kubelet's containerLogMaxSize"
+        -1,
+        integer(-1),
+        "Largest log file, in bytes; -1 for no limit.",
+        deprecated="use the kubelet's containerLogMaxSize",
     )
     container_exits_dir: str = option("/var/run/crio/exits", PATH, "Where exit codes are written for other programs.")
     container_attach_socket_dir: str = option("/var/run/crio", PATH, "Directory of attach sockets.")
@@ -303,22 +308,28 @@ class RuntimeTable:
     shared_cpuset: str = option("", CPUSET, "CPUs that containers with pinned CPUs may share by annotation.")
     namespaces_dir: str = option("/var/run", PATH, "Where namespaces are pinned, in one directory for each kind.")
     pinns_path: str = option(
-        "", OPTIONAL_PATH, "Program that pins namespaces.", deprecated="nothing: the daemon pins them itself"
+        "", OPTIONAL_PATH, "Program that pins namespaces.", deprecated="the daemon pins them itself"
     )
     uid_mappings: tuple[IDMapping, ...] = option(
-        (), ID_MAPPINGS, "User ids of containers.", deprecated="hostUsers: false in the pod"
+        (), ID_MAPPINGS, "User ids of containers.", deprecated="use hostUsers: false in the pod"
     )
     gid_mappings: tuple[IDMapping, ...] = option(
-        (), ID_MAPPINGS, "Group ids of containers.", deprecated="hostUsers: false in the pod"
+        (), ID_MAPPINGS, "Group ids of containers.", deprecated="use hostUsers: false in the pod"
     )
     minimum_mappable_uid: int = option(
-        -1, integer(-1, 2**32 - 2), "Least host user id to map; -1 for any.", deprecated="hostUsers: false in the pod"
+        -1,
+        integer(-1, 2**32 - 2),
+        "Least host user id to map; -1 for any.",
+        deprecated="use hostUsers: false in the pod",
     )
     minimum_mappable_gid: int = option(
-        -1, integer(-1, 2**32 - 2), "Least host group id to map; -1 for any.", deprecated="hostUsers: false in the pod"
+        -1,
+        integer(-1, 2**32 - 2),
+        "Least host group id to map; -1 for any.",
+        deprecated="use hostUsers: false in the pod",
     )
     enable_criu_support: bool = option(
-        True, FLAG, "Checkpoint and restore.", deprecated="crio.checkpoint_restore.container_level_enabled"
+        True, FLAG, "Checkpoint and restore.", deprecated="use crio.checkpoint_restore.container_level_enabled"
     )
     enable_pod_events: bool = option(False, FLAG, "Send container events to the kubelet (Evented PLEG).")
     disable_hostport_mapping: bool = option(False, FLAG, "Leave host ports to the network plugin.")
@@ -375,7 +386,7 @@ class ImageTable:
         (),
         many(TEXT),
         "Registries without TLS.",
-        deprecated="insecure = true in registries.conf",
+        deprecated="use insecure = true in registries.conf",
         flag="insecure-registry",
     )
     big_files_temporary_dir: str = option("", OPTIONAL_PATH, "Where blobs are kept while they arrive.")
@@ -401,7 +412,7 @@ class NetworkTable:
         ("/opt/cni/bin/",), many(PATH), "Directories of CNI plugins, where a network needs them.", flag="cni-plugin-dir"
     )
     plugin_dir: str = option(
-        "", OPTIONAL_PATH, "One more of them.", deprecated="crio.network.plugin_dirs", flag="plugin-dir"
+        "", OPTIONAL_PATH, "One more of them.", deprecated="use crio.network.plugin_dirs", flag="plugin-dir"
     )
     cni_status_grace_period: float = option(
         0.0, DURATION, "How long a network that reports itself unready still counts as ready; 0 for not at all."
@@ -435,7 +446,9 @@ class StatsTable:
     """[crio.stats]: statistics of pods and containers."""
 
     collection_period: int = option(0, integer(0, 86400), "Seconds between readings; 0 to read when asked.")
-    stats_collection_period: int = option(0, integer(0, 86400), "The same.", deprecated="crio.stats.collection_period")
+    stats_collection_period: int = option(
+        0, integer(0, 86400), "The same.", deprecated="use crio.stats.collection_period"
+    )
     included_pod_metrics: tuple[str, ...] = option(
         (), many(choice(*POD_METRICS)), "Groups of metrics in ListPodSandboxMetrics."
     )
@@ -504,3 +517,9 @@ class Config:
     stats: StatsTable = table(StatsTable)
     nri: NriTable = table(NriTable)
     checkpoint_restore: CheckpointRestoreTable = table(CheckpointRestoreTable)
+
+    def to_toml(self, changed_only: bool = False) -> str:
+        """Commented TOML that `load` reads back to an equal configuration (see `render.to_toml`)."""
+        from crio_native.config.render import to_toml
+
+        return to_toml(self, changed_only)
