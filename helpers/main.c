@@ -1,0 +1,399 @@
+/*
+ * crio-monitor: the program's arguments, its dialogue with the container's init, and its loop.
+ *
+ * The container's way: WAITING for the init's R or E; CREATED, after the daemon was told; STARTING, after the init was
+ * told; RUNNING, when its execve has succeeded or failed.  From any of them it ends when the init does.
+ */
+#include "monitor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum {
+	INIT_PATIENCE_MS = 1000, /* for an init that said it failed, or went silent, to end by itself */
+	DRAIN_MS = 500,          /* for processes that outlive the init to close its output */
+};
+
+static struct {
+	const char *id, *pid, *log, *log_size_max, *oom_file;
+	bool tty, has_stdin, stdin_once;
+} options;
+
+static enum { WAITING, CREATED, STARTING, RUNNING } state;
+static pid_t init_pid;
+static bool sync_open = true, start_failed;
+static int child_signals;
+
+/* Ends the whole attempt: no init, no socket, and the daemon knows why.  `error` is a JSON object. */
+static _Noreturn void give_up(const char *error, size_t size)
+{
+	struct iovec parts[] = {{"{\"error\":", 9}, {(char *)error, size}, {"}", 1}};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
+
+	init_destroy(0);
+	control_remove();
+	if (sendmsg(REPLY_FD, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		report("the container was not created, and the daemon is not there to be told", 0);
+	_exit(1);
+}
+
+static _Noreturn void fail(const char *step, int number, const char *path, const char *detail)
+{
+	char data[FAILURE_ROOM];
+	struct text t = {data, 0, sizeof data};
+
+	text_failure(&t, &(struct failure){step, number, path, detail});
+	give_up(t.data, t.size);
+}
+
+/* "WHAT: killed by signal 9", with the terminating zero. */
+static void describe_end(char *line, size_t room, const char *what)
+{
+	struct text t = {line, 0, room - 1};
+
+	text_add(&t, what);
+	text_add(&t, ": ");
+	init_wait_status(&t);
+	line[t.size] = 0;
+}
+
+static _Noreturn void fail_silent_init(void)
+{
+	char line[96];
+
+	if (!init_destroy(INIT_PATIENCE_MS))
+		fail("init", 0, "", "the init closed its sync socket before it was ready, and went on");
+	describe_end(line, sizeof line, "the init ended before it was ready");
+	fail("init", 0, "", line);
+}
+
+/* Each option is stored by name; true if the argument is `name`, and then *at is on its value. */
+static bool option(char ***at, const char *name, const char **value)
+{
+	if (strcmp(**at, name) != 0)
+		return false;
+	if (!*++*at)
+		fail("monitor", EINVAL, name, "this argument needs a value");
+	*value = **at;
+	return true;
+}
+
+static void read_arguments(char **at)
+{
+	for (at++; *at; at++) {
+		if (strcmp(*at, "--tty") == 0)
+			options.tty = true;
+		else if (strcmp(*at, "--stdin") == 0)
+			options.has_stdin = true;
+		else if (strcmp(*at, "--stdin-once") == 0)
+			options.stdin_once = true;
+		else if (!option(&at, "--id", &options.id) && !option(&at, "--pid", &options.pid) &&
+			 !option(&at, "--log", &options.log) && !option(&at, "--log-size-max", &options.log_size_max) &&
+			 !option(&at, "--oom-file", &options.oom_file))
+			fail("monitor", EINVAL, *at, "unknown argument");
+	}
+	if (!options.id || !options.pid)
+		fail("monitor", EINVAL, "", "--id and --pid must be given");
+	if (options.log && *options.log != '/')
+		fail("monitor", EINVAL, options.log, "--log must be an absolute path");
+}
+
+static long long number_of(const char *name, const char *text)
+{
+	char *end;
+
+	errno = 0;
+	long long n = strtoll(text, &end, 10);
+	if (errno || end == text || *end)
+		fail("monitor", EINVAL, name, "this argument's value is not a number");
+	return n;
+}
+
+/*
+ * Makes the process independent of the launcher that it was born from, and of whatever that had set.  The working
+ * directory becomes run_dir.  Refusals of what is only better to have are not looked at.
+ */
+static void settle(void)
+{
+	static const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
+	sigset_t child;
+	int fd;
+
+	for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+		signal(ignored[i], SIG_IGN);
+	signal(SIGCHLD, SIG_DFL); /* an inherited SIG_IGN would reap the init for us, and never tell how it ended */
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	sigprocmask(SIG_SETMASK, &child, NULL);
+
+	prctl(PR_SET_PDEATHSIG, 0);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	setsid();
+	umask(0);
+	syscall(SYS_close_range, STDERR_FD + 1, ~0U, 0);
+	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		(void)!write(fd, "-1000", 5);
+		close(fd);
+	}
+	/* Messages must not wait for a reader: an open of our own can be non-blocking; a socket cannot be opened, but
+	 * is written to with MSG_DONTWAIT. */
+	fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	if (fd >= 0) {
+		dup2(fd, 2);
+		close(fd);
+	}
+
+	if (fchdir(RUN_DIR_FD) < 0)
+		fail("monitor", errno, "", "descriptor 5 is not the container's run_dir");
+	close(RUN_DIR_FD);
+	child_signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (child_signals < 0)
+		fail("monitor", errno, "", "signalfd");
+}
+
+/* The init is ready: takes log, socket and streams into use, then tells the daemon. */
+static void become_created(const char *object, size_t size)
+{
+	char data[96];
+	struct text head = {data, 0, sizeof data};
+	int failed;
+
+	if (options.tty && !streams_have_terminal())
+		fail("monitor", EPROTO, "", "the init is ready but sent no terminal");
+	if (options.log &&
+	    (failed = log_open(options.log, options.log_size_max ? number_of("--log-size-max", options.log_size_max) : 0)))
+		fail("monitor", failed, options.log, "cannot open the log as a regular file");
+	if (!options.tty && (failed = streams_open(options.has_stdin)))
+		fail("monitor", failed, "", "descriptors 6 to 8 are not the container's streams");
+	if ((failed = control_listen(options.stdin_once)))
+		fail("monitor", failed, "control", "cannot serve the control socket in run_dir");
+
+	text_add(&head, "{\"created\":{\"pid\":");
+	text_number(&head, init_pid);
+	text_add(&head, ",\"monitor\":");
+	text_number(&head, getpid());
+	text_add(&head, ",\"init\":");
+	struct iovec parts[] = {{head.data, head.size}, {size ? (char *)object : "{}", size ? size : 2}, {"}}", 2}};
+	if (sendmsg(REPLY_FD, &(struct msghdr){.msg_iov = parts, .msg_iovlen = 3}, MSG_NOSIGNAL) < 0)
+		fail("monitor", errno, "", "the daemon went away while the container was created");
+	close(REPLY_FD);
+	state = CREATED;
+}
+
+/* Lets the init go on to its execve.  0 or an errno: EALREADY, or EPIPE when it has ended. */
+int container_start(void)
+{
+	if (state != CREATED)
+		return EALREADY;
+	if (send(SYNC_FD, "S", 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		return errno;
+	state = STARTING;
+	return 0;
+}
+
+static void end_start(const char *error, size_t size)
+{
+	start_failed = size > 0;
+	state = RUNNING;
+	control_started(error, size);
+}
+
+static void close_sync(void)
+{
+	close(SYNC_FD);
+	sync_open = false;
+}
+
+/* Receives a packet of the init and at most one descriptor (else -1).  The size, 0 at the end, -1 if there is none. */
+static ssize_t receive_sync(char *packet, int *fd)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec part = {packet, PACKET_MAX};
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control
+	};
+
+	*fd = -1;
+	ssize_t size = recvmsg(SYNC_FD, &message, MSG_DONTWAIT | MSG_TRUNC | MSG_CMSG_CLOEXEC);
+	if (size < 0)
+		return errno == EAGAIN ? -1 : 0;
+	struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+		memcpy(fd, CMSG_DATA(c), sizeof *fd);
+	return size;
+}
+
+/* One packet of a waiting init. */
+static void serve_waiting(const char *packet, size_t size, int fd)
+{
+	int failed;
+
+	if (*packet == 'R' && size <= PACKET_MAX) {
+		become_created(packet + 1, size - 1);
+	} else if (*packet == 'E' && size > 1 && size <= PACKET_MAX) {
+		init_destroy(INIT_PATIENCE_MS);
+		give_up(packet + 1, size - 1);
+	} else if (*packet == 'C' && size == 1 && fd >= 0 && options.tty) {
+		if ((failed = streams_terminal(fd)))
+			fail("monitor", failed, "", "what the init sent is not one terminal");
+	} else {
+		fail("monitor", EPROTO, "", "the init sent a packet that is unknown or too large");
+	}
+}
+
+/* One packet of the init, or its closing of the socket.  False when there is none. */
+static bool serve_sync(void)
+{
+	static char packet[PACKET_MAX];
+	int fd;
+	ssize_t size = receive_sync(packet, &fd);
+
+	if (size < 0)
+		return false;
+	if (state == WAITING && size > 0) {
+		serve_waiting(packet, (size_t)size, fd);
+	} else if (state == WAITING) {
+		fail_silent_init();
+	} else if (size > 1 && size <= PACKET_MAX && *packet == 'E') {
+		close_sync();
+		end_start(packet + 1, (size_t)size - 1);
+		init_kill(SIGKILL);
+	} else if (init_has_execed()) {
+		close_sync();
+		end_start("", 0);
+	} else {
+		close_sync();
+		init_kill(SIGKILL); /* it is ending; serve_end will see how, and answers `start` */
+	}
+	return true;
+}
+
+static bool awaits_init(void)
+{
+	return sync_open && (state == WAITING || state == STARTING);
+}
+
+/* The init has ended.  What it said before that may still be in the socket. */
+static void serve_end(void)
+{
+	char line[96], data[FAILURE_ROOM];
+	struct text t = {data, 0, sizeof data};
+
+	while (awaits_init() && serve_sync())
+		;
+	if (state == WAITING)
+		fail_silent_init();
+	if (state == STARTING) {
+		describe_end(line, sizeof line, "the init ended before it executed the command");
+		text_failure(&t, &(struct failure){"init", 0, "", line});
+		end_start(t.data, t.size);
+	}
+}
+
+static bool write_file(const char *name, const char *data, size_t size)
+{
+	int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	bool written = fd >= 0 && write(fd, data, size) == (ssize_t)size;
+
+	if (fd >= 0)
+		close(fd);
+	return written;
+}
+
+/* All output is logged: leaves the exit file, before the socket goes, so that whoever finds no socket finds the file. */
+static _Noreturn void finish(void)
+{
+	char data[160];
+	struct text t = {data, 0, sizeof data};
+
+	control_drop_laggards();
+	streams_drain();
+	log_close();
+	init_exit(&t, start_failed);
+	if (!write_file("exit.tmp", t.data, t.size) || rename("exit.tmp", "exit") < 0)
+		report("cannot write the exit file", errno);
+	control_remove();
+	control_ended(t.data, t.size);
+	_exit(0);
+}
+
+enum { P_CHILD, P_SYNC, P_REPLY, P_STREAMS, P_CONTROL = P_STREAMS + STREAM_SLOTS, P_COUNT = P_CONTROL + CONTROL_SLOTS };
+
+/*
+ * What to wait for is worked out anew from the state at each turn, so that holding something back is a condition in
+ * one place and there is nothing to undo.
+ */
+static _Noreturn void loop(void)
+{
+	struct pollfd p[P_COUNT];
+	long long now = monotonic_ms(), never = now + (1LL << 40), drain_end = never, deadline;
+	bool ended = false;
+
+	for (;;) {
+		if (ended && (now >= drain_end || (streams_finished() && !control_holds_output())))
+			finish();
+
+		deadline = drain_end;
+		p[P_CHILD] = (struct pollfd){.fd = child_signals, .events = POLLIN};
+		p[P_SYNC] = (struct pollfd){.fd = awaits_init() ? SYNC_FD : -1, .events = POLLIN};
+		p[P_REPLY] = (struct pollfd){.fd = state == WAITING ? REPLY_FD : -1, .events = POLLIN};
+		streams_poll(p + P_STREAMS, now, &deadline);
+		control_poll(p + P_CONTROL, &deadline);
+		if (poll(p, P_COUNT, deadline == never ? -1 : (int)(deadline > now ? deadline - now : 0)) < 0)
+			continue;
+		now = monotonic_ms();
+
+		if (p[P_REPLY].revents)
+			fail("monitor", ECANCELED, "", "the daemon went away while the container was created");
+		if (p[P_SYNC].revents)
+			serve_sync();
+		if (p[P_CHILD].revents) {
+			struct signalfd_siginfo info;
+			while (read(child_signals, &info, sizeof info) > 0)
+				;
+			init_reap();
+		}
+		if (!ended && init_ended()) {
+			ended = true;
+			drain_end = now + DRAIN_MS;
+			serve_end();
+		}
+		streams_serve(p + P_STREAMS);
+		control_serve(p + P_CONTROL, now);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && strcmp(argv[1], "pause") == 0)
+		return pause_main();
+	if (fcntl(SYNC_FD, F_GETFD) < 0 || fcntl(REPLY_FD, F_GETFD) < 0) {
+		report("this program is started by crio-native, with its sockets as descriptors 3 and 4", 0);
+		return 2;
+	}
+	settle();
+	read_arguments(argv);
+	report_as(options.id);
+	init_pid = (pid_t)number_of("--pid", options.pid);
+	if (!init_adopt(init_pid))
+		fail("monitor", ECHILD, options.pid, "--pid must name a child of the monitor");
+	if (options.oom_file)
+		init_watch_oom(options.oom_file);
+	loop();
+}
