@@ -1,0 +1,469 @@
+"""Seccomp profiles: reading them, fitting them to a container, compiling them to BPF.
+
+A profile is JSON in one of two forms.  The *portable* form has rules with conditions (`includes`, `excludes`:
+capabilities, architectures, kernel) and an `archMap`; it is what files hold, ours in conf/seccomp.json and an
+operator's.  The *plain* form is `linux.seccomp` of the OCI runtime specification, which is also a valid portable
+profile.  `resolve` makes the plain form for one container, `compile` the bytes that its init loads by seccomp(2).
+Loading is not done here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import struct
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyseccomp
+from cachetools import LRUCache, cached
+
+from crio_native.config.installed import installed
+from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound
+
+PROFILE_SIZE_MAX = 1 << 20
+RULES_MAX = 2048
+NAMES_MAX = 2048
+BPF_MAXINSNS = 4096  # linux/bpf_common.h
+ERRNO_MAX = 4095  # MAX_ERRNO: the kernel cuts larger ones down to it
+
+ACTIONS = {
+    "SCMP_ACT_KILL": pyseccomp.KILL_THREAD,
+    "SCMP_ACT_KILL_THREAD": pyseccomp.KILL_THREAD,
+    "SCMP_ACT_KILL_PROCESS": pyseccomp.KILL_PROCESS,
+    "SCMP_ACT_TRAP": pyseccomp.TRAP,
+    "SCMP_ACT_ERRNO": pyseccomp.ERRNO(0),
+    "SCMP_ACT_TRACE": pyseccomp.TRACE(0),
+    "SCMP_ACT_ALLOW": pyseccomp.ALLOW,
+    "SCMP_ACT_LOG": pyseccomp.LOG,
+    "SCMP_ACT_NOTIFY": pyseccomp.NOTIFY,
+}
+WITH_ERRNO = ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE")
+
+OPERATORS = {
+    "SCMP_CMP_NE": pyseccomp.NE,
+    "SCMP_CMP_LT": pyseccomp.LT,
+    "SCMP_CMP_LE": pyseccomp.LE,
+    "SCMP_CMP_EQ": pyseccomp.EQ,
+    "SCMP_CMP_GE": pyseccomp.GE,
+    "SCMP_CMP_GT": pyseccomp.GT,
+    "SCMP_CMP_MASKED_EQ": pyseccomp.MASKED_EQ,
+}
+
+ARCHITECTURES = {
+    "SCMP_ARCH_X86": pyseccomp.Arch.X86,
+    "SCMP_ARCH_X86_64": pyseccomp.Arch.X86_64,
+    "SCMP_ARCH_X32": pyseccomp.Arch.X32,
+    "SCMP_ARCH_ARM": pyseccomp.Arch.ARM,
+    "SCMP_ARCH_AARCH64": pyseccomp.Arch.AARCH64,
+    "SCMP_ARCH_MIPS": pyseccomp.Arch.MIPS,
+    "SCMP_ARCH_MIPS64": pyseccomp.Arch.MIPS64,
+    "SCMP_ARCH_MIPS64N32": pyseccomp.Arch.MIPS64N32,
+    "SCMP_ARCH_MIPSEL": pyseccomp.Arch.MIPSEL,
+    "SCMP_ARCH_MIPSEL64": pyseccomp.Arch.MIPSEL64,
+    "SCMP_ARCH_MIPSEL64N32": pyseccomp.Arch.MIPSEL64N32,
+    "SCMP_ARCH_PARISC": pyseccomp.Arch.PARISC,
+    "SCMP_ARCH_PARISC64": pyseccomp.Arch.PARISC64,
+    "SCMP_ARCH_PPC": pyseccomp.Arch.PPC,
+    "SCMP_ARCH_PPC64": pyseccomp.Arch.PPC64,
+    "SCMP_ARCH_PPC64LE": pyseccomp.Arch.PPC64LE,
+    "SCMP_ARCH_RISCV64": pyseccomp.Arch.RISCV64,
+    "SCMP_ARCH_S390": pyseccomp.Arch.S390,
+    "SCMP_ARCH_S390X": pyseccomp.Arch.S390X,
+}
+
+# uname's machine -> the name in `includes.arches` (Go's), and libseccomp's.
+MACHINES = {
+    "x86_64": ("amd64", "SCMP_ARCH_X86_64"),
+    "i686": ("386", "SCMP_ARCH_X86"),
+    "aarch64": ("arm64", "SCMP_ARCH_AARCH64"),
+    "armv7l": ("arm", "SCMP_ARCH_ARM"),
+    "ppc64le": ("ppc64le", "SCMP_ARCH_PPC64LE"),
+    "riscv64": ("riscv64", "SCMP_ARCH_RISCV64"),
+    "s390x": ("s390x", "SCMP_ARCH_S390X"),
+}
+
+# linux/seccomp.h, by the names that the OCI specification gives them.
+FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 1 << 0,
+    "SECCOMP_FILTER_FLAG_LOG": 1 << 1,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 1 << 5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a container's init loads.
+
+    bpf: an array of struct sock_filter.  flags: for seccomp(SECCOMP_SET_MODE_FILTER).  notify: a rule hands system
+    calls to a listener, so the loader adds SECCOMP_FILTER_FLAG_NEW_LISTENER and passes the descriptor on.
+    """
+
+    bpf: bytes
+    flags: int
+    notify: bool
+
+
+def default_profile() -> dict[str, Any]:
+    """The profile of RuntimeDefault, from conf/seccomp.json."""
+    return load_profile(installed("seccomp.json"))
+
+
+def load_profile(source: str | Path) -> dict[str, Any]:
+    """A checked profile, from its text (str) or its file (Path).
+
+    Raises InvalidArgument whose field is the file's path, or "seccomp profile", with the JSON path of the fault;
+    NotFound when there is no such file.
+    """
+    name = str(source) if isinstance(source, Path) else "seccomp profile"
+    text = _read(source) if isinstance(source, Path) else source
+    if len(text) > PROFILE_SIZE_MAX:
+        raise InvalidArgument(name, len(text), f"must be at most {PROFILE_SIZE_MAX} bytes")
+    try:
+        profile = json.loads(text)
+    except RecursionError:
+        raise InvalidArgument(name, "", "is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(name, text[:80], f"is not JSON: {error}") from None
+    check_profile(profile, name)
+    return dict(profile)
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(PROFILE_SIZE_MAX + 1).decode()
+    except FileNotFoundError:
+        raise NotFound("seccomp profile", str(path)) from None
+    except UnicodeDecodeError:
+        raise InvalidArgument(str(path), "", "is not UTF-8") from None
+    except OSError as error:
+        raise InvalidArgument(str(path), "", f"cannot be read: {error.strerror}") from None
+
+
+def check_profile(profile: Any, where: str) -> None:
+    """Refuse what is not a profile of either form.  Raises InvalidArgument; `where` heads the field's path."""
+    _Check(where).profile(profile)
+
+
+class _Check:
+    """A walk over a profile that knows where it is."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def refuse(self, at: str, value: object, reason: str) -> InvalidArgument:
+        return InvalidArgument(f"{self.where}: {at}" if at else self.where, value, reason)
+
+    def profile(self, profile: Any) -> None:
+        if not isinstance(profile, Mapping):
+            raise self.refuse("", profile, "must be a JSON object")
+        if "defaultAction" not in profile:
+            raise self.refuse("defaultAction", None, f"must be one of {', '.join(ACTIONS)}")
+        self.action(profile, "defaultAction", "", "defaultErrno")
+        for index, name in enumerate(self.items(profile, "architectures", "")):
+            self.known(name, ARCHITECTURES, f"architectures[{index}]")
+        for index, name in enumerate(self.items(profile, "flags", "")):
+            self.known(name, FLAGS, f"flags[{index}]")
+        for index, entry in enumerate(self.items(profile, "archMap", "")):
+            self.arch_map(entry, f"archMap[{index}]")
+        for index, rule in enumerate(self.items(profile, "syscalls", "", RULES_MAX)):
+            self.rule(rule, f"syscalls[{index}]")
+        for key in ("listenerPath", "listenerMetadata"):
+            if not isinstance(profile.get(key, ""), str):
+                raise self.refuse(key, profile[key], "must be a string")
+        if "listenerMetadata" in profile and "listenerPath" not in profile:
+            raise self.refuse("listenerMetadata", profile["listenerMetadata"], "must come with listenerPath")
+
+    def arch_map(self, entry: Any, at: str) -> None:
+        if not isinstance(entry, Mapping):
+            raise self.refuse(at, entry, "must be an object")
+        self.known(entry.get("architecture"), ARCHITECTURES, f"{at}.architecture")
+        for index, name in enumerate(self.items(entry, "subArchitectures", f"{at}.")):
+            self.known(name, ARCHITECTURES, f"{at}.subArchitectures[{index}]")
+
+    def rule(self, rule: Any, at: str) -> None:
+        if not isinstance(rule, Mapping):
+            raise self.refuse(at, rule, "must be an object")
+        names = list(self.items(rule, "names", f"{at}.", NAMES_MAX))
+        if not names and not isinstance(rule.get("name"), str):
+            raise self.refuse(f"{at}.names", names, "must name at least one system call")
+        for index, name in enumerate(names):
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name):
+                raise self.refuse(f"{at}.names[{index}]", name, "must be the name of a system call")
+        if "action" not in rule:
+            raise self.refuse(f"{at}.action", None, f"must be one of {', '.join(ACTIONS)}")
+        self.action(rule, "action", f"{at}.", "errno")
+        for index, argument in enumerate(self.items(rule, "args", f"{at}.", 6 * 4)):
+            self.argument(argument, f"{at}.args[{index}]")
+        for key in ("includes", "excludes"):
+            self.condition(rule.get(key) or {}, f"{at}.{key}")
+
+    def action(self, holder: Mapping[str, Any], key: str, at: str, errno_key: str) -> None:
+        name = holder[key]
+        self.known(name, ACTIONS, f"{at}{key}")
+        number, symbol = holder.get(f"{errno_key}Ret"), holder.get(errno_key)
+        if number is None and not symbol:
+            return
+        field = f"{at}{errno_key}Ret" if number is not None else f"{at}{errno_key}"
+        if name not in WITH_ERRNO:
+            raise self.refuse(field, symbol or number, f"has no meaning with {name}")
+        if number is not None and not (_is_integer(number) and 0 <= number <= ERRNO_MAX):
+            raise self.refuse(field, number, f"must be an errno from 0 to {ERRNO_MAX}")
+        if symbol and not isinstance(getattr(errno, str(symbol), None), int):
+            raise self.refuse(f"{at}{errno_key}", symbol, "must be the name of an errno, such as EPERM")
+
+    def argument(self, argument: Any, at: str) -> None:
+        if not isinstance(argument, Mapping):
+            raise self.refuse(at, argument, "must be an object")
+        for key, most in (("index", 5), ("value", 2**64 - 1), ("valueTwo", 2**64 - 1)):
+            value = argument.get(key, 0)
+            if not _is_integer(value) or not 0 <= value <= most:
+                raise self.refuse(f"{at}.{key}", value, f"must be an integer from 0 to {most}")
+        for key in ("index", "value"):
+            if key not in argument:
+                raise self.refuse(f"{at}.{key}", None, "must be given")
+        self.known(argument.get("op"), OPERATORS, f"{at}.op")
+
+    def condition(self, condition: Any, at: str) -> None:
+        if not isinstance(condition, Mapping):
+            raise self.refuse(at, condition, "must be an object")
+        for key in ("caps", "arches"):
+            for index, name in enumerate(self.items(condition, key, f"{at}.")):
+                if not isinstance(name, str):
+                    raise self.refuse(f"{at}.{key}[{index}]", name, "must be a string")
+        kernel = condition.get("minKernel")
+        if kernel is not None and not (isinstance(kernel, str) and re.fullmatch(r"\d{1,3}\.\d{1,3}", kernel)):
+            raise self.refuse(f"{at}.minKernel", kernel, 'must be a version such as "5.9"')
+        if unknown := set(condition) - {"caps", "arches", "minKernel"}:
+            # A condition that is not understood cannot be passed over: the rule may be the one that allows.
+            raise self.refuse(f"{at}.{min(unknown)}", condition[min(unknown)], "is not a known condition")
+
+    def items(self, holder: Mapping[str, Any], key: str, at: str, most: int = 256) -> Sequence[Any]:
+        value = holder.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple):
+            raise self.refuse(f"{at}{key}", value, "must be a list")
+        if len(value) > most:
+            raise self.refuse(f"{at}{key}", len(value), f"must have at most {most} members")
+        return value
+
+    def known(self, name: Any, table: Mapping[str, int], at: str) -> None:
+        if not isinstance(name, str) or name not in table:
+            raise self.refuse(at, name, f"must be one of {', '.join(table)}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def resolve(
+    profile: Mapping[str, Any],
+    capabilities: Collection[str],
+    arch: str | None = None,
+    kernel: str | None = None,
+) -> dict[str, Any]:
+    """The plain form (OCI `linux.seccomp`) of a checked profile, for a container with these capabilities.
+
+    capabilities: the bounding set, as CAP_NAME.  arch: uname's machine, kernel: uname's release; without them those
+    of this host.  Raises InvalidArgument for a machine that no profile can name.
+    """
+    host = os.uname()
+    machine, release = arch or host.machine, kernel or host.release
+    if machine not in MACHINES:
+        raise InvalidArgument("arch", machine, f"must be one of {', '.join(MACHINES)}")
+    plain = {key: profile[key] for key in ("defaultAction", "listenerPath", "listenerMetadata") if key in profile}
+    if profile["defaultAction"] in WITH_ERRNO:
+        plain["defaultErrnoRet"] = _errno(profile, "defaultErrno")
+    plain["architectures"] = _architectures(profile, MACHINES[machine][1])
+    if profile.get("flags"):
+        plain["flags"] = list(profile["flags"])
+    applies = [
+        rule
+        for rule in profile.get("syscalls") or ()
+        if _applies(rule, set(capabilities), MACHINES[machine][0], _version(release))
+    ]
+    plain["syscalls"] = [_plain_rule(rule) for rule in applies]
+    return plain
+
+
+def _errno(holder: Mapping[str, Any], key: str) -> int:
+    number = holder.get(f"{key}Ret")
+    if number is None:
+        return int(getattr(errno, holder.get(key) or "EPERM"))
+    return int(number)
+
+
+def _architectures(profile: Mapping[str, Any], native: str) -> list[str]:
+    for entry in profile.get("archMap") or ():
+        if entry["architecture"] == native:
+            return [native, *(entry.get("subArchitectures") or ())]
+    return list(profile.get("architectures") or [native])
+
+
+def _applies(rule: Mapping[str, Any], capabilities: set[str], arch: str, kernel: tuple[int, ...]) -> bool:
+    includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
+    if not set(includes.get("caps") or ()) <= capabilities or set(excludes.get("caps") or ()) & capabilities:
+        return False
+    if includes.get("arches") and arch not in includes["arches"] or arch in (excludes.get("arches") or ()):
+        return False
+    if includes.get("minKernel") and kernel < _version(includes["minKernel"]):
+        return False
+    return not (excludes.get("minKernel") and kernel >= _version(excludes["minKernel"]))
+
+
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+
+
+def _plain_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {"names": list(rule.get("names") or [rule["name"]]), "action": rule["action"]}
+    if rule["action"] in WITH_ERRNO:
+        plain["errnoRet"] = _errno(rule, "errno")
+    if rule.get("args"):
+        plain["args"] = [dict(argument) for argument in rule["args"]]
+    return plain
+
+
+def compile(linux_seccomp: Mapping[str, Any]) -> Compiled:  # noqa: A001 - it is what is done to a filter
+    """The BPF program of a `linux.seccomp` object.
+
+    System calls that libseccomp does not know are passed over, as the OCI specification asks.  Raises InvalidArgument
+    for a profile that is wrong, contradicts itself or is too long; FailedPrecondition when libseccomp lacks an action.
+    The result is kept by the profile's hash: compiling takes milliseconds, and most containers share one profile.
+    (The architecture and libseccomp's version also decide it, but do not change while this process lives.)
+    """
+    return _compile_text(json.dumps(linux_seccomp, sort_keys=True, separators=(",", ":")))
+
+
+@cached(
+    LRUCache(maxsize=64),
+    key=lambda text: hashlib.sha256(text.encode()).digest(),
+    condition=threading.Condition(),
+)
+def _compile_text(text: str) -> Compiled:
+    profile = json.loads(text)
+    check_profile(profile, "linux.seccomp")
+    default = _action(profile["defaultAction"], _errno(profile, "defaultErrno"))
+    try:
+        program = pyseccomp.SyscallFilter(default)
+        _add_architectures(program, profile)
+        notify = default == pyseccomp.NOTIFY
+        for index, rule in enumerate(profile.get("syscalls") or ()):
+            notify |= _add_rule(program, rule, default, f"linux.seccomp: syscalls[{index}]")
+    except OSError as error:
+        # seccomp_init and the attributes: this libseccomp knows the action not at all.
+        raise FailedPrecondition(f"libseccomp refuses the profile's default action: {error.strerror}") from None
+    flags = 0
+    for flag in profile.get("flags") or ():
+        flags |= FLAGS[flag]
+    return Compiled(_export(program, profile, default), flags, notify)
+
+
+def _action(name: str, number: int) -> int:
+    return ACTIONS[name] | (number if name in WITH_ERRNO else 0)
+
+
+def _add_architectures(program: pyseccomp.SyscallFilter, profile: Mapping[str, Any]) -> None:
+    native = pyseccomp.system_arch()
+    for name in profile.get("architectures") or ():
+        if ARCHITECTURES[name] != native:
+            program.add_arch(ARCHITECTURES[name])
+
+
+def _add_rule(program: pyseccomp.SyscallFilter, rule: Mapping[str, Any], default: int, where: str) -> bool:
+    """Whether the rule hands system calls to a listener."""
+    action = _action(rule["action"], _errno(rule, "errno"))
+    if action == default:  # libseccomp refuses a rule that changes nothing
+        return False
+    for name in rule.get("names") or [rule["name"]]:
+        number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+        if number == NO_SUCH_SYSCALL:
+            continue
+        for arguments in _argument_sets(rule.get("args") or ()):
+            try:
+                program.add_rule(action, number, *arguments)
+            except OSError as error:
+                if error.errno == errno.EEXIST:
+                    raise InvalidArgument(where, name, "contradicts an earlier rule for the same system call") from None
+                raise InvalidArgument(where, name, f"is refused by libseccomp: {error.strerror}") from None
+    return action == pyseccomp.NOTIFY
+
+
+NO_SUCH_SYSCALL = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+
+
+def _argument_sets(args: Sequence[Mapping[str, Any]]) -> Iterator[list[pyseccomp.Arg]]:
+    """The conditions that must hold together.
+
+    libseccomp takes one condition for each argument.  Where a profile has two for the same one, every engine since
+    the first has made a rule of each condition: they are alternatives.
+    """
+    conditions = [_condition(argument) for argument in args]
+    if len({argument["index"] for argument in args}) == len(args):
+        yield conditions
+    else:
+        yield from ([condition] for condition in conditions)
+
+
+def _condition(argument: Mapping[str, Any]) -> pyseccomp.Arg:
+    # For MASKED_EQ, `value` is the mask and `valueTwo` what must be left under it.
+    return pyseccomp.Arg(argument["index"], OPERATORS[argument["op"]], argument["value"], argument.get("valueTwo", 0))
+
+
+def _export(program: pyseccomp.SyscallFilter, profile: Mapping[str, Any], default: int) -> bytes:
+    with open(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as file:
+        program.export_bpf(file)
+        file.seek(0)
+        bpf = file.read()
+    if default == pyseccomp.ERRNO(errno.EPERM):
+        bpf = _enosys_prologue(profile) + bpf
+    length = len(bpf) // INSTRUCTION.size
+    if length > BPF_MAXINSNS:
+        raise InvalidArgument(
+            "linux.seccomp", f"{length} instructions", f"must compile to at most {BPF_MAXINSNS} instructions"
+        )
+    return bpf
+
+
+INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
+# linux/filter.h: loads are from struct seccomp_data, whose members nr and arch are at 0 and 4.
+LOAD, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_OR_EQUAL, RETURN = 0x20, 0x15, 0x25, 0x35, 0x06
+# Above all calls that are numbered in sequence, below x32's bit and Arm's private calls.
+NUMBERS_END = 1024
+
+
+def _enosys_prologue(profile: Mapping[str, Any]) -> bytes:
+    """Instructions that answer ENOSYS to calls newer than any that the profile names; others go on to the filter.
+
+    A profile cannot allow what was not known when it was written.  But libc takes EPERM for an answer, and only
+    ENOSYS for the advice to use an older call; so a profile that refuses with EPERM would break new programs.
+    """
+    newest = _newest_calls(profile)
+    code = b""
+    for index, (arch, number) in enumerate(newest.items()):
+        beyond = 6 * (len(newest) - index - 1)  # length of the blocks after this one
+        code += INSTRUCTION.pack(LOAD, 0, 0, 4)
+        code += INSTRUCTION.pack(JUMP_EQUAL, 0, 4, arch)
+        code += INSTRUCTION.pack(LOAD, 0, 0, 0)
+        code += INSTRUCTION.pack(JUMP_GREATER, 0, 2 + beyond, number)
+        code += INSTRUCTION.pack(JUMP_GREATER_OR_EQUAL, 1 + beyond, 0, NUMBERS_END)
+        code += INSTRUCTION.pack(RETURN, 0, 0, pyseccomp.ERRNO(errno.ENOSYS))
+    return code
+
+
+def _newest_calls(profile: Mapping[str, Any]) -> dict[int, int]:
+    """For each architecture of the filter the largest number of a call that the profile names."""
+    arches = {pyseccomp.system_arch(), *(ARCHITECTURES[name] for name in profile.get("architectures") or ())}
+    names = {name for rule in profile.get("syscalls") or () for name in rule.get("names") or [rule["name"]]}
+    numbers = {arch: max((pyseccomp.resolve_syscall(arch, name) for name in names), default=-1) for arch in arches}
+    # x32 is X86_64 to the kernel and differs by a bit of the number alone: it has no block of its own.
+    return {arch: number for arch, number in numbers.items() if number >= 0 and arch != pyseccomp.Arch.X32}
