@@ -34,12 +34,12 @@ from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
+from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.plan import Host, Plan, container_plan, exec_plan
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser, Stats
 
 log = logging.getLogger(__name__)
 
-MAX_PACKET = 64 * 1024  # a larger request travels in a memfd
 START_SECONDS = 20.0  # for a launcher to come up on a slow machine
 
 
@@ -54,7 +54,9 @@ class Launchers:
         self.count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Our end of each, and the end that all launchers share; `create` has one of its own, see `launcher`.
+        self._requests, self._requests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._creates, self._creates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._executable = -1
 
     def start(self) -> None:
@@ -71,8 +73,8 @@ class Launchers:
 
     def stop(self) -> None:
         """End the launchers; containers and their monitors live on."""
-        self._ours.close()
-        self._theirs.close()
+        for end in (self._requests, self._requests_end, self._creates, self._creates_end):
+            end.close()
         for launcher in self._processes:
             try:
                 launcher.wait(2)
@@ -90,16 +92,8 @@ class Launchers:
     def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
         self._revive()
-        data = json.dumps(request).encode()
-        if len(data) <= MAX_PACKET:
-            socket.send_fds(self._ours, [data], descriptors)
-            return
-        memory = os.memfd_create("request", os.MFD_CLOEXEC)
-        try:
-            os.write(memory, data)
-            socket.send_fds(self._ours, [b"memfd"], [*descriptors, memory])
-        finally:
-            os.close(memory)
+        channel = self._creates if request["op"] == "create" else self._requests
+        wire.send(channel, json.dumps(request).encode(), descriptors)
 
     def pin_namespaces(
         self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
@@ -169,11 +163,11 @@ class Launchers:
 
         The executable is named through our own /proc entry, because close_fds has closed the child's copy by then.
         """
-        number = self._theirs.fileno()
+        numbers = [self._requests_end.fileno(), self._creates_end.fileno()]
         return subprocess.Popen(
-            [sys.executable, "-I", "-m", "crio_native.oci.builtin.launcher", str(number)],
+            [sys.executable, "-I", "-m", "crio_native.oci.builtin.launcher", *map(str, numbers)],
             executable=f"/proc/{os.getpid()}/fd/{self._executable}",
-            pass_fds=[number],
+            pass_fds=numbers,
             stdin=subprocess.DEVNULL,
             cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -302,9 +296,9 @@ class BuiltinRuntime:
         )
         request = {
             "op": "create",
-            "namespaces": plan.new_namespaces,
+            "new_pid_namespace": plan.new_pid_namespace,
             "join_pid": plan.join_pid,
-            "steps": [(step.name, step.args) for step in plan.steps],
+            "steps": json.dumps([(step.name, step.args) for step in plan.steps]),  # passed on unread to the init
             "terminal": terminal,
             "stdin": container.stdin,
             "monitor": {

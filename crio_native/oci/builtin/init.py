@@ -14,39 +14,60 @@ import socket
 from typing import Any, NoReturn
 
 from crio_native.linux import process, syscalls
-from crio_native.oci.builtin import steps
+from crio_native.oci.builtin import steps, wire
 
 FIRST_FREE = 32  # above every descriptor number that an exec'ed program gets from us
 
 
-def become_monitor(request: dict[str, Any], reply: int, cgroup: int | None) -> NoReturn:
-    """Clone the init, then exec the C monitor, so that the monitor is the init's real parent.
+def predecessor(creates: socket.socket, taken: int) -> NoReturn:
+    """A spare: waits for a `create` request, makes the init run it, and execs the C monitor in its own place, so that
+    the monitor is the init's real parent.
 
-    This process stays out of the init's namespaces (a PID namespace to join apart, which takes effect in children
-    only).  request: see `client.BuiltinRuntime.create`.
+    The init is cloned before the request is there, in a PID namespace of its own, and waits too: that takes both
+    clones out of the request's time.  This process stays out of all other namespaces of the container.
+    taken: a byte is written to it when the spare is one no more.
     """
-    init = 0
+    channel, init = _clone_init(True, None)
+    data, descriptors = wire.receive(creates)
+    if not data:
+        os._exit(0)  # the daemon has ended; the init sees the end of its channel
+    os.write(taken, b"x")
+    become_monitor(json.loads(data), descriptors, channel, init)
+
+
+def become_monitor(request: dict[str, Any], descriptors: list[int], channel: socket.socket, init: int) -> NoReturn:
+    """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a cgroup to be born in (v2)."""
+    reply, *cgroup = descriptors
     try:
-        if request["join_pid"]:
-            syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if cgroup or not request["new_pid_namespace"]:
+            channel.close()  # which ends the spare init: this container's must be born elsewhere
+            if request["join_pid"]:
+                syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
+            channel, init = _clone_init(request["new_pid_namespace"], cgroup[0] if cgroup else None)
         stdin, stdout, stderr = _pipes(request)
-        init = syscalls.clone3(request["namespaces"], exit_signal=signal.SIGCHLD, cgroup=cgroup)
-        if init == 0:
-            _run_init(request["steps"], theirs.fileno(), [stdin[0], stdout[1], stderr[1]])
+        streams = [fd for fd in (stdin[0], stdout[1], stderr[1]) if fd >= 0]
+        wire.send(channel, request["steps"].encode(), streams)
         monitor = request["monitor"]
-        wanted = {3: ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
+        wanted = {3: channel.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
         wanted |= {number: fd for number, fd in ((6, stdin[1]), (7, stdout[0]), (8, stderr[0])) if fd >= 0}
-        # Read before the move: the descriptors that hold them get closed by it.
-        path, arguments = monitor["path"], [*monitor["arguments"], "--pid", str(init)]
         _arrange(wanted)
+        reply = 4
         _restore_signals()
-        os.execve(path, arguments, {})
+        os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(init)], {})
     except BaseException as error:
-        if init > 0:
-            os.kill(init, signal.SIGKILL)
-        _tell(reply, {"error": _describe("monitor", error)})
+        os.kill(init, signal.SIGKILL)
+        wire.tell(reply, {"error": _describe("monitor", error)})
         os._exit(1)
+
+
+def _clone_init(new_pid_namespace: bool, cgroup: int | None) -> tuple[socket.socket, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    flags = syscalls.CLONE_NEWPID if new_pid_namespace else 0
+    init = syscalls.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=cgroup)
+    if init == 0:
+        _run_init(theirs.fileno())
+    theirs.close()
+    return ours, init
 
 
 def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -59,27 +80,36 @@ def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], t
 
 def _arrange(wanted: dict[int, int]) -> None:
     """Move descriptors to the given numbers, inheritable, and close every other above 2."""
-    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_FREE) for number, fd in wanted.items()}
-    for number in range(3, FIRST_FREE):
-        if number in moved:
-            os.dup2(moved[number], number)
-    highest = max(wanted, default=2)
-    for number in range(3, highest):
-        if number not in wanted:
-            try:
-                os.close(number)
-            except OSError:
-                pass
-    syscalls.close_range(highest + 1)
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for number, fd in wanted.items()}
+    syscalls.close_range(3, FIRST_FREE - 1)
+    for number, fd in moved.items():
+        os.dup2(fd, number)
+    syscalls.close_range(FIRST_FREE)
 
 
-def _run_init(plan: list[tuple[str, dict[str, Any]]], sync: int, stdio: list[int]) -> NoReturn:
+def _run_init(sync: int) -> NoReturn:
     """The container's first process.  Its only descriptors: stdio, and the monitor's socket as 3."""
-    channel = _take_descriptors(stdio, sync)
-    context = steps.Context(channel)
-    failure = _run(plan, context)
+    os.dup2(sync, 3, inheritable=False) if sync != 3 else None
+    syscalls.close_range(4)
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
+    process.prefault()
+    data, descriptors = wire.receive(channel)
+    if not data:
+        os._exit(0)
+    _take_streams(descriptors)
+    failure = _run(json.loads(data), steps.Context(channel))
     channel.send(b"E" + json.dumps(failure).encode())
     os._exit(1)
+
+
+def _take_streams(descriptors: list[int]) -> None:
+    """stdin is /dev/null unless it was given; with a terminal nothing is, and the terminal comes in a step."""
+    null = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)] * (3 - len(descriptors))
+    streams = [*null, *descriptors]
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    for fd in set(streams):
+        os.close(fd)
 
 
 def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[int]) -> NoReturn:
@@ -87,34 +117,17 @@ def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[i
 
     status: closed by a successful exec, else gets the failure.
     """
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in (status, container)]
-    for number, fd in enumerate(_or_null(stdio)):
-        os.dup2(fd, number)
-    os.dup2(high[0], 3, inheritable=False)
-    os.dup2(high[1], 4, inheritable=False)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if -1 in stdio else -1
+    sources = [null if fd < 0 else fd for fd in stdio]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in (*sources, status, container)]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=number < 3)
     syscalls.close_range(5)
     context = steps.Context(None)
     context.container = 4
     failure = _run(request["steps"], context)
-    _tell(3, {"error": failure})
+    wire.tell(3, {"error": failure})
     os._exit(127)
-
-
-def _take_descriptors(stdio: list[int], sync: int) -> socket.socket:
-    high = fcntl.fcntl(sync, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE)
-    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in _or_null(stdio)]
-    for number, fd in enumerate(sources):
-        os.dup2(fd, number)
-    os.dup2(high, 3, inheritable=False)
-    syscalls.close_range(4)
-    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
-
-
-def _or_null(stdio: list[int]) -> list[int]:
-    if -1 not in stdio:
-        return stdio
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    return [null if fd < 0 else fd for fd in stdio]
 
 
 def _run(plan: list[tuple[str, dict[str, Any]]], context: steps.Context) -> dict[str, Any]:
@@ -140,15 +153,6 @@ def _describe(step: str, error: BaseException) -> dict[str, Any]:
         text = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
         return {"step": step, "errno": number, "path": text, "detail": detail}
     return {"step": step, "errno": 0, "path": "", "detail": f"{type(error).__name__}: {error}"}
-
-
-def _tell(fd: int, message: dict[str, Any]) -> None:
-    try:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
-        channel.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
-        channel.detach()
-    except OSError:
-        pass  # nobody listens any more
 
 
 def _restore_signals() -> None:

@@ -1,11 +1,10 @@
 """A launcher: the warm, single-threaded process that makes containers, by cloning itself.
 
-Started by `client.Launchers` as `python -I -m crio_native.oci.builtin.launcher FD`; FD is a SEQPACKET socket that all
-launchers share, so that whichever is idle takes the next request.  A request is one JSON packet (or, when it is
-large, an empty one with a memfd) with descriptors: first its own reply socket.  Holds no state that outlives a
-request but the list of running execs; a launcher that dies loses only those.
-
-Requests (`op`): `create`, `exec`, `namespaces`, `ping`.
+Started by `client.Launchers` as `python -I -m crio_native.oci.builtin.launcher REQUESTS CREATES`: two SEQPACKET
+sockets that all launchers share, so that whichever is idle takes the next request.  A request is a JSON packet with
+descriptors, first its own reply socket.  `exec`, `namespaces` and `ping` come on REQUESTS and are served here;
+`create` comes on CREATES and is served by a spare (see `init.predecessor`), cloned before it is needed.  A launcher
+holds no state that outlives a request but its running execs; one that dies loses only those.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ from typing import Any, NoReturn
 import prctl
 
 from crio_native.linux import mounts, process, syscalls
-from crio_native.oci.builtin import init, steps
+from crio_native.oci.builtin import init, steps, wire
 
-MAX_PACKET = 96 * 1024
-MAX_DESCRIPTORS = 8
+REFILL_DELAY = 4  # ms; a new spare is cloned when the container that took the last one has been made
 
 
 class Exec:
@@ -36,24 +34,36 @@ class Exec:
 
 
 class Launcher:
-    def __init__(self, requests: socket.socket) -> None:
-        self.requests = requests
+    def __init__(self, requests: socket.socket, creates: socket.socket) -> None:
+        self.requests, self.creates = requests, creates
         self.execs: dict[int, Exec] = {}  # by pid
+        self.spare = 0  # pid of the waiting spare, 0 for none
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.taken, self.taken_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self.poll = select.poll()
-        self.poll.register(requests, select.POLLIN)
-        self.poll.register(self.wakeup, select.POLLIN)
+        for fd in (requests.fileno(), self.taken, self.wakeup):
+            self.poll.register(fd, select.POLLIN)
 
     def serve(self) -> None:
         """Until the daemon closes the request socket; containers live on without us."""
-        handlers = {"create": self.create, "exec": self.exec, "namespaces": self.namespaces, "ping": self.ping}
+        handlers = {"exec": self.exec, "namespaces": self.namespaces, "ping": self.ping}
+        self.refill()
         while True:
-            for fd, _ in self.poll.poll():
+            events = self.poll.poll(None if self.spare else REFILL_DELAY)
+            if not events:
+                self.refill()
+            for fd, _ in events:
                 if fd == self.wakeup:
                     self.reap()
+                elif fd == self.taken:
+                    os.read(self.taken, 512)
+                    self.spare = 0
+                    self.poll.register(self.creates, select.POLLIN)
+                elif fd == self.creates.fileno():
+                    self.refill()  # a request waits already
                 elif fd == self.requests.fileno():
                     received = receive(self.requests)
                     if received is None:
@@ -67,12 +77,24 @@ class Launcher:
                 else:
                     self.command(fd)
 
-    def create(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        reply, *rest = descriptors
-        pid = syscalls.clone3(0, exit_signal=signal.SIGCHLD)
+    def refill(self) -> None:
+        """Have a spare waiting.  While one does, we do not look at its socket: it would be awake for nothing."""
+        if self.spare:
+            return
+        try:
+            self.poll.unregister(self.creates)
+        except KeyError:
+            pass
+        self.spare = self.clone(0)
+        if self.spare == 0:
+            init.predecessor(self.creates, self.taken_write)
+
+    def clone(self, flags: int, cgroup: int | None = None) -> int:
+        """clone3; in the child Python's signal handling is detached from our wakeup pipe."""
+        pid = syscalls.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=cgroup)
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            init.become_monitor(request, reply, rest[0] if rest else None)
+        return pid
 
     def exec(self, request: dict[str, Any], descriptors: list[int]) -> None:
         """Descriptors: reply, status, stdin, stdout, stderr, and the container's cgroup on a v2 host."""
@@ -87,12 +109,12 @@ class Launcher:
             finally:
                 os.close(container)
         except OSError as error:
-            send(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
+            wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
             return
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=os.dup(reply))
         self.execs[pid] = Exec(pid, channel)
         self.poll.register(channel, select.POLLIN)
-        send(reply, {"started": pid})
+        wire.tell(reply, {"started": pid})
 
     def clone_into(
         self, request: dict[str, Any], status: int, container: int, stdio: list[int], cgroup: int | None
@@ -100,9 +122,8 @@ class Launcher:
         """Our children are born in the container's PID namespace for the moment of one clone."""
         syscalls.setns(container, syscalls.CLONE_NEWPID)
         try:
-            pid = syscalls.clone3(0, exit_signal=signal.SIGCHLD, cgroup=cgroup)
+            pid = self.clone(0, cgroup)
             if pid == 0:
-                signal.set_wakeup_fd(-1)
                 init.run_exec(request, status, container, stdio)
             return pid
         finally:
@@ -112,13 +133,11 @@ class Launcher:
         flags = 0
         for kind in request["paths"]:
             flags |= {"net": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}[kind]
-        pid = syscalls.clone3(flags, exit_signal=signal.SIGCHLD)
-        if pid == 0:
-            signal.set_wakeup_fd(-1)
+        if self.clone(flags) == 0:
             pin_namespaces(request, descriptors[0])
 
     def ping(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        send(descriptors[0], {"pong": os.getpid()})
+        wire.tell(descriptors[0], {"pong": os.getpid()})
 
     def command(self, fd: int) -> None:
         """`kill` from the daemon, or its going away, which ends the exec too: nobody would read its output."""
@@ -141,6 +160,8 @@ class Launcher:
                 return
             if pid == 0:
                 return
+            if pid == self.spare:
+                self.spare = 0  # somebody killed it; the next round of the loop makes another
             ended = self.execs.pop(pid, None)
             if ended is not None:
                 try:
@@ -148,7 +169,7 @@ class Launcher:
                 except KeyError:
                     pass
                 code = os.waitstatus_to_exitcode(status)
-                send(ended.reply.fileno(), {"exited": code if code >= 0 else 128 - code, "signal": max(-code, 0)})
+                wire.tell(ended.reply.fileno(), {"exited": code if code >= 0 else 128 - code, "signal": max(-code, 0)})
                 ended.reply.close()
 
 
@@ -172,9 +193,11 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=reply)
         socket.send_fds(channel, [b'{"pinned":true}'], sockets)
     except OSError as error:
-        send(reply, {"error": {"step": step, "errno": error.errno or 0, "path": error.filename or "", "detail": ""}})
+        wire.tell(
+            reply, {"error": {"step": step, "errno": error.errno or 0, "path": error.filename or "", "detail": ""}}
+        )
     except BaseException as error:
-        send(reply, {"error": {"step": step, "errno": 0, "path": "", "detail": repr(error)}})
+        wire.tell(reply, {"error": {"step": step, "errno": 0, "path": "", "detail": repr(error)}})
     finally:
         os._exit(0)
 
@@ -182,38 +205,24 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
 def receive(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next request; ({}, []) at the end of the daemon; None when another launcher was faster."""
     try:
-        data, descriptors, _, _ = socket.recv_fds(
-            requests, MAX_PACKET, MAX_DESCRIPTORS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        )
+        data, descriptors = wire.receive(requests, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
-    if not data:
-        return {}, []
-    if data == b"memfd":
-        fd = descriptors.pop()
-        data = os.pread(fd, os.fstat(fd).st_size, 0)
-        os.close(fd)
-    return json.loads(data), descriptors
-
-
-def send(fd: int, message: dict[str, Any]) -> None:
-    try:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
-        channel.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-        channel.detach()
-    except OSError:
-        channel.detach()  # the daemon no longer listens for this one
+    return (json.loads(data) if data else {}), descriptors
 
 
 def main() -> None:
-    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=int(sys.argv[1]))
+    requests, creates = (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=int(number)) for number in sys.argv[1:3]
+    )
     requests.set_inheritable(False)
+    creates.set_inheritable(False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     prctl.set_name("crio-launcher")
     prctl.set_dumpable(0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
-    launcher = Launcher(requests)
+    launcher = Launcher(requests, creates)
     gc.collect()
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()

@@ -17,12 +17,12 @@ from crio_native.linux import capabilities, mounts, syscalls
 from crio_native.oci import spec as specs
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, UserRequest
 
-CLONE_FLAG = {
+UNSHARE_FLAG = {
     "mount": syscalls.CLONE_NEWNS,
-    "pid": syscalls.CLONE_NEWPID,
     "network": syscalls.CLONE_NEWNET,
     "ipc": syscalls.CLONE_NEWIPC,
     "uts": syscalls.CLONE_NEWUTS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
 }
 DEFAULT_DEVICES = (
     ("/dev/null", 1, 3),
@@ -67,10 +67,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What happens, in order.  new_namespaces: CLONE_* flags of the init's clone3.  join_pid: a PID namespace that
-    the init's parent enters first, because setns(2) to one takes effect in children only."""
+    """What happens, in order.  new_pid_namespace: whether the init is cloned into one.  join_pid: one that the init's
+    parent enters first instead; both concern the parent because a process never changes its own PID namespace."""
 
-    new_namespaces: int
+    new_pid_namespace: bool
     join_pid: str
     steps: tuple[Step, ...]
 
@@ -128,8 +128,7 @@ def container_plan(
         out.add("execute_pause", RULE + "a shared PID namespace needs a process")
     else:
         out.add("execute", "process.args", args=list(process["args"]))
-    flags = sum(flag for kind, flag in CLONE_FLAG.items() if namespaces.get(kind, None) == "")
-    return Plan(flags, namespaces.get("pid", ""), tuple(out.all))
+    return Plan(namespaces.get("pid") == "", namespaces.get("pid", ""), tuple(out.all))
 
 
 def exec_plan(
@@ -150,16 +149,16 @@ def exec_plan(
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
     _process_steps(out, process, host, user=None, seccomp=seccomp, label="process", wait=False)
     out.add("execute", "process.args", args=list(process["args"]))
-    return Plan(0, "", tuple(out.all))
+    return Plan(False, "", tuple(out.all))
 
 
 def _namespace_steps(out: _Steps, namespaces: Mapping[str, str], spec: Mapping[str, Any]) -> None:
     joined = [[kind, path] for kind, path in namespaces.items() if path and kind != "pid"]
     if joined:
         out.add("join_namespaces", "linux.namespaces", namespaces=joined)
-    if namespaces.get("cgroup") == "":
-        # Not in clone3: the namespace's root is the caller's cgroup at that moment, which must be the container's.
-        out.add("new_cgroup_namespace", "linux.namespaces")
+    # After join_cgroup: the root of a cgroup namespace is the caller's cgroup at that moment.
+    flags = sum(flag for kind, flag in UNSHARE_FLAG.items() if namespaces.get(kind) == "")
+    out.add("new_namespaces", "linux.namespaces", flags=flags)
     for name in ("hostname", "domainname"):
         if spec.get(name):
             out.add(f"set_{name}", name, name=spec[name])

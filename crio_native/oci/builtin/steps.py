@@ -7,7 +7,6 @@ after `pivot_root` no path of the host may be used; what needs the host's /proc 
 
 from __future__ import annotations
 
-import array  # noqa: F401  socket.send_fds imports it at call time, when the host's files may be out of reach
 import errno
 import fcntl
 import os
@@ -83,8 +82,8 @@ def join_namespaces(context: Context, namespaces: list[list[str]]) -> None:
         os.close(fd)
 
 
-def new_cgroup_namespace(context: Context) -> None:
-    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+def new_namespaces(context: Context, flags: int) -> None:
+    syscalls.unshare(flags)
 
 
 def set_hostname(context: Context, name: str) -> None:
@@ -626,7 +625,7 @@ STEPS: dict[str, Callable[..., None]] = {
         new_session,
         join_cgroup,
         join_namespaces,
-        new_cgroup_namespace,
+        new_namespaces,
         set_hostname,
         set_domainname,
         set_sysctls,
