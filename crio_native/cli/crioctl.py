@@ -97,7 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail again
-        code = 128 + signal.SIGPIPE
+        code = 1  # click ends so, too, when the pipe closes earlier
+    except UnicodeEncodeError:
+        show.note("the command line is not UTF-8, which the CRI's strings are")
+        code = 2
     except OSError as error:
         show.note(f"{error.filename or 'crioctl'}: {(error.strerror or str(error)).lower()}")
         code = 1

@@ -27,6 +27,7 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+OWN_DEADLINE = "Deadline Exceeded"  # what gRPC says when the client gave up, not the runtime
 CLASSES: dict[grpc.StatusCode, type[errors.CrioError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
@@ -98,8 +99,10 @@ class Client:
                 probe.connect(self.path)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
+            if isinstance(error, PermissionError):
+                raise errors.PermissionRefused(f"cannot connect to {self.path}: {why}; run crioctl as root") from None
             raise errors.Unavailable(
-                f"cannot connect to {self.path}: {why}; {_ADVICE.get(type(error), _ADVICE_OTHER)}"
+                f"cannot connect to {self.path}: {why}; start the daemon, or name its socket with --socket"
             ) from None
 
     def _translate(self, name: str, error: grpc.RpcError, deadline: float | None) -> errors.CrioError:
@@ -107,9 +110,9 @@ class Client:
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            if deadline is None or details not in _OWN_DEADLINE:
-                return errors.DeadlineExceeded(f"{name}: {details}")
-            return errors.DeadlineExceeded(f"{name}: no answer within {deadline:g} s; raise it with --timeout")
+            if deadline is not None and details in ("", OWN_DEADLINE):
+                details = f"no answer within {deadline:g} s; raise it with --timeout"
+            return errors.DeadlineExceeded(f"{name}: {details}")
         if code == grpc.StatusCode.UNAVAILABLE:
             return errors.Unavailable(f"{name}: the runtime at {self.path} is unavailable: {details}")
         if code == grpc.StatusCode.NOT_FOUND:
@@ -117,8 +120,3 @@ class Client:
         if code == grpc.StatusCode.CANCELLED:
             return errors.Unavailable(f"{name}: cancelled: {details}")
         return CLASSES.get(code, CallRefused)(f"{name}: {details or code.name}")
-
-
-_ADVICE_OTHER = "start the daemon, or name its socket with --socket"
-_ADVICE: dict[type[OSError], str] = {PermissionError: "run crioctl as the user who may open it, usually root"}
-_OWN_DEADLINE = ("Deadline Exceeded", "")

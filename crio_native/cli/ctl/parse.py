@@ -30,8 +30,11 @@ PROPAGATIONS = {
     "rslave": api.PROPAGATION_HOST_TO_CONTAINER,
     "rshared": api.PROPAGATION_BIDIRECTIONAL,
 }
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+TIMESTAMP = re.compile(
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)",
+    re.ASCII,
+)
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 
@@ -53,7 +56,7 @@ class Parsed(click.ParamType[Any]):
 
 def size(text: str) -> int:
     """Bytes: "64m", "1.5g", "64Mi"; the units are powers of 1024."""
-    found = re.fullmatch(r"(\d{1,19}(?:\.\d{1,9})?)\s*([bkmgt]?)(?:ib|i|b)?", text.lower())
+    found = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([bkmgt]?)(?:ib|i|b)?", text.lower())
     if not found:
         raise ValueError("want a number with b, k, m, g or t behind it, such as 64m")
     value = int(float(found[1]) * UNITS[found[2]]) if "." in found[1] else int(found[1]) * UNITS[found[2]]
@@ -64,7 +67,7 @@ def size(text: str) -> int:
 
 def cpus(text: str) -> int:
     """CPU time in microseconds of each period of `CPU_PERIOD`: "0.5" is half a CPU."""
-    if not re.fullmatch(r"\d{0,6}(\.\d{0,9})?", text) or not re.search(r"\d", text):
+    if not re.fullmatch(r"[0-9]{0,6}(\.[0-9]{0,9})?", text) or not re.search(r"[0-9]", text):
         raise ValueError("want a number of CPUs, such as 0.5")
     quota = round(float(text) * CPU_PERIOD)
     if not CPU_QUOTA_MIN <= quota <= CPUS_MAX * CPU_PERIOD:
@@ -74,14 +77,15 @@ def cpus(text: str) -> int:
 
 def volume(text: str) -> api.Mount:
     """A mount from "HOST:CONTAINER[:OPTIONS]"; options: ro, rw, rro, rprivate, rslave, rshared, z."""
-    host, container, options, *more = [*text.split(":"), "", ""][: max(4, text.count(":") + 1)]
-    if any(more) or not container:
+    parts = text.split(":")
+    if len(parts) not in (2, 3):
         raise ValueError("want HOST:CONTAINER[:OPTIONS]")
+    host, container = parts[:2]
     for side, path in (("HOST", host), ("CONTAINER", container)):
         if not path.startswith("/") or "\0" in path:
             raise ValueError(f"{side} must be an absolute path")
     mount = api.Mount(host_path=host, container_path=container)
-    for option in filter(None, options.split(",")):
+    for option in filter(None, ",".join(parts[2:]).split(",")):
         if option in PROPAGATIONS:
             mount.propagation = PROPAGATIONS[option]
         elif option in ("ro", "rro"):
@@ -98,7 +102,7 @@ def volume(text: str) -> api.Mount:
 
 def publish(text: str) -> api.PortMapping:
     """A port mapping from "[ADDRESS:]HOST:CONTAINER[/PROTOCOL]"; an IPv6 address stands in brackets."""
-    found = re.fullmatch(r"(?:(\[[^\]]+\]|[^:\[\]]+):)?(\d{1,5}):(\d{1,5})(?:/([a-z]+))?", text)
+    found = re.fullmatch(r"(?:(\[[^\]]+\]|[^:\[\]]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/([a-z]+))?", text)
     if not found:
         raise ValueError("want [ADDRESS:]HOST-PORT:CONTAINER-PORT[/tcp|udp|sctp]")
     address, host, container, protocol = found.groups()
@@ -143,7 +147,7 @@ def variable(text: str, environment: Mapping[bytes, bytes] = os.environb) -> api
 def user(text: str) -> api.LinuxContainerSecurityContext:
     """The user fields from "UID[:GID]" or "NAME[:GID]"; names are looked up in the image."""
     name, colon, group = text.partition(":")
-    if not name or (colon and not re.fullmatch(r"\d{1,10}", group)):
+    if not name or (colon and not re.fullmatch(r"[0-9]{1,10}", group)):
         raise ValueError("want UID[:GID] or NAME[:GID] (the CRI has no group names)")
     numbers = [int(part) for part in (name, group) if part.isascii() and part.isdigit()]
     if any(number > 2**32 - 2 for number in numbers):
@@ -187,7 +191,7 @@ def name(text: str) -> str:
 
 def duration(text: str) -> float:
     """Seconds: "90", "1.5h", "1h30m"."""
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
         return float(text)
     if not re.fullmatch(f"({DURATION.pattern})+", text) or len(text) > 40:
         raise ValueError("want a duration, such as 90s or 1h30m")

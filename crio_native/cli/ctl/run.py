@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from crio_native.cli.ctl import logs, parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import RUN_NAMESPACE, Node, Pod
 from crio_native.cli.ctl.images import pull_image
-from crio_native.errors import AlreadyExists, NotFound, PermissionRefused
+from crio_native.errors import AlreadyExists, DeadlineExceeded, NotFound, PermissionRefused
 
 LOG_NAME = "container.log"
 CREATE_GRANT = 240  # seconds that making a pod or a container may take; the kubelet's own patience
@@ -94,7 +95,7 @@ def pod_config(options: RunOptions, uid: str, log_directory: str) -> api.PodSand
     """The pod: named like the container, in crioctl's own namespace."""
     return api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(name=options.name, uid=uid, namespace=RUN_NAMESPACE),
-        hostname=options.hostname or ("" if options.host_network else options.name[:63]),
+        hostname=options.hostname or ("" if options.host_network else re.sub(r"[_.]", "-", options.name)),
         log_directory=log_directory,
         port_mappings=options.ports,
         labels=dict(options.labels),
@@ -244,11 +245,24 @@ class Run:
     def _create(self, image: str) -> None:
         pod = pod_config(self.options, self.uid, str(self.logs))
         request = api.RunPodSandboxRequest(config=pod, runtime_handler=self.options.handler)
-        self.pod_id = self.client.call(request, grant=CREATE_GRANT).pod_sandbox_id
+        try:
+            self.pod_id = self.client.call(request, grant=CREATE_GRANT).pod_sandbox_id
+        except (KeyboardInterrupt, DeadlineExceeded):
+            self.pod_id = self._lost_pod()
+            raise
         container = container_config(self.options, image)
         create = api.CreateContainerRequest(pod_sandbox_id=self.pod_id, config=container, sandbox_config=pod)
         self.container_id = self.client.call(create, grant=CREATE_GRANT).container_id
         self.client.call(api.StartContainerRequest(container_id=self.container_id), grant=CREATE_GRANT)
+
+    def _lost_pod(self) -> str:
+        """The id of the pod that the runtime may go on making after we gave up; "" when it does not appear soon."""
+        for _ in range(20):
+            for pod in self.client.call(api.ListPodSandboxRequest()).items:
+                if pod.metadata.uid == self.uid:
+                    return str(pod.id)
+            time.sleep(0.1)
+        return ""
 
     def _status(self) -> api.ContainerStatus:
         request = api.ContainerStatusRequest(container_id=self.container_id)

@@ -1,0 +1,541 @@
+"""crioctl against a small CRI runtime over a real gRPC socket: its commands, its exit codes, its errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as api
+from crio_native.cli import crioctl
+from tests.cri.fake_runtime import BUSYBOX, FakeRuntime
+
+COMMAND = [sys.executable, "-m", "crio_native.cli.crioctl"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
+    socket = tmp_path / "cri.sock"
+    monkeypatch.setenv("CRIO_NATIVE_SOCKET", f"unix://{socket}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with FakeRuntime(socket) as runtime:
+        yield runtime
+
+
+@pytest.fixture
+def ctl(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def invoke(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as leaving:
+            crioctl.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Result(leaving.value.code, out, err)
+
+    yield invoke
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition did not come true"
+        time.sleep(0.01)
+
+
+def leftovers(tmp_path: Path) -> list[Path]:
+    return list(tmp_path.glob("crioctl-*/*"))
+
+
+# run
+
+
+def test_run_passes_output_and_exit_code_on_and_leaves_nothing(ctl, fake, tmp_path) -> None:
+    result = ctl("run", "--rm", "busybox", "sh", "-c", "echo one; printf two; echo three >&2; exit 7")
+    assert (result.code, result.out, result.err) == (7, "one\ntwo", "three\n")
+    assert fake.runtime.pods == {} and fake.runtime.containers == {}
+    assert leftovers(tmp_path) == []
+
+
+def test_run_without_rm_keeps_container_and_logs_but_stops_the_pod(ctl, fake, tmp_path) -> None:
+    assert ctl("run", "--name", "web", "busybox", "echo", "hello").code == 0
+    (pod,) = fake.runtime.pods.values()
+    assert pod.state == api.SANDBOX_NOTREADY
+    assert ctl("logs", "web").out == "hello\n"
+    assert ctl("rm", "web").code == 0
+    assert fake.runtime.pods == {}
+    assert leftovers(tmp_path) == []
+
+
+def test_a_container_that_a_signal_ended_gives_128_plus_its_number(ctl, fake) -> None:
+    assert ctl("run", "--rm", "busybox", "sh", "-c", "kill -9 $$").code == 137
+
+
+def test_run_translates_options(ctl, fake) -> None:
+    result = ctl(
+        "run", "-d", "--name", "all", "--handler", "kata", "-e", "A=b=c", "-v", "/h:/c:ro", "--cap-add", "net_admin",
+        "--memory", "64m", "--cpus", "0.5", "--pids", "10", "--user", "1000:1001", "--workdir", "/w", "--host-pid",
+        "--host-ipc", "--read-only", "--no-new-privs", "--seccomp", "localhost//p.json", "--sysctl", "net.a=1",
+        "--label", "k=v", "--annotation", "x=y", "-p", "8080:80/udp", "-t", "-i",
+        "--entrypoint", "echo", "busybox", "-n",
+    )  # fmt: skip
+    assert result.code == 0
+    pod = fake.runtime.asked(api.RunPodSandboxRequest)[0]
+    container = fake.runtime.asked(api.CreateContainerRequest)[0].config
+    assert (pod.runtime_handler, pod.config.hostname, pod.config.labels["k"]) == ("kata", "all", "v")
+    assert pod.config.linux.sysctls["net.a"] == "1"
+    assert pod.config.port_mappings[0] == api.PortMapping(protocol=api.UDP, container_port=80, host_port=8080)
+    assert (list(container.command), list(container.args)) == (["echo"], ["-n"])
+    assert (container.tty, container.stdin, container.working_dir) == (True, True, "/w")
+    assert container.image.image == BUSYBOX
+    assert container.annotations["x"] == "y"
+    assert container.envs[0] == api.KeyValue(key="A", value=b"b=c")
+    assert container.mounts[0] == api.Mount(host_path="/h", container_path="/c", readonly=True)
+    limits = container.linux.resources
+    assert (limits.memory_limit_in_bytes, limits.cpu_quota, limits.cpu_period) == (64 * 2**20, 50_000, 100_000)
+    assert (limits.cpu_shares, limits.unified["pids.max"]) == (512, "10")
+    security = container.linux.security_context
+    assert (security.run_as_user.value, security.run_as_group.value) == (1000, 1001)
+    assert (security.readonly_rootfs, security.no_new_privs) == (True, True)
+    assert security.capabilities.add_capabilities == ["NET_ADMIN"]
+    assert security.seccomp.localhost_ref == "/p.json"
+    assert security.namespace_options == pod.config.linux.security_context.namespace_options
+    assert security.namespace_options == api.NamespaceOption(network=api.POD, pid=api.NODE, ipc=api.NODE)
+
+
+def test_the_default_container_is_confined(ctl, fake) -> None:
+    assert ctl("run", "--rm", "busybox", "true").code == 0
+    security = fake.runtime.asked(api.CreateContainerRequest)[0].config.linux.security_context
+    assert security.seccomp.profile_type == api.SecurityProfile.RuntimeDefault
+    assert security.HasField("seccomp")
+    assert security.namespace_options.pid == api.CONTAINER
+    assert not security.privileged
+
+
+def test_pull_policies(ctl, fake) -> None:
+    assert ctl("run", "--rm", "--pull", "never", "busybox", "true").code == 0
+    refused = ctl("run", "--pull", "never", "other", "true")
+    assert (refused.code, fake.runtime.asked(api.PullImageRequest)) == (1, [])
+    assert "pull it first" in refused.err
+    assert ctl("run", "--rm", "other", "true").code == 0
+    assert ctl("run", "--rm", "other", "true").code == 0
+    assert len(fake.runtime.asked(api.PullImageRequest)) == 1
+    assert ctl("run", "--rm", "--pull", "always", "other", "true").code == 0
+    assert len(fake.runtime.asked(api.PullImageRequest)) == 2
+
+
+@pytest.mark.parametrize("failing", ["RunPodSandbox", "CreateContainer", "StartContainer"])
+def test_a_run_that_fails_leaves_nothing(ctl, fake, tmp_path, failing: str) -> None:
+    fake.runtime.fail[failing] = (grpc.StatusCode.INTERNAL, "step 'mount' failed\non /proc")
+    result = ctl("run", "busybox", "true")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1] == f"crioctl: {failing}: step 'mount' failed on /proc"
+    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
+
+
+def test_a_command_that_does_not_exist_is_one_line(ctl, fake) -> None:
+    result = ctl("run", "busybox", "/no/such/program")
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "/no/such/program" in result.err
+
+
+def test_a_taken_name_is_refused(ctl, fake) -> None:
+    assert ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").code == 0
+    result = ctl("run", "--name", "web", "busybox", "true")
+    assert result.code == 1 and "crioctl rm web" in result.err
+    assert len(fake.runtime.pods) == 1
+
+
+def test_out_of_memory_is_said(ctl, fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fake.runtime.CreateContainer
+
+    def create(request, context):
+        answer = original(request, context)
+        fake.runtime.containers[answer.container_id].reason = "OOMKilled"
+        return answer
+
+    fake.stop()
+    fake.runtime.CreateContainer = create
+    fake.start()
+    assert "--memory" in ctl("run", "--rm", "busybox", "true").err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_stops_and_removes(fake, tmp_path, number: signal.Signals) -> None:
+    script = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+    with subprocess.Popen([*COMMAND, "run", "--rm", "busybox", "sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        assert process.stdout.read() == b"bye\n"
+        assert process.wait(15) == 9
+    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
+
+
+def test_a_pod_that_appears_after_the_client_gave_up_is_removed(ctl, fake, tmp_path) -> None:
+    fake.runtime.delays["RunPodSandbox"] = 1
+    with subprocess.Popen([*COMMAND, "run", "busybox", "true"], stderr=subprocess.PIPE) as process:
+        wait_for(lambda: fake.runtime.asked(api.RunPodSandboxRequest))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 130
+    wait_for(lambda: fake.runtime.asked(api.RemovePodSandboxRequest))
+    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
+
+
+def test_run_outlasts_a_restart_of_the_daemon(fake) -> None:
+    arguments = [*COMMAND, "run", "--rm", "busybox", "sh", "-c", "echo a; sleep 1.5; echo b; exit 4"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"a\n"
+        fake.stop()
+        time.sleep(0.3)
+        fake.start()
+        assert (process.stdout.read(), process.wait(20)) == (b"b\n", 4)
+
+
+def test_a_log_root_that_others_can_write_to_is_refused(ctl, fake, tmp_path) -> None:
+    root = tmp_path / f"crioctl-{os.geteuid()}"
+    root.mkdir()
+    root.chmod(0o777)
+    result = ctl("run", "busybox", "true")
+    assert result.code == 1 and str(root) in result.err
+    assert fake.runtime.pods == {}
+
+
+# pods and containers
+
+
+def test_lists_for_people_and_scripts(ctl, fake) -> None:
+    id_ = ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").out.strip()
+    table = ctl("ps").out.splitlines()
+    assert re.split(r"\s{2,}", table[0].strip()) == ["CONTAINER", "NAME", "IMAGE", "STATE", "AGE", "POD"]
+    assert re.split(r"\s{2,}", table[1].strip())[:4] == [id_[:13], "web", "busybox", "running"]
+    assert ctl("ps", "-q").out == f"{id_}\n"
+    assert json.loads(ctl("ps", "-o", "json").out)["containers"][0]["state"] == "CONTAINER_RUNNING"
+    assert "10.9.8.7, fd00::7" in ctl("pods").out
+    (pod,) = json.loads(ctl("pods", "-o", "json").out)["items"]
+    assert pod["metadata"]["name"] == "web"
+    assert ctl("ps", "--pod", "web", "-q").out == f"{id_}\n"
+
+
+def test_an_empty_list_is_empty(ctl, fake) -> None:
+    assert ctl("ps", "-q").out == "" and ctl("pods", "-q").out == ""
+    assert json.loads(ctl("pods", "-o", "json").out) == {"items": []}
+
+
+def test_ended_containers_need_a(ctl, fake) -> None:
+    ctl("run", "--name", "done", "busybox", "true")
+    assert ctl("ps", "-q").out == ""
+    assert "exited" in ctl("ps", "-a").out
+
+
+@pytest.mark.parametrize("reference", ["container", "short", "name", "pod", "pod/name", "namespace/pod"])
+def test_what_run_made_goes_as_a_whole_by_any_name(ctl, fake, reference: str) -> None:
+    id_ = ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").out.strip()
+    (pod_id,) = fake.runtime.pods
+    names = {"container": id_, "short": id_[:8], "name": "web", "pod": pod_id}
+    names |= {"pod/name": "web/web", "namespace/pod": "crioctl/web"}
+    refused = ctl("rm", names[reference])
+    assert refused.code == 1 and "rm -f" in refused.err
+    assert ctl("stop", "-t", "0", names[reference]).code == 0
+    assert fake.runtime.pods[pod_id].state == api.SANDBOX_NOTREADY
+    assert ctl("rm", names[reference]).code == 0
+    assert fake.runtime.pods == {}
+
+
+def make_pod(fake: FakeRuntime, tmp_path: Path, name: str, *containers: str) -> str:
+    """A pod as a kubelet makes it, past crioctl."""
+    config = api.PodSandboxConfig(
+        metadata=api.PodSandboxMetadata(name=name, namespace="default", uid=name), log_directory=str(tmp_path)
+    )
+    pod_id = fake.runtime.RunPodSandbox(api.RunPodSandboxRequest(config=config), None).pod_sandbox_id
+    for container in containers:
+        spec = api.ContainerConfig(
+            metadata=api.ContainerMetadata(name=container), args=["sleep", "60"], log_path=f"{container}.log"
+        )
+        fake.runtime.CreateContainer(
+            api.CreateContainerRequest(pod_sandbox_id=pod_id, config=spec, sandbox_config=config), None
+        )
+    return pod_id
+
+
+def test_containers_of_a_kubelets_pod_go_one_by_one(ctl, fake, tmp_path) -> None:
+    make_pod(fake, tmp_path, "web", "app", "proxy")
+    assert ctl("start", "app").code == 0
+    assert ctl("stop", "-t", "1", "web/app").code == 0
+    assert ctl("rm", "app").code == 0
+    assert [item.config.metadata.name for item in fake.runtime.containers.values()] == ["proxy"]
+    assert len(fake.runtime.pods) == 1
+    assert ctl("rm", "web").code == 0
+    assert fake.runtime.containers == {} and fake.runtime.pods == {}
+
+
+def test_an_ambiguous_name_lists_the_choices_and_does_nothing(ctl, fake, tmp_path) -> None:
+    make_pod(fake, tmp_path, "one", "app")
+    make_pod(fake, tmp_path, "two", "app")
+    result = ctl("rm", "-f", "app")
+    assert result.code == 1
+    assert "one/app" in result.err and "two/app" in result.err
+    assert len(fake.runtime.containers) == 2
+
+
+def test_one_failure_among_several_is_told_and_the_rest_done(ctl, fake, tmp_path) -> None:
+    make_pod(fake, tmp_path, "one", "a")
+    make_pod(fake, tmp_path, "two", "b")
+    result = ctl("rm", "one", "nothing", "two")
+    assert (result.code, result.out) == (1, "one\ntwo\n")
+    assert result.err.startswith("crioctl: container or pod 'nothing' not found")
+    assert fake.runtime.pods == {}
+
+
+def test_rm_force_kills(ctl, fake) -> None:
+    ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    assert ctl("rm", "-f", "web").code == 0
+    assert fake.runtime.containers == {}
+
+
+def test_exec_passes_output_and_exit_code_on(ctl, fake) -> None:
+    ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    result = ctl("exec", "-t", "5", "web", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (result.code, result.out, result.err) == (3, "out\n", "err\n")
+    assert fake.runtime.asked(api.ExecSyncRequest)[0].timeout == 5
+
+
+def test_inspect_finds_container_then_pod_then_image(ctl, fake) -> None:
+    ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    container = json.loads(ctl("inspect", "web").out)
+    assert container["status"]["state"] == "CONTAINER_RUNNING"
+    assert container["info"] == {"info": {"pid": 12}}
+    assert json.loads(ctl("inspect", "--type", "pod", "web").out)["status"]["network"]["ip"] == "10.9.8.7"
+    assert json.loads(ctl("inspect", "busybox").out)["image"]["id"] == BUSYBOX
+    missing = ctl("inspect", "nothing")
+    assert missing.code == 1 and "'nothing' not found" in missing.err
+
+
+# logs
+
+
+def test_logs_select(ctl, fake) -> None:
+    ctl("run", "--name", "web", "busybox", "sh", "-c", "echo 1; echo 2; echo 3")
+    assert ctl("logs", "--tail", "2", "web").out == "2\n3\n"
+    assert ctl("logs", "--tail", "0", "web").out == ""
+    assert ctl("logs", "--since", "1h", "web").out == "1\n2\n3\n"
+    assert ctl("logs", "--since", "2100-01-01T00:00:00Z", "web").out == ""
+    assert re.fullmatch(r"(\d{4}-\d\d-\d\dT[\d:.]+Z \d\n){3}", ctl("logs", "--timestamps", "web").out)
+
+
+def test_logs_follow_ends_with_the_container(ctl, fake) -> None:
+    script = "for i in 1 2 3 4; do echo $i; sleep 0.1; done"
+    ctl("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
+    assert ctl("logs", "-f", "web").out == "1\n2\n3\n4\n"
+
+
+def test_a_closed_pipe_ends_quietly(fake, ctl) -> None:
+    ctl("run", "--name", "web", "busybox", "sh", "-c", "seq 4000 | sed s/$/$(printf %0500d)/")
+    logs = subprocess.Popen([*COMMAND, "logs", "web"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert logs.stdout and logs.stdout.readline() == b"1" + b"0" * 500 + b"\n"
+    logs.stdout.close()
+    assert logs.stderr and logs.stderr.read() == b""
+    assert logs.wait(10) == 1
+
+
+def test_a_log_that_cannot_be_read_is_one_line(ctl, fake, tmp_path) -> None:
+    ctl("run", "--name", "web", "busybox", "true")
+    (item,) = fake.runtime.containers.values()
+    item.log = str(tmp_path)
+    result = ctl("logs", "web")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("\n") == 1 and "directory" in result.err
+
+
+# images
+
+
+def test_images_and_rmi(ctl, fake) -> None:
+    table = ctl("images").out
+    assert "docker.io/library/busybox:latest" in table and "4.3 MiB" in table
+    assert "\x1b" not in table, "an image's name must not reach the terminal as an escape"
+    assert ctl("images", "-q").out == f"{BUSYBOX}\n"
+    assert ctl("images", "-q", "nothing").out == ""
+    assert ctl("rmi", "busybox").code == 0
+    missing = ctl("rmi", "busybox")
+    assert missing.code == 1 and "'busybox' not found" in missing.err
+
+
+def test_pull_passes_credentials(ctl, fake) -> None:
+    result = ctl("pull", "--creds", "user:pa:ss", "registry/x:1")
+    assert result.code == 0 and result.out.startswith("sha256:ccc")
+    auth = fake.runtime.asked(api.PullImageRequest)[0].auth
+    assert (auth.username, auth.password) == ("user", "pa:ss")
+
+
+def make_tar(path: Path, *names: str, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return path
+
+
+def test_load_tells_the_kinds_apart(ctl, fake, tmp_path) -> None:
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    (layout / "oci-layout").write_text("{}")
+    oci = make_tar(tmp_path / "oci.tar", "./index.json", "./oci-layout")
+    docker = make_tar(tmp_path / "docker.tar", "manifest.json", "oci-layout")
+    packed = make_tar(tmp_path / "docker.tgz", "manifest.json", mode="w:gz")
+    for path in (layout, oci, docker, packed):
+        assert ctl("load", path).code == 0
+    assert ctl("load", "--tag", "v1", layout).code == 0
+    asked = [request.image.image for request in fake.runtime.asked(api.PullImageRequest)]
+    assert asked == [
+        f"oci:{layout}",
+        f"oci-archive:{oci}",
+        f"docker-archive:{docker}",
+        f"docker-archive:{packed}",
+        f"oci:{layout}:v1",
+    ]
+
+
+def test_load_refuses_what_is_no_image(ctl, fake, tmp_path) -> None:
+    (tmp_path / "text").write_text("hello")
+    cut = make_tar(tmp_path / "cut.tgz", "manifest.json", mode="w:gz")
+    cut.write_bytes(cut.read_bytes()[:20])
+    empty = make_tar(tmp_path / "empty.tar", "README")
+    colon = make_tar(tmp_path / "a:b.tar", "manifest.json")
+    for path, word in (
+        (tmp_path, "oci-layout"),
+        (tmp_path / "text", "cannot be read"),
+        (cut, "cannot be read"),
+        (empty, "neither"),
+        (colon, "rename"),
+    ):
+        result = ctl("load", path)
+        assert result.code == 1 and word in result.err and result.err.count("\n") == 1
+    assert ctl("load", tmp_path / "missing").code == 2
+    assert fake.runtime.asked(api.PullImageRequest) == []
+
+
+# the node
+
+
+def test_version_info_and_stats(ctl, fake) -> None:
+    assert "9.8.7" in ctl("version").out
+    assert json.loads(ctl("version", "-o", "json").out)["runtime"]["runtimeName"] == "fake"
+    table = ctl("info").out
+    assert "NetworkReady" in table and "cgroupfs" in table and "recursive_read_only_mounts" in table
+    assert "\x1b" not in table
+    parsed = json.loads(ctl("info", "-o", "json").out)
+    assert parsed["info"] == {"config": {"root": "/var/lib"}, "broken": "{"}
+    ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    row = re.split(r"\s{2,}", ctl("stats", "--interval", "0.2", "web").out.splitlines()[1].strip())
+    assert row[1:] == ["web", "50.0", "3.0 MiB", "-", "-", "-"]
+    assert len(json.loads(ctl("stats", "-o", "json").out)["stats"]) == 1
+
+
+def test_stats_watch_repeats_until_interrupted(fake, ctl) -> None:
+    ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
+    fake.runtime.requests.clear()
+    watch = subprocess.Popen([*COMMAND, "stats", "--watch", "--interval", "0.1"], stdout=subprocess.PIPE)
+    wait_for(lambda: len(fake.runtime.asked(api.ListContainerStatsRequest)) > 3)
+    watch.send_signal(signal.SIGINT)
+    out, _ = watch.communicate(timeout=10)
+    assert watch.returncode == 130 and b"web" in out
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call"), [(["events"], "GetContainerEvents"), (["stats", "-o", "json"], "ListContainerStats")]
+)
+def test_a_call_the_runtime_does_not_have_is_named(ctl, fake, arguments: list[str], call: str) -> None:
+    if call == "ListContainerStats":
+        fake.runtime.fail[call] = (grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    result = ctl(*arguments)
+    assert (result.code, result.err) == (1, f"crioctl: the runtime at {fake.path} does not implement {call}\n")
+
+
+def test_no_daemon(ctl, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRIO_NATIVE_SOCKET", raising=False)
+    for socket, word in (
+        (tmp_path / "none.sock", "no such file"),
+        (tmp_path / ("x" * 200), "too long"),
+        ("relative.sock", "absolute"),
+    ):
+        result = ctl("-r", socket, "ps")
+        assert result.code == 1 and word in result.err and "--socket" in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_a_socket_that_nobody_serves(ctl, fake) -> None:
+    fake.stop()
+    fake.path.touch()
+    result = ctl("ps")
+    assert result.code == 1 and "refused" in result.err and "start the daemon" in result.err
+    fake.path.unlink()
+    fake.start()
+
+
+def test_a_silent_daemon_runs_into_the_timeout(ctl, fake) -> None:
+    fake.runtime.delays["Version"] = 1
+    result = ctl("--timeout", "0.3", "version")
+    assert result.code == 1 and "raise it with --timeout" in result.err
+
+
+def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl, fake) -> None:
+    fake.runtime.fail["Version"] = (grpc.StatusCode.INTERNAL, "bad \x1b]0;title\x07\nsecond line")
+    result = ctl("version")
+    assert result.err == "crioctl: Version: bad \\x1b]0;title\\x07 second line\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["run"], "IMAGE"),
+        (["run", "--memory", "lots", "busybox"], "--memory"),
+        (["run", "-v", "relative:/x", "busybox"], "HOST"),
+        (["run", "--rm", "-d", "busybox"], "--rm"),
+        (["run", "-i", "busybox"], "attach"),
+        (["run", "--host-pid", "--share-pid", "busybox"], "--share-pid"),
+        (["run", "--name", "../up", "busybox"], "--name"),
+        (["exec", "web"], "COMMAND"),
+        (["nonsense"], "nonsense"),
+        (["stats", "--watch", "-o", "json"], "--watch"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(ctl, fake, arguments: list[str], word: str) -> None:
+    result = ctl(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert word in result.err and result.err.count("\n") == 1 and "--help" in result.err
+    assert fake.runtime.requests == []
+
+
+def test_a_command_line_that_is_not_utf8_is_refused(fake, tmp_path) -> None:
+    done = subprocess.run([*map(os.fsencode, COMMAND), b"run", b"busybox", b"echo", b"\xff"], capture_output=True)
+    assert done.returncode == 2 and b"UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
+
+
+def test_help_needs_no_daemon(ctl) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+        assert ctl(*arguments).code == 0
