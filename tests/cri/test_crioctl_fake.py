@@ -475,6 +475,13 @@ def test_a_call_the_runtime_does_not_have_is_named(ctl, fake, arguments: list[st
     assert (result.code, result.err) == (1, f"crioctl: the runtime at {fake.path} does not implement {call}\n")
 
 
+def test_a_field_the_runtime_does_not_have_is_named(ctl, fake) -> None:
+    words = "config.port_mappings[0]: this version does not implement the field"
+    fake.runtime.fail["RunPodSandbox"] = (grpc.StatusCode.UNIMPLEMENTED, words)
+    result = ctl("run", "-p", "1:2", "busybox")
+    assert result.err == f"crioctl: the runtime at {fake.path} does not implement RunPodSandbox: {words}\n"
+
+
 def test_no_daemon(ctl, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRIO_NATIVE_SOCKET", raising=False)
     for socket, word in (

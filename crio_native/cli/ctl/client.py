@@ -27,6 +27,7 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
+NO_METHOD = "Method not found!"
 OWN_DEADLINE = "Deadline Exceeded"  # what gRPC says when the client gave up, not the runtime
 CLASSES: dict[grpc.StatusCode, type[errors.CrioError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
@@ -108,7 +109,9 @@ class Client:
     def _translate(self, name: str, error: grpc.RpcError, deadline: float | None) -> errors.CrioError:
         code, details = error.code(), " ".join((error.details() or "").split())
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}")
+            # Servers name a call that they do not have; gRPC for Python says NO_METHOD.  Else it is a field of the call.
+            part = f": {details}" if details and details != NO_METHOD and name not in details else ""
+            return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}{part}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             if deadline is not None and details in ("", OWN_DEADLINE):
                 details = f"no answer within {deadline:g} s; raise it with --timeout"
