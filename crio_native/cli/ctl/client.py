@@ -27,7 +27,7 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-NO_METHOD = "Method not found!"
+NO_METHOD = ("", "Method not found!", "Method not implemented!")  # the last two are gRPC for Python's
 OWN_DEADLINE = "Deadline Exceeded"  # what gRPC says when the client gave up, not the runtime
 CLASSES: dict[grpc.StatusCode, type[errors.CrioError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
@@ -109,8 +109,8 @@ class Client:
     def _translate(self, name: str, error: grpc.RpcError, deadline: float | None) -> errors.CrioError:
         code, details = error.code(), " ".join((error.details() or "").split())
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            # Servers name a call that they do not have; gRPC for Python says NO_METHOD.  Else it is a field of the call.
-            part = f": {details}" if details and details != NO_METHOD and name not in details else ""
+            # Of a call that they do not have servers say its name, or NO_METHOD; else it is a field of the call.
+            part = "" if name in details or details in NO_METHOD else f": {details}"
             return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}{part}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             if deadline is not None and details in ("", OWN_DEADLINE):
