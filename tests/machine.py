@@ -82,9 +82,11 @@ def _descriptors() -> set[str]:
     names = set()
     for number in os.listdir("/proc/self/fd"):
         try:
-            names.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+            target = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:  # the listing's own
             continue
+        if target != "anon_inode:bpf-prog":  # the cache of loaded device programs, which has a bound
+            names.add(f"{number} -> {target}")
     return names
 
 

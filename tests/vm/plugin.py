@@ -89,7 +89,8 @@ class Outside:
         environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         environment |= {CHANNEL: "/dev/tty1", "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
         environment["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:{rig().tree}/sbin"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ids]
+        # importing hypothesis would cost as much as the boot; a test that uses it does not need its plugin
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *ids]
         self._guest = Guest(rig(), wanted, command, environment)
         self._booted = wanted
         self._broken[wanted] = "an earlier guest of this kind ended before its first report"
