@@ -1,0 +1,33 @@
+"""Images: names, registries, layers, the store, and what a container's root file system is made of.
+
+Here belongs everything from an image's name to the directories that its layers became.  What runs on them (mounting
+the overlay, the process) is `oci/`'s; which container uses which image is `pods/`'s.
+
+    references   names as people and the kubelet write them
+    manifests    the documents: index, manifest, config
+    registry     a source: OCI Distribution over HTTP
+    layouts      two more: OCI layout and docker-archive, on disk
+    unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
+    layers       the directories that layers became
+    records      the database of images
+    store        all of it together: pull, load, list, remove
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
+    from crio_native.images.store import ImageStore
+
+__all__ = ["Credentials", "FsUsage", "Image", "ImageStore", "Platform", "Progress"]
+
+
+def __getattr__(name: str) -> Any:
+    # The unpacker imports this package, too, and must not pay for the store.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "store" if name == "ImageStore" else "model"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

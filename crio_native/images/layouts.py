@@ -1,0 +1,266 @@
+"""Images on disk as sources: the OCI image layout (image-layout.md) and the docker-archive that `docker save` writes.
+
+Both are directories here; an archive file is unpacked into one first, by the confined unpacker (see `opened`).  All
+that lies in such a directory is a stranger's: every path is resolved by the kernel inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from crio_native.errors import InvalidArgument, NotFound
+from crio_native.images import references
+from crio_native.images.manifests import (
+    DOCKER_CONFIG,
+    MAX_DOCUMENT,
+    MAX_LAYERS,
+    OCI_INDEX,
+    Descriptor,
+    Manifest,
+    choose,
+    parse_config,
+    parse_document,
+    parse_manifest,
+    resolve,
+    verified,
+)
+from crio_native.images.model import Platform
+from crio_native.images.unpacking import unpack
+from crio_native.linux import inroot
+
+REF_NAME = "org.opencontainers.image.ref.name"
+FULL_NAME = "io.containerd.image.name"  # what docker and containerd write beside it
+GZIP_MAGIC = b"\x1f\x8b"
+PIECE = 256 << 10
+TRANSPORTS = ("oci", "oci-archive", "docker-archive")
+
+
+class Blobs(Protocol):
+    """Where content comes from."""
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """The bytes of a blob, unchecked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image on disk.
+
+    names: complete ("registry/repository:tag"), as it is called there.  digests: of its index and its manifest, the
+    manifest's last; none in a docker-archive.
+    """
+
+    names: tuple[str, ...]
+    manifest: Manifest
+    digests: tuple[str, ...]
+    blobs: Blobs
+
+
+def split_source(source: str) -> tuple[str, str, str]:
+    """(transport, path, tag) of a `load` argument; transport "" for a bare path, tag "" for all images."""
+    transport, colon, rest = source.partition(":")
+    path, tag = rest, ""
+    if colon and transport in TRANSPORTS:
+        path, _, tag = rest.partition(":")
+    else:
+        transport, path = "", source
+    if not path.startswith("/") or "\0" in path:
+        accepted = "an absolute path, alone or after oci:, oci-archive: or docker-archive:"
+        raise InvalidArgument("source", source, f"not {accepted}")
+    return transport, path, tag
+
+
+@contextlib.contextmanager
+def opened(source: str, scratch: Path, platform: Platform) -> Iterator[list[Found]]:
+    """The images of `source`; an archive file is unpacked in `scratch`, an empty directory, for that time.
+
+    Raises InvalidArgument, NotFound, Unimplemented, and whatever unpacking raises.
+    """
+    transport, path, tag = split_source(source)
+    root = _open_directory(transport, path, scratch)
+    try:
+        if transport != "docker-archive" and _exists(root, "oci-layout"):
+            yield _Layout(root, path).images(tag, platform)
+        elif transport in ("", "docker-archive") and _exists(root, "manifest.json"):
+            yield _DockerArchive(root).images(tag)
+        else:
+            wanted = {"": "OCI layout or docker-archive", "docker-archive": "docker-archive"}
+            raise InvalidArgument("source", source, f"this is no {wanted.get(transport, 'OCI layout')}")
+    finally:
+        os.close(root)
+
+
+def _open_directory(transport: str, path: str, scratch: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound("file", path) from None
+    except OSError as error:
+        raise InvalidArgument("source", path, f"it cannot be opened: {error.strerror}") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode) and transport in ("", "oci"):
+        return fd
+    try:
+        if not stat.S_ISREG(mode) or transport == "oci":
+            raise InvalidArgument("source", path, f"not a {'directory' if transport == 'oci' else 'file'}")
+        compression = "gzip" if _is_gzip(fd) else "none"
+        unpack(scratch, _pieces(fd), compression=compression, layer=False, what=f"archive {path}")
+    finally:
+        os.close(fd)
+    return os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+class _Layout:
+    """An OCI image layout."""
+
+    def __init__(self, root: int, path: str) -> None:
+        self._root, self._path = root, path
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        with _open_file(self._root, f"blobs/{descriptor.digest.replace(':', '/')}") as fd:
+            yield from _pieces(fd)
+
+    def images(self, tag: str, platform: Platform) -> list[Found]:
+        what = f"{self._path}/index.json"
+        index = parse_manifest(_read(self._root, "index.json"), OCI_INDEX, what)
+        if isinstance(index, Manifest):
+            raise InvalidArgument(what, "a manifest", "not an index")
+        by_name: dict[str, list[Descriptor]] = {}
+        for descriptor in index:
+            full, short = descriptor.annotations.get(FULL_NAME, ""), descriptor.annotations.get(REF_NAME, "")
+            if tag in ("", full, short):
+                by_name.setdefault(full or short, []).append(descriptor)
+        if not by_name:
+            names = sorted({name for d in index for key in (FULL_NAME, REF_NAME) if (name := d.annotations.get(key))})
+            raise NotFound("image", tag or what, f"the layout has {', '.join(names[:20]) or 'no image with a name'}")
+        return [self._image(name, candidates, platform) for name, candidates in by_name.items()]
+
+    def _image(self, name: str, candidates: list[Descriptor], platform: Platform) -> Found:
+        what = f"{self._path}: {name or 'image'}"
+        chosen = choose(candidates, platform, what)
+        manifest, digests = resolve(self._document, self._document(chosen), chosen.media_type, platform, what)
+        return Found(_names(name, self._path), manifest, digests, self)
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > MAX_DOCUMENT:
+            raise InvalidArgument(f"{descriptor.digest}.size", descriptor.size, f"more than {MAX_DOCUMENT} bytes")
+        return b"".join(verified(self.blob(descriptor), descriptor, self._path))
+
+
+def _names(name: str, path: str) -> tuple[str, ...]:
+    """The complete name of an image in a layout; a mere tag is taken as one of the layout's own name."""
+    if not name:
+        return ()
+    if "/" in name or ":" in name:
+        return (str(references.parse(name, f"{path}/index.json")),)
+    stem = os.path.basename(path.rstrip("/")).lower().partition(".tar")[0].removesuffix(".tgz")
+    try:
+        return (str(references.parse(f"localhost/{stem}:{name}")),)
+    except InvalidArgument:
+        return ()
+
+
+class _DockerArchive:
+    """What `docker save` writes: manifest.json, and files for configs and layers."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._paths: dict[str, str] = {}  # digest -> file
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        with _open_file(self._root, self._paths[descriptor.digest]) as fd:
+            yield from _pieces(fd)
+
+    def images(self, tag: str) -> list[Found]:
+        entries = parse_document(b'{"images":%s}' % _read(self._root, "manifest.json"), "manifest.json")["images"]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InvalidArgument("manifest.json", entries, "not a list of images")
+        found = [self._image(entry, f"manifest.json[{number}]") for number, entry in enumerate(entries)]
+        if tag:
+            wanted = str(references.parse(tag, "source"))
+            found = [image for image in found if wanted in image.names]
+        if not found:
+            raise NotFound("image", tag or "manifest.json", "the archive does not have it")
+        return found
+
+    def _image(self, entry: dict[str, Any], where: str) -> Found:
+        config_path, layers, tags = entry.get("Config"), entry.get("Layers") or [], entry.get("RepoTags") or []
+        if not isinstance(config_path, str) or not config_path:
+            raise InvalidArgument(f"{where}.Config", config_path, "not a path")
+        if not _is_texts(layers) or len(layers) > MAX_LAYERS:
+            raise InvalidArgument(f"{where}.Layers", layers, f"not a list of up to {MAX_LAYERS} paths")
+        if not _is_texts(tags):
+            raise InvalidArgument(f"{where}.RepoTags", tags, "not a list of names")
+        raw = _read(self._root, config_path)
+        diff_ids = parse_config(raw, len(layers), f"{where}.Config")["rootfs"]["diff_ids"]
+        config = Descriptor(DOCKER_CONFIG, "sha256:" + hashlib.sha256(raw).hexdigest(), len(raw))
+        self._paths[config.digest] = config_path
+        blobs = tuple(self._layer(path, diff_id) for path, diff_id in zip(layers, diff_ids, strict=True))
+        names = tuple(str(references.parse(name, f"{where}.RepoTags")) for name in tags)
+        return Found(names, Manifest(config, blobs), (), self)
+
+    def _layer(self, path: str, diff_id: str) -> Descriptor:
+        """A plain layer's digest is its diff id; only of a compressed one it has to be found out."""
+        with _open_file(self._root, path) as fd:
+            digest, kind = diff_id, ""
+            if _is_gzip(fd):
+                hasher = hashlib.sha256()
+                for piece in _pieces(fd):
+                    hasher.update(piece)
+                digest, kind = "sha256:" + hasher.hexdigest(), "+gzip"
+            size = os.fstat(fd).st_size
+        self._paths[digest] = path
+        return Descriptor(f"application/vnd.oci.image.layer.v1.tar{kind}", digest, size)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and text for text in value)
+
+
+@contextlib.contextmanager
+def _open_file(root: int, path: str) -> Iterator[int]:
+    """A regular file inside a stranger's directory; links in it lead to nowhere outside."""
+    try:
+        if "\0" in path:
+            raise ValueError("its name has a NUL in it")
+        fd = inroot.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise NotFound("file", path, f"it is missing in the layout or archive ({error})") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidArgument("file", path, "not a regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path, dir_fd=root, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _read(root: int, path: str) -> bytes:
+    with _open_file(root, path) as fd:
+        raw = b"".join(itertools.islice(_pieces(fd), MAX_DOCUMENT // PIECE + 1))
+    if len(raw) > MAX_DOCUMENT:
+        raise InvalidArgument("file", path, f"larger than {MAX_DOCUMENT} bytes")
+    return raw
+
+
+def _is_gzip(fd: int) -> bool:
+    return os.pread(fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC
+
+
+def _pieces(fd: int) -> Iterator[bytes]:
+    while piece := os.read(fd, PIECE):
+        yield piece

@@ -1,0 +1,104 @@
+"""The values that cross the border of this room.  Plain data, no behaviour worth a test of its own but `Platform`'s."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of the store.
+
+    id: "sha256:" and the config's digest.  names: complete, "docker.io/library/busybox:latest".  digests:
+    "repository@digest" of each index and manifest it was pulled by.  size: bytes on disk.  config: the image config
+    (image-spec, config.md), checked.  layers: diff ids, lowest first.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    size: int
+    config: Mapping[str, Any]
+    manifest_digest: str
+    layers: tuple[str, ...]
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user's name and password for a registry."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one layer is.  digest: the blob's.  current, total: bytes as transferred.
+
+    stage: "fetch" while it comes (unpacking goes on at the same time), "done", or "exists" for one already here.
+    """
+
+    digest: str
+    current: int
+    total: int
+    stage: Literal["fetch", "done", "exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class FsUsage:
+    """What the images take.  mountpoint: the store's directory.  timestamp: ns since the epoch."""
+
+    mountpoint: str
+    bytes: int
+    inodes: int
+    timestamp: int
+
+
+# uname's machine -> (architecture, variants from the best to the least that this machine runs)
+_MACHINES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "x86_64": ("amd64", ("v1",)),
+    "aarch64": ("arm64", ("v8",)),
+    "armv7l": ("arm", ("v7", "v6", "v5")),
+    "armv6l": ("arm", ("v6", "v5")),
+    "ppc64le": ("ppc64le", ()),
+    "riscv64": ("riscv64", ()),
+    "s390x": ("s390x", ()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An operating system and a CPU, in the words of the image-spec (image-index.md).  variant: "" for the default."""
+
+    architecture: str
+    os: str = "linux"
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    @classmethod
+    def host(cls) -> Platform:
+        """This machine's."""
+        machine = os.uname().machine
+        architecture, variants = _MACHINES.get(machine, (machine, ()))
+        return cls(architecture, variant=variants[0] if variants else "")
+
+    def preference(self, offered: Platform) -> int | None:
+        """How well an offered platform suits this one: 0 is best, None is not at all."""
+        if (offered.os, offered.architecture) != (self.os, self.architecture):
+            return None
+        accepted = self._variants()
+        return accepted.index(offered.variant) if offered.variant in accepted else None
+
+    def _variants(self) -> list[str]:
+        """Acceptable variants, best first; an image that names none fits any CPU of its architecture."""
+        number = self.variant.removeprefix("v")
+        if not number.isdigit() or len(number) > 2:
+            return [self.variant, ""] if self.variant else ["", "v1", "v8"]
+        lowest = {"arm": 5, "arm64": 8, "amd64": 1}.get(self.architecture, int(number))
+        return [f"v{level}" for level in range(int(number), lowest - 1, -1)] + [""]

@@ -1,0 +1,423 @@
+"""The image store: pull, load, look up, remove, and the root file system of a container.
+
+One directory, one daemon:
+
+    images.db  images, names, digests (`records`)      layers/, tmp/  what they stand on (`layers`)
+    lock       held while a daemon uses the store
+
+An image exists from the commit of its record, which comes after all its layers are durable; a layer that no image
+needs, and no pull in progress, is removed.  After a crash at any moment an image is there with all its layers or not
+at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from crio_native.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from crio_native.images import layouts, manifests, references
+from crio_native.images.layers import EMPTY, Layers
+from crio_native.images.layouts import Blobs
+from crio_native.images.manifests import Descriptor, Manifest, verified
+from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
+from crio_native.images.records import Record, Records
+from crio_native.images.references import Reference
+from crio_native.images.registry import Repository
+from crio_native.images.unpacker import Limits
+from crio_native.images.work import Joining, Stop
+from crio_native.oci.runtime import Overlay
+
+MIN_PREFIX = 12  # hex digits of an id
+PROGRESS_INTERVAL = 0.1  # seconds between two reports of a layer
+
+log = logging.getLogger(__name__)
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Catalogue:
+    """All images as of one moment.  Replaced as a whole, so reading takes no lock."""
+
+    images: Mapping[str, Image] = field(default_factory=dict)
+    by_name: Mapping[str, Image] = field(default_factory=dict)  # and by digest
+
+
+class ImageStore:
+    """The images of one node.  Methods may be called from any thread; `list`, `get` and `usage` never wait.
+
+    root: the store's directory, made if missing.  layers_in_parallel: of one pull.  insecure: registries
+    ("host[:port]") to speak plain HTTP with, beside those on the loopback.  pinned: patterns as for `pin`.  limits:
+    bounds of one layer.  Raises FailedPrecondition if another process uses the directory.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        layers_in_parallel: int = 3,
+        insecure: Collection[str] = (),
+        pinned: Collection[str] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        self._root, self._parallel, self._insecure = root, layers_in_parallel, frozenset(insecure)
+        self._pinned = tuple(pinned)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_fd = _lock(root)
+        self._layers = Layers(root, limits)
+        self._records = Records(root / "images.db")
+        self._joining = Joining()
+        self._closing = threading.Event()
+        self._mutex = threading.RLock()  # of the catalogue's next version, and of which layers may go
+        self._wanted: Counter[str] = Counter()  # diff ids that pulls in progress count on
+        self._catalogue = _Catalogue()
+        with self._mutex:
+            self._forget_incomplete()
+            self._refresh()
+            removed = self._collect()
+        Layers.delete(removed)
+
+    def close(self) -> None:
+        """Let go of the directory; what is still being pulled is given up."""
+        self._closing.set()
+        self._records.close()
+        os.close(self._lock_fd)
+
+    # Looking
+
+    def list(self) -> Sequence[Image]:
+        """All images, oldest first."""
+        return [*self._catalogue.images.values()]
+
+    def get(self, ref: str) -> Image:
+        """The image of a name, a digest ("name@sha256:..."), an id, or at least 12 digits of an id.
+
+        Raises NotFound; InvalidArgument for what can be none of these, or fits several images.
+        """
+        catalogue = self._catalogue
+        if ref in catalogue.images:
+            return catalogue.images[ref]
+        digits = ref.removeprefix("sha256:")
+        is_prefix = MIN_PREFIX <= len(digits) <= 64 and not digits.strip("0123456789abcdef")
+        if not (is_prefix and len(digits) == 64):
+            reference = references.parse(ref)
+            key = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
+            if key in catalogue.by_name:
+                return catalogue.by_name[key]
+        found = [image for id_, image in catalogue.images.items() if is_prefix and id_.startswith(f"sha256:{digits}")]
+        if len(found) > 1:
+            raise InvalidArgument("image", ref, f"{len(found)} images have ids that start so; give more digits")
+        if not found:
+            raise NotFound("image", ref, "it is not in the store; pull or load it first")
+        return found[0]
+
+    def usage(self) -> FsUsage:
+        """What the images take on disk, from what was counted when their layers were unpacked."""
+        layers = self._layers.all()
+        files = [self._root / name for name in ("images.db", "images.db-wal")]
+        size = sum(file.stat().st_size for file in files if file.exists())
+        return FsUsage(
+            str(self._root),
+            size + sum(layer.bytes for layer in layers),
+            len(files) + sum(layer.inodes for layer in layers),
+            time.time_ns(),
+        )
+
+    # Adding
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        credentials: Credentials | None = None,
+        progress: OnProgress | None = None,
+        platform: Platform | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Image:
+        """Get an image from its registry; a pull of the same that is in progress is joined (without its progress).
+
+        progress: called from other threads, at most ten times a second a layer.  platform: instead of this
+        machine's.  cancelled: ends the pull at its next step.
+        Raises InvalidArgument (the reference, a document or a layer is wrong), NotFound, PermissionRefused,
+        Unavailable (the registry), ResourceExhausted (the disk, a bound), DeadlineExceeded (cancelled),
+        Unimplemented (no container image, an unknown compression).  After an error nothing new is left.
+        """
+        reference = references.parse(ref)
+        platform = platform or Platform.host()
+        stop = Stop(f"pull of {reference}", cancelled, self._closing)
+        return self._joining.run(
+            ("pull", reference, platform, credentials),
+            lambda: self._pull(reference, credentials, progress, platform, stop),
+            stop,
+            shares=lambda error: not isinstance(error, DeadlineExceeded),
+        )
+
+    def _pull(
+        self,
+        reference: Reference,
+        credentials: Credentials | None,
+        progress: OnProgress | None,
+        platform: Platform,
+        stop: Stop,
+    ) -> Image:
+        plain = references.is_loopback(reference.registry) or reference.registry in self._insecure
+        origin = f"registry {reference.registry}"
+        with contextlib.closing(Repository(reference, stop, plain_http=plain, credentials=credentials)) as repository:
+
+            def fetch(descriptor: Descriptor) -> bytes:
+                raw, _, _ = repository.manifest(descriptor.digest)
+                return b"".join(verified([raw], descriptor, origin))
+
+            raw, media_type, stated = repository.manifest(reference.wanted)
+            if promised := reference.digest or stated:
+                raw = b"".join(verified([raw], Descriptor(media_type, promised, len(raw)), origin))
+            manifest, digests = manifests.resolve(fetch, raw, media_type, platform, f"manifest of {reference}")
+            names = () if reference.digest else (str(reference),)
+            known_as = dict.fromkeys(f"{reference.name}@{digest}" for digest in (*digests, promised) if digest)
+            return self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
+
+    def load(
+        self, source: str, *, progress: OnProgress | None = None, cancelled: threading.Event | None = None
+    ) -> Sequence[Image]:
+        """Import all images of an OCI layout or docker-archive on this machine.
+
+        source: "oci:/directory[:tag]", "oci-archive:/file[:tag]", "docker-archive:/file[:name]", or a path alone.
+        Raises as `pull`; NotFound, too, for a file or a tag.  Images before the one that fails stay.
+        """
+        stop = Stop(f"load of {source}", cancelled, self._closing)
+        with self._layers.scratch() as scratch, layouts.opened(source, scratch, Platform.host()) as found:
+            return [self._add_found(image, source, progress, stop) for image in found]
+
+    def _add_found(self, image: layouts.Found, source: str, progress: OnProgress | None, stop: Stop) -> Image:
+        repositories = {references.parse(name).name for name in image.names}
+        known_as = tuple(f"{name}@{digest}" for name in sorted(repositories) for digest in image.digests)
+        digest = image.digests[-1] if image.digests else ""
+        return self._add(image.blobs, image.manifest, digest, image.names, known_as, source, progress, stop)
+
+    def _add(
+        self,
+        blobs: Blobs,
+        manifest: Manifest,
+        digest: str,
+        names: tuple[str, ...],
+        known_as: tuple[str, ...],
+        origin: str,
+        progress: OnProgress | None,
+        stop: Stop,
+    ) -> Image:
+        raw = b"".join(verified(blobs.blob(manifest.config), manifest.config, origin))
+        id_ = "sha256:" + hashlib.sha256(raw).hexdigest()
+        config = manifests.parse_config(raw, len(manifest.layers), f"config {manifest.config.digest}")
+        diff_ids = config["rootfs"]["diff_ids"]
+        with self._keeping(diff_ids):
+            self._add_layers(
+                dict(zip(diff_ids, manifest.layers, strict=True)), blobs, origin, progress or _ignore, stop
+            )
+            self._sync()
+            with self._mutex:
+                self._records.add(Record(id_, digest, raw, names, known_as))
+                self._refresh()
+                return self._catalogue.images[id_]
+
+    def _add_layers(
+        self, layers: Mapping[str, Descriptor], blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
+    ) -> None:
+        """Make all layers present, several at a time.  Raises the error of the first that fails."""
+        if not layers:
+            return
+        with ThreadPoolExecutor(min(self._parallel, len(layers)), "layer") as pool:
+            futures = [
+                pool.submit(self._add_layer, diff_id, descriptor, blobs, origin, progress, stop)
+                for diff_id, descriptor in layers.items()
+            ]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            errors = [error for future in futures if future in done and (error := future.exception())]
+            if errors:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        if errors:
+            raise errors[0]
+
+    def _add_layer(
+        self, diff_id: str, descriptor: Descriptor, blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
+    ) -> None:
+        def unpack() -> None:
+            if self._layers.get(diff_id):
+                progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "exists"))
+                return
+            pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
+            compression = manifests.compression(descriptor)
+            with contextlib.closing(pieces):
+                self._layers.add(diff_id, pieces, compression=compression, what=f"layer {descriptor.digest}")
+            progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "done"))
+
+        stop.check()
+        self._joining.run(("layer", diff_id), unpack, stop)
+
+    def _sync(self) -> None:
+        try:
+            self._layers.sync()
+        except OSError as error:
+            raise Internal(f"the image store {self._root} cannot be made durable: {error.strerror}") from error
+
+    # Removing
+
+    def remove(self, ref: str, *, in_use: Collection[str] = ()) -> None:
+        """Remove an image with all its names, and the layers that no other needs.
+
+        in_use: ids of images that containers stand on; a mapping gives what uses each.  Raises NotFound, and
+        FailedPrecondition for an image in use.
+        """
+        image = self.get(ref)
+        if image.id in in_use:
+            user = in_use[image.id] if isinstance(in_use, Mapping) else "a container"
+            raise FailedPrecondition(f"image {image.id} ({ref}) is in use by {user}: remove that first")
+        with self._mutex:
+            self._records.remove([image.id])
+            self._refresh()
+            removed = self._collect()
+        Layers.delete(removed)
+
+    @contextlib.contextmanager
+    def _keeping(self, diff_ids: Iterable[str]) -> Iterator[None]:
+        """Layers that are not to be removed meanwhile, though no image needs them yet."""
+        with self._mutex:
+            self._wanted.update(diff_ids)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._wanted.subtract(diff_ids)
+                self._wanted += Counter()  # drops what is at zero
+                removed = self._collect()
+            Layers.delete(removed)
+
+    def _collect(self) -> Sequence[Path]:
+        """Put away the layers that nothing needs; the mutex is held."""
+        needed = {
+            diff_id for image in self._catalogue.images.values() for diff_id in image.layers
+        } | self._wanted.keys()
+        return self._layers.remove(layer.diff_id for layer in self._layers.all() if layer.diff_id not in needed)
+
+    # Using
+
+    def prepare_root(self, image_id: str, container_dir: Path) -> Overlay:
+        """Make `upper` and `work` in a container's directory, and say how to mount its root file system.
+
+        The upper directory gets mode and owner of the image's root directory: the mounted root shows its own.
+        Raises NotFound, AlreadyExists (container_dir has been prepared before), ResourceExhausted.
+        """
+        image = self._catalogue.images.get(image_id)
+        if image is None:
+            raise NotFound("image", image_id, "it is not in the store; pull or load it first")
+        lowers: dict[str, None] = {}  # a set in order: overlayfs refuses a layer that comes twice, and the upper
+        owner = None  # occurrence shows all that the lower one would
+        for layer in filter(None, map(self._layers.get, reversed(image.layers))):
+            lowers[layer.lower] = None
+            owner = owner or layer.owner
+            if layer.opaque:  # the kernel does not look for this mark on a layer's own root
+                break
+        upper, work = _make_upper_and_work(container_dir, owner or (0o755, 0, 0))
+        return Overlay(str(self._layers.base), tuple(lowers) or (f"{EMPTY}/fs",), upper, work)
+
+    def pin(self, patterns: Iterable[str]) -> None:
+        """Mark as pinned the images with a name or digest that fits one: complete names, `*` for any text."""
+        with self._mutex:
+            self._pinned = tuple(patterns)
+            self._refresh()
+
+    # The catalogue
+
+    def _refresh(self) -> None:
+        """Read the records anew; the mutex is held."""
+        known = self._catalogue.images
+        images = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
+        by_name = {name: image for image in images.values() for name in (*image.names, *image.digests)}
+        self._catalogue = _Catalogue(images, by_name)
+
+    def _image(self, record: Record, known: Image | None) -> Image:
+        pinned = any(fnmatch.fnmatchcase(n, p) for n in (*record.names, *record.digests) for p in self._pinned)
+        if known:
+            return replace(known, names=record.names, digests=record.digests, pinned=pinned)
+        config = json.loads(record.config)
+        layers = tuple(config["rootfs"]["diff_ids"])
+        unpacked = [layer for diff_id in dict.fromkeys(layers) if (layer := self._layers.get(diff_id))]
+        size = len(record.config) + sum(layer.bytes for layer in unpacked)
+        return Image(record.id, record.names, record.digests, size, config, record.manifest_digest, layers, pinned)
+
+    def _forget_incomplete(self) -> None:
+        """Drop records whose layers are gone (somebody else's doing): the image can be pulled again."""
+        for record in self._records.load():
+            missing = [d for d in json.loads(record.config)["rootfs"]["diff_ids"] if not self._layers.get(d)]
+            if missing:
+                log.error("image %s %s has lost layer %s and is forgotten", record.id, record.names, missing[0])
+                self._records.remove([record.id])
+
+
+def _lock(root: Path) -> int:
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise FailedPrecondition(f"image store {root} is in use by another process") from None
+    return fd
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def _reported(pieces: Iterable[bytes], descriptor: Descriptor, progress: OnProgress, stop: Stop) -> Iterator[bytes]:
+    current, last = 0, 0.0
+    for piece in pieces:
+        stop.check()
+        yield piece
+        current += len(piece)
+        if (now := time.monotonic()) - last > PROGRESS_INTERVAL:
+            progress(Progress(descriptor.digest, current, descriptor.size, "fetch"))
+            last = now
+
+
+def _make_upper_and_work(container_dir: Path, owner: tuple[int, int, int]) -> tuple[str, str]:
+    """Both or none.  owner: (mode, uid, gid) of upper."""
+    upper, work = container_dir / "upper", container_dir / "work"
+    made: list[Path] = []
+    try:
+        for directory in (upper, work):
+            directory.mkdir(mode=0o700)
+            made.append(directory)
+        mode, uid, gid = owner
+        os.chown(upper, uid, gid)
+        os.chmod(upper, mode)
+    except OSError as error:
+        for directory in made:
+            directory.rmdir()
+        if isinstance(error, FileExistsError):
+            raise AlreadyExists(f"{error.filename} exists: the container's root was prepared before") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted(f"no space left on the device of {container_dir}; free some and retry") from None
+        raise Internal(f"cannot make {error.filename}: {error.strerror}") from None
+    return str(upper), str(work)

@@ -1,0 +1,71 @@
+"""The unpacker's run: shut in, read standard input to its end, report.
+
+    unpacker PARENT REPORT DIRECTORY COMPRESSION KIND LIMITS
+
+PARENT: the daemon's pid.  REPORT: number of a SEQPACKET socket.  DIRECTORY: absolute path of an empty directory.
+KIND: `layer`, or `archive` for a plain tar.  LIMITS: numbers, comma-separated, in the order of `Limits`.
+
+Packets on the report socket: any number of `opaque` with a directory's descriptor, which the daemon marks (setting
+trusted.overlay.opaque takes CAP_SYS_ADMIN, with which no confinement would hold), and at the end one JSON object:
+`{"digest","size","bytes","inodes","opaque","owner"}`, or `{"error": {"kind","entry","reason","errno"}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+from crio_native.images.unpacker import Limits, Refused, tar
+from crio_native.images.unpacker.stream import Stream
+from crio_native.images.unpacker.tree import Tree
+from crio_native.linux import confine
+
+CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP")
+MEMORY = 1 << 30  # bytes; a million directories' times fit
+
+
+def main() -> None:
+    parent, descriptor, directory, compression, kind, numbers = sys.argv[1:]
+    report = socket.socket(fileno=int(descriptor))
+    limits = Limits(*(int(number) for number in numbers.split(",")))
+    try:
+        confine.die_with_parent(int(parent))
+        confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes)
+        confine.into_directory(directory, CAPABILITIES)
+        os.umask(0)
+        result = _unpack(report, Stream(0, compression, limits), limits, layer=kind == "layer")
+    except Refused as refused:
+        result = _error(refused.kind, refused.entry, refused.reason)
+    except OSError as error:
+        entry = error.filename if isinstance(error.filename, bytes) else os.fsencode(error.filename or "")
+        result = _error("system", entry, error.strerror or str(error), error.errno or 0)
+    except MemoryError:
+        result = _error("limit", b"", f"it needs more than {MEMORY} bytes of memory to unpack")
+    report.send(json.dumps(result).encode())
+
+
+def _unpack(report: socket.socket, stream: Stream, limits: Limits, *, layer: bool) -> dict[str, Any]:
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = Tree(root, limits, layer=layer)
+    for entry in tar.entries(stream, limits):
+        tree.add(entry, stream)
+    stream.drain()
+    tree.finish()
+    for fd in tree.opaque_directories():
+        socket.send_fds(report, [b"opaque"], [fd])
+    return {
+        "digest": stream.digest(),
+        "size": stream.size,
+        "bytes": tree.bytes,
+        "inodes": tree.inodes,
+        "opaque": tree.root_is_opaque,
+        "owner": tree.owner,
+    }
+
+
+def _error(kind: str, entry: bytes, reason: str, number: int = 0) -> dict[str, Any]:
+    shown = entry[:300].decode("utf-8", "backslashreplace")
+    return {"error": {"kind": kind, "entry": shown, "reason": reason, "errno": number}}

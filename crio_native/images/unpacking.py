@@ -1,0 +1,144 @@
+"""The daemon's side of the unpacker: start the confined child, feed it, and believe it only as far as needed.
+
+The child's own program is `unpacker/`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import crio_native
+from crio_native.errors import CrioError, DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, StepFailed
+from crio_native.images.unpacker import Limits
+
+REPORT_TIMEOUT = 300.0  # seconds for the child's last writes after the last byte was fed
+MAX_REPORT = 1 << 16
+PIPE_SIZE = 1 << 20
+
+_PACKAGES = os.fspath(Path(crio_native.__file__).parent.parent)
+# -S and our own path instead of -m: reading site-packages would double the child's start.
+_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crio_native.images.unpacker.main import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What the child made.
+
+    digest: sha256 of the uncompressed archive.  size: its bytes.  bytes, inodes: what the directory takes on disk.
+    opaque: the layer hides everything below it.  owner: (mode, uid, gid) of the root directory if the archive has it.
+    """
+
+    digest: str
+    size: int
+    bytes: int
+    inodes: int
+    opaque: bool
+    owner: tuple[int, int, int] | None
+
+
+def unpack(
+    directory: Path,
+    pieces: Iterable[bytes],
+    *,
+    compression: str = "none",
+    layer: bool = True,
+    what: str = "layer",
+    limits: Limits | None = None,
+) -> Unpacked:
+    """Unpack an archive that comes in pieces into an empty directory of ours.
+
+    compression: "none" or "gzip".  layer: translate whiteouts for overlayfs.  what: names the archive in errors.
+    Raises what `pieces` raises; InvalidArgument for an archive that is broken or hostile, ResourceExhausted at a bound
+    or when the disk is full, StepFailed when the kernel refuses, Internal when the child dies.  What is in the
+    directory after an error is the caller's to remove.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            child = _start(directory, theirs, compression, layer, limits or Limits())
+        try:
+            _feed(child, pieces)
+            return _result(ours, child, what)
+        finally:
+            child.kill()  # no effect on one that has ended
+            child.wait()
+
+
+def _start(
+    directory: Path, report: socket.socket, compression: str, layer: bool, limits: Limits
+) -> subprocess.Popen[bytes]:
+    arguments = (os.getpid(), report.fileno(), directory.absolute(), compression, "layer" if layer else "archive")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _BOOT, _PACKAGES, *map(str, arguments), ",".join(map(str, limits))],
+        stdin=subprocess.PIPE,
+        pipesize=PIPE_SIZE,
+        pass_fds=(report.fileno(),),
+        env={},
+        cwd="/",
+        bufsize=0,
+    )
+
+
+def _feed(child: subprocess.Popen[bytes], pieces: Iterable[bytes]) -> None:
+    assert child.stdin
+    with child.stdin as pipe:
+        try:
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(pipe.fileno(), rest) :]
+        except BrokenPipeError:
+            pass  # it has ended early; its report says why
+
+
+def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) -> Unpacked:
+    report.settimeout(REPORT_TIMEOUT)
+    try:
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(report, MAX_REPORT, 1)
+            if packet != b"opaque":
+                break
+            for fd in descriptors:
+                _mark_opaque(fd)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what}: the unpacker did not finish within {REPORT_TIMEOUT:.0f} s") from None
+    if not packet:
+        status = child.wait()
+        raise Internal(f"{what}: the unpacker died with {f'signal {-status}' if status < 0 else f'status {status}'}")
+    answer = json.loads(packet)
+    if "error" in answer:
+        raise _error(what, answer["error"])
+    owner = answer.pop("owner")
+    return Unpacked(**answer, owner=owner and tuple(owner))
+
+
+def _mark_opaque(fd: int) -> None:
+    """The one thing that the child may not do itself; the descriptor can only be of its own directory."""
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.setxattr(fd, "trusted.overlay.opaque", b"y")
+    except OSError as error:
+        raise StepFailed("mark an opaque directory", error.errno or 0) from None
+    finally:
+        os.close(fd)
+
+
+def _error(what: str, error: dict[str, Any]) -> CrioError:
+    kind, entry, reason, number = error["kind"], error["entry"], error["reason"], error["errno"]
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"{what}: no space left on the device while unpacking {entry!r}; free some and retry")
+    if kind == "limit":
+        return ResourceExhausted(f"{what}: {f'entry {entry!r}: ' if entry else ''}{reason}")
+    if kind == "system":
+        return StepFailed("unpack", number, entry, what)
+    return InvalidArgument(what, entry, reason)

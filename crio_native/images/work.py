@@ -1,0 +1,101 @@
+"""Long work: stopping it, and doing it once when several callers want it at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from crio_native.errors import DeadlineExceeded
+
+Result = TypeVar("Result")
+POLL = 0.1  # seconds between looks at the events
+
+
+class Stop:
+    """Whether some work should end: because its caller says so, the daemon ends, or a part of it has failed.
+
+    what: names the work in the error.
+    """
+
+    def __init__(self, what: str, *events: threading.Event | None) -> None:
+        self._what = what
+        self._own = threading.Event()
+        self._events = [self._own, *(event for event in events if event)]
+
+    def set(self) -> None:
+        self._own.set()
+
+    def check(self) -> None:
+        """Raises DeadlineExceeded if it should."""
+        if any(event.is_set() for event in self._events):
+            raise DeadlineExceeded(f"{self._what} was cancelled before it was complete")
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not through a stop."""
+        end = time.monotonic() + seconds
+        self.check()
+        while (rest := end - time.monotonic()) > 0:
+            self._own.wait(min(rest, POLL))
+            self.check()
+
+
+class Joining:
+    """Runs of work by key."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Hashable, Future[Any]] = {}
+
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[[], Result],
+        stop: Stop,
+        *,
+        shares: Callable[[BaseException], bool] = lambda error: False,
+    ) -> Result:
+        """Do `work`, or wait for whoever does it already and return what came of it.
+
+        stop: ends the waiting.  shares: whether another's failure is ours as well; if not, we try ourselves.
+        """
+        while True:
+            with self._lock:
+                theirs = self._running.get(key)
+                if theirs is None:
+                    mine: Future[Result] = Future()
+                    self._running[key] = mine
+            if theirs is None:
+                return self._do(key, mine, work)
+            error = self._wait(theirs, stop)
+            if error is None:
+                result: Result = theirs.result()
+                return result
+            if shares(error):
+                raise error
+
+    def _do(self, key: Hashable, mine: Future[Result], work: Callable[[], Result]) -> Result:
+        try:
+            result = work()
+        except BaseException as error:
+            self._end(key)
+            mine.set_exception(error)
+            raise
+        self._end(key)
+        mine.set_result(result)
+        return result
+
+    def _end(self, key: Hashable) -> None:
+        with self._lock:
+            del self._running[key]
+
+    @staticmethod
+    def _wait(theirs: Future[Any], stop: Stop) -> BaseException | None:
+        while True:
+            stop.check()
+            try:
+                return theirs.exception(timeout=POLL)
+            except TimeoutError:
+                continue
