@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyseccomp
+import pyseccomp  # type: ignore[import-untyped]
 from cachetools import LRUCache, cached
 
 from crio_native.config.installed import installed
@@ -30,6 +30,7 @@ from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound
 PROFILE_SIZE_MAX = 1 << 20
 RULES_MAX = 2048
 NAMES_MAX = 2048
+NO_SUCH_SYSCALL = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
 BPF_MAXINSNS = 4096  # linux/bpf_common.h
 ERRNO_MAX = 4095  # MAX_ERRNO: the kernel cuts larger ones down to it
 
@@ -313,7 +314,7 @@ def _applies(rule: Mapping[str, Any], capabilities: set[str], arch: str, kernel:
     includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
     if not set(includes.get("caps") or ()) <= capabilities or set(excludes.get("caps") or ()) & capabilities:
         return False
-    if includes.get("arches") and arch not in includes["arches"] or arch in (excludes.get("arches") or ()):
+    if (includes.get("arches") and arch not in includes["arches"]) or arch in (excludes.get("arches") or ()):
         return False
     if includes.get("minKernel") and kernel < _version(includes["minKernel"]):
         return False
@@ -333,7 +334,7 @@ def _plain_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def compile(linux_seccomp: Mapping[str, Any]) -> Compiled:  # noqa: A001 - it is what is done to a filter
+def compile(linux_seccomp: Mapping[str, Any]) -> Compiled:
     """The BPF program of a `linux.seccomp` object.
 
     System calls that libseccomp does not know are passed over, as the OCI specification asks.  Raises InvalidArgument
@@ -369,7 +370,7 @@ def _compile_text(text: str) -> Compiled:
 
 
 def _action(name: str, number: int) -> int:
-    return ACTIONS[name] | (number if name in WITH_ERRNO else 0)
+    return int(ACTIONS[name] | (number if name in WITH_ERRNO else 0))
 
 
 def _add_architectures(program: pyseccomp.SyscallFilter, profile: Mapping[str, Any]) -> None:
@@ -392,13 +393,8 @@ def _add_rule(program: pyseccomp.SyscallFilter, rule: Mapping[str, Any], default
             try:
                 program.add_rule(action, number, *arguments)
             except OSError as error:
-                if error.errno == errno.EEXIST:
-                    raise InvalidArgument(where, name, "contradicts an earlier rule for the same system call") from None
                 raise InvalidArgument(where, name, f"is refused by libseccomp: {error.strerror}") from None
-    return action == pyseccomp.NOTIFY
-
-
-NO_SUCH_SYSCALL = -1  # __NR_SCMP_ERROR; other negative numbers are calls of other architectures
+    return bool(action == pyseccomp.NOTIFY)
 
 
 def _argument_sets(args: Sequence[Mapping[str, Any]]) -> Iterator[list[pyseccomp.Arg]]:
