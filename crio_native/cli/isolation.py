@@ -61,20 +61,20 @@ def _capabilities(mask: str) -> str:
 def _cgroup(pid: int) -> dict[str, str]:
     paths = _cgroup_paths(pid)
     limits = []
-    for controller, v1_file, v2_file in LIMITS:
-        mount = hierarchy().controllers.get(controller)
-        if mount is None:
+    for controller, *files in LIMITS:
+        version = hierarchy().version_of(controller)
+        if version == 0:
             continue
-        directory = Path(f"{mount}{paths.get(controller, paths.get('', '/'))}")
-        file = directory / (v1_file if controller in paths else v2_file)
+        path = paths[controller if version == 1 else ""]
+        file = Path(f"{hierarchy().mount_of(controller)}{path}") / files[version - 1]
         if file.exists():
             limits.append(f"{file.name} {_limit(file)}")
-    return {"cgroup": paths.get("memory", paths.get("", "/")), "  limits": ", ".join(limits) or "none readable"}
+    return {"cgroup": paths.get("memory") or paths[""], "  limits": ", ".join(limits) or "none readable"}
 
 
 def _cgroup_paths(pid: int) -> Mapping[str, str]:
     """Controller to cgroup; the unified hierarchy is ""."""
-    paths = {}
+    paths: dict[str, str] = {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         paths.update(dict.fromkeys(controllers.split(","), path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ import grpc
 from crio_native.api.runtime.v1 import api_pb2, api_pb2_grpc
 from crio_native.errors import Unavailable
 from crio_native.linux import mounts, syscalls
-from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.linux.cgroup import Cgroup
 
 MESSAGE_SIZE = 80 << 20
 START_SECONDS = 20.0
@@ -61,6 +62,7 @@ class ScratchDaemon:
         self.cgroup_parent = f"/{self.directory.name}"
         self.socket = self.directory / "crio.sock"
         self.log = self.directory / "daemon.log"
+        self.network_state = self.directory / "run/network"
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = grpc.insecure_channel(
             f"unix://{self.socket}",
@@ -103,6 +105,7 @@ class ScratchDaemon:
 
     def _write_config(self) -> None:
         (self.directory / "crio.conf").write_text(CONFIG.format(directory=self.directory))
+        (self.directory / "crio.conf.d").mkdir()
         network_dir = self.directory / "net.d"
         network_dir.mkdir()
         (network_dir / "10-scratch.conflist").write_text(json.dumps(self._conflist(), indent=2))
@@ -156,24 +159,21 @@ class ScratchDaemon:
             self.process.wait()
 
     def _remove_cgroup(self) -> None:
-        """Containers outlive a daemon that was killed; their cgroups name all their processes."""
-        for path in reversed(self._cgroups()):
-            Cgroup(path).kill()
-            Cgroup(path).remove()
-
-    def _cgroups(self) -> list[str]:
-        """Ours in any hierarchy, parents first."""
-        found = set()
-        for mount in set(hierarchy().controllers.values()):
-            for directory, _, _ in os.walk(f"{mount}{self.cgroup_parent}"):
-                found.add(directory.removeprefix(str(mount)))
-        return sorted(found)
+        """Containers outlive a daemon that was killed; the cgroup names all their processes."""
+        cgroup = Cgroup(self.cgroup_parent)
+        cgroup.kill()
+        cgroup.remove()
 
     def _remove_network(self) -> None:
+        """What the daemon's own records name: also what a daemon that was killed left attached."""
         from crio_native.network import PodNetwork
 
-        network = PodNetwork(network_dir=self.directory / "net.d", state_dir=self.directory / "run/network")
-        network.shutdown(remove=True)
+        if not self.network_state.exists():
+            return
+        network = PodNetwork.from_directory(network_dir=self.directory / "net.d", state_dir=self.network_state)
+        network.collect([])
+        if not network.shutdown(remove=True):
+            raise OSError(f"pods are still attached to {self.bridge}")
 
     def _unmount(self) -> None:
         for target in reversed(mounts_below(self.directory)):
@@ -188,10 +188,10 @@ class ScratchDaemon:
 
 
 def mounts_below(directory: Path) -> list[str]:
-    """Mount points below a directory, in the order that they were made."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    targets = (line.split()[4].encode().decode("unicode_escape") for line in lines)
-    return [target for target in targets if target.startswith(f"{directory}/")]
+    """Mount points below a directory, in the order that they were made; the kernel writes odd bytes in octal."""
+    lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    targets = (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in lines if line)
+    return [os.fsdecode(target) for target in targets if os.fsdecode(target).startswith(f"{directory}/")]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -17,11 +17,12 @@ import click
 from rich.console import Console
 
 from crio_native.cli.scratch import ScratchDaemon
+from crio_native.linux.cgroup import Cgroup
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from tests.perf import containers, daemon, report
 from tests.perf.host import private_mounts
-from tests.perf.peers import Bundle
+from tests.perf.peers import CGROUP, Bundle
 from tests.perf.report import Result
 
 KINDS = ("run", "exec", "monitor", "daemon")
@@ -37,9 +38,11 @@ def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
     chosen = kinds or KINDS
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        results = list(_executor(chosen, bundle, directory, rounds)) if set(chosen) - {"daemon"} else []
-        if {"daemon", "exec"} & set(chosen):
-            results += _daemon(chosen, bundle, rounds, pods)
+        results: list[Result] = []
+        if set(chosen) - {"daemon"}:
+            results += _executor(chosen, bundle, directory, rounds)
+        if "daemon" in chosen:
+            results += _daemon(bundle, rounds, pods)
     report.show(results, console)
     report.write(results)
     console.print(f"written: {report.BENCH_FILE}")
@@ -61,32 +64,29 @@ def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: in
             yield from containers.measure_monitor(ours, bundle)
     finally:
         launchers.stop()
-        containers.remove_cgroups()
+        Cgroup(CGROUP).remove()
 
 
-def _daemon(chosen: Sequence[str], bundle: Bundle, rounds: int, pods: int) -> list[Result]:
+def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
     server = ScratchDaemon()
     try:
         server.start()
-        results = daemon.measure_rest(server) if "daemon" in chosen else []
+        results = daemon.measure_rest(server)
         client = daemon.Client(server)
-        if "exec" in chosen:
-            with console.status("ExecSync: ours, crun"):
-                results += daemon.measure_exec_sync(client, bundle, rounds)
-        if "daemon" in chosen:
-            with console.status("pods") as status:
-                results += daemon.measure_growth(client, pods, status.update)
+        with console.status("ExecSync: ours, crun"):
+            results += daemon.measure_exec_sync(client, bundle, rounds)
+        with console.status("pods") as status:
+            results += daemon.measure_growth(client, pods, status.update)
         return results
     finally:
         for problem in server.close():
             console.print(f"[red]left behind:[/] {problem}")
-        containers.remove_cgroups()
+        Cgroup(CGROUP).remove()
 
 
 def _default_seccomp() -> dict[str, Any]:
     """RuntimeDefault as the daemon resolves it for a container with `runc spec`'s capabilities."""
-    profile = seccomp.load_profile(seccomp.DEFAULT_PROFILE)
-    return seccomp.resolve(profile, ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"])
+    return seccomp.resolve(seccomp.default_profile(), ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"])
 
 
 @contextmanager

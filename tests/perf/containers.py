@@ -6,17 +6,15 @@ started before it.  The peers are started by posix_spawn.
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from crio_native.oci.builtin.client import BuiltinRuntime
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, Process
-from tests.perf.peers import CGROUP, SLEEP, Bundle, conmon_container, program, proportional_set_size, run
+from tests.perf.peers import SLEEP, Bundle, conmon_container, program, proportional_set_size, run
 from tests.perf.report import Result, compare
 
 TRUE = ("/bin/true",)
@@ -41,14 +39,17 @@ class Ours:
     def __init__(self, runtime: BuiltinRuntime, bundle: Bundle, directory: Path) -> None:
         self.runtime, self.bundle, self.directory = runtime, bundle, directory
 
-    def start(self, name: str, spec: Mapping[str, Any]) -> tuple[Process, Path]:
+    def create(self, name: str, spec: Mapping[str, Any]) -> tuple[Process, Path]:
         run_dir = self.directory / name
         run_dir.mkdir(mode=0o700)
         log = str(self.directory / f"{name}.log")
         container = ContainerSpec(id=name, spec=spec, bundle=self.bundle.directory, run_dir=run_dir, log_path=log)
-        process = self.runtime.create(container)
+        return self.runtime.create(container), run_dir
+
+    def start(self, name: str, spec: Mapping[str, Any]) -> Process:
+        process, run_dir = self.create(name, spec)
         self.runtime.start(name, run_dir)
-        return process, run_dir
+        return process
 
     def delete(self, name: str, spec: Mapping[str, Any]) -> None:
         self.runtime.delete(name, self.directory / name, spec["linux"]["cgroupsPath"])
@@ -59,8 +60,9 @@ class Ours:
 
     def run(self, spec: Mapping[str, Any]) -> None:
         """create, start, wait for the end, delete."""
-        _, run_dir = self.start("run", spec)
+        _, run_dir = self.create("run", spec)
         with self.runtime.watch("run", run_dir) as watch:
+            self.runtime.start("run", run_dir)
             select.select([watch], [], [], 10)
             status = self.runtime.read_exit(watch)
         if status is None or status.code != 0:
@@ -98,7 +100,7 @@ def measure_exec(ours: Ours, bundle: Bundle, count: int) -> list[Result]:
     """A command in a container that runs already."""
     root = bundle.directory / "state" / "crun"
     spec = bundle.spec(SLEEP, cgroup="ours-exec")
-    process, _ = ours.start("sleeper", spec)
+    process = ours.start("sleeper", spec)
     directory = bundle.sibling("crun-exec", bundle.spec(SLEEP, cgroup="crun-exec"))
     crun = (program("crun"), "--root", root)
     run(*crun, "run", "--detach", "--bundle", directory, "bench-exec")
@@ -117,7 +119,7 @@ def measure_exec(ours: Ours, bundle: Bundle, count: int) -> list[Result]:
 def measure_monitor(ours: Ours, bundle: Bundle) -> list[Result]:
     """The memory that watching one sleeping container costs."""
     spec = bundle.spec(SLEEP, cgroup="ours-monitor")
-    process, _ = ours.start("watched", spec)
+    process = ours.start("watched", spec)
     directory = bundle.sibling("conmon", bundle.spec(SLEEP, cgroup="crun-monitor"))
     try:
         conmon = conmon_container(directory, "bench-monitor")
@@ -127,12 +129,3 @@ def measure_monitor(ours: Ours, bundle: Bundle) -> list[Result]:
         run(program("crun"), "--root", directory / "state", "delete", "--force", "bench-monitor")
         ours.delete("watched", spec)
     return [Result("monitor, memory (PSS)", "KiB", mine, theirs, "conmon", 0.15)]
-
-
-def remove_cgroups() -> None:
-    """The common parent that the runtimes leave empty, in each hierarchy."""
-    for mount in {
-        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line
-    }:
-        with suppress(FileNotFoundError, OSError):
-            os.rmdir(f"{mount}{CGROUP}")

@@ -1,7 +1,7 @@
 """The peers, from Debian's packages: crun, runc and conmon, and the bundle that all of us run.
 
 The bundle's config.json is `runc spec`'s own, so that no side has written the task; changed are the command, the
-terminal and the cgroup.
+terminal, the limits, the cgroup, and ambient capabilities.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Bundle:
         subprocess.run([program("runc"), "spec", "--bundle", directory], check=True)
         self._spec = json.loads((directory / "config.json").read_text())
         self._spec["process"]["terminal"] = False
+        self._spec["process"]["capabilities"]["ambient"] = []  # the kernel grants none without inheritable ones
         self._spec["linux"]["resources"] |= {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}}
 
     def spec(self, args: Sequence[str], *, cgroup: str, seccomp: dict[str, Any] | None = None) -> dict[str, Any]:
