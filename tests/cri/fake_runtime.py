@@ -122,6 +122,7 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
         )
 
     def RuntimeConfig(self, request, context):
+        self.check(request, context)
         return api.RuntimeConfigResponse(linux=api.LinuxRuntimeConfiguration(cgroup_driver=api.CGROUPFS))
 
     def RunPodSandbox(self, request, context):

@@ -452,6 +452,13 @@ def test_version_info_and_stats(ctl, fake) -> None:
     assert len(json.loads(ctl("stats", "-o", "json").out)["stats"]) == 1
 
 
+def test_info_of_a_runtime_older_than_runtime_config(ctl, fake) -> None:
+    fake.runtime.fail["RuntimeConfig"] = (grpc.StatusCode.UNIMPLEMENTED, "unknown method RuntimeConfig")
+    table = ctl("info")
+    assert table.code == 0 and "RuntimeReady" in table.out and "cgroup driver" not in table.out
+    assert json.loads(ctl("info", "-o", "json").out)["config"] is None
+
+
 def test_stats_watch_repeats_until_interrupted(fake, ctl) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
     fake.runtime.requests.clear()

@@ -11,6 +11,7 @@ from crio_native.cli.ctl import logs as log_files
 from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import CallNotFound, Client
 from crio_native.cli.ctl.find import SHORT, Container, Node, Pod, match
+from crio_native.cli.ctl.images import short_image_id
 from crio_native.cli.ctl.run import STOP_GRACE, remove_logs, remove_pod, stop_pod
 from crio_native.cli.ctl.targets import for_each
 from crio_native.errors import FailedPrecondition, NotFound
@@ -23,6 +24,12 @@ label_option = click.option(
 def state_word(value: str) -> str:
     """ "CONTAINER_RUNNING" -> "running"."""
     return value.split("_", 1)[1].lower()
+
+
+def image_word(image: api.ImageSpec) -> str:
+    """The image's name, or the beginning of its id where the runtime knows no name."""
+    name = image.user_specified_image or image.image
+    return short_image_id(name) if name.startswith("sha256:") else name
 
 
 def addresses(client: Client, pod: api.PodSandbox) -> str:
@@ -86,7 +93,7 @@ def ps(
         return [
             item.id[:SHORT],
             item.metadata.name,
-            item.image.user_specified_image or item.image.image,
+            image_word(item.image),
             state_word(api.ContainerState.Name(item.state)),
             show.age(item.created_at),
             item.pod_sandbox_id[:SHORT],

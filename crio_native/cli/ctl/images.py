@@ -14,6 +14,7 @@ import click
 from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import Client
+from crio_native.cli.ctl.find import SHORT
 from crio_native.cli.ctl.targets import for_each
 from crio_native.errors import InvalidArgument, NotFound
 
@@ -73,11 +74,15 @@ def _transport(path: str) -> str:
     raise InvalidArgument("PATH", path, "has neither oci-layout nor manifest.json in it")
 
 
+def short_image_id(id_: str) -> str:
+    return id_.removeprefix("sha256:")[:SHORT]
+
+
 def image_row(image: api.Image) -> list[str]:
     names = list(image.repo_tags) or list(image.repo_digests) or ["<none>"]
     return [
         ", ".join(names),
-        image.id.removeprefix("sha256:")[:13],
+        short_image_id(image.id),
         show.size(image.size),
         "yes" if image.pinned else "",
     ]

@@ -15,6 +15,7 @@ from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.cli.ctl import show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import SHORT, Node
+from crio_native.errors import Unimplemented
 
 STATS_TITLES = ["CONTAINER", "NAME", "CPU %", "MEMORY", "WORKING SET", "SWAP", "WRITTEN"]
 Sample = Mapping[str, api.ContainerStats]
@@ -111,16 +112,26 @@ def version(client: Client, output: str) -> None:
     show.print_table(["PROGRAM", "VERSION"], rows)
 
 
+def runtime_config(client: Client) -> api.RuntimeConfigResponse | None:
+    """What the kubelet must agree with; None from the many runtimes that are older than the call."""
+    try:
+        answer: api.RuntimeConfigResponse = client.call(api.RuntimeConfigRequest())
+    except Unimplemented:
+        return None
+    return answer
+
+
 @click.command()
 @show.output_option
 @click.pass_obj
 def info(client: Client, output: str) -> None:
     """Print the runtime's state: conditions, handlers, cgroup driver, room for images."""
     status = client.call(api.StatusRequest(verbose=True))
-    config = client.call(api.RuntimeConfigRequest())
+    config = runtime_config(client)
     room = client.call(api.ImageFsInfoRequest())
     if output == "json":
-        show.as_json({**show.with_info(status), "config": show.as_dict(config), "imageFs": show.as_dict(room)})
+        known = show.as_dict(config) if config else None
+        show.as_json({**show.with_info(status), "config": known, "imageFs": show.as_dict(room)})
         return
     rows = [
         [c.type, "yes" if c.status else "no", ": ".join(filter(None, (c.reason, c.message)))]
@@ -129,7 +140,8 @@ def info(client: Client, output: str) -> None:
     for handler in status.runtime_handlers:
         features = [field.name for field, value in handler.features.ListFields() if value]
         rows.append(["handler", handler.name or "(default)", ", ".join(features)])
-    rows.append(["cgroup driver", api.CgroupDriver.Name(config.linux.cgroup_driver).lower(), ""])
+    if config:
+        rows.append(["cgroup driver", api.CgroupDriver.Name(config.linux.cgroup_driver).lower(), ""])
     for use in room.image_filesystems:
         rows.append(["images", show.size(use.used_bytes.value), use.fs_id.mountpoint])
     show.print_table(["WHAT", "VALUE", "DETAIL"], rows)
