@@ -30,7 +30,7 @@ from crio_native.errors import (
     Unavailable,
 )
 from crio_native.linux import capabilities, mounts, process, syscalls
-from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
@@ -249,8 +249,16 @@ class BuiltinRuntime:
     otherwise such a request is refused.  create_timeout: seconds.
     """
 
-    def __init__(self, launchers: Launchers, *, clamp: bool = True, create_timeout: float = 240.0) -> None:
+    def __init__(
+        self,
+        launchers: Launchers,
+        *,
+        cgroup_manager: str = "cgroupfs",
+        clamp: bool = True,
+        create_timeout: float = 240.0,
+    ) -> None:
         self._launchers = launchers
+        self._cgroup_manager = cgroup_manager
         self._clamp = clamp
         self._create_timeout = create_timeout
 
@@ -258,7 +266,7 @@ class BuiltinRuntime:
         specs.validate(container.spec)
         container = replace(container, spec=self._permitted(container.spec, container.id))
         linux = container.spec.get("linux", {})
-        cgroup = self._cgroup(container.spec)
+        cgroup = self._cgroup(linux.get("cgroupsPath", ""))
         joined: list[str] = []
         descriptor: int | None = None
         try:
@@ -341,8 +349,9 @@ class BuiltinRuntime:
             connection.close()
 
     def kill_all(self, container_id: str, cgroups_path: str) -> None:
-        if cgroups_path:
-            Cgroup(cgroups_path).kill()
+        cgroup = self._cgroup(cgroups_path)
+        if cgroup is not None:
+            cgroup.kill()
 
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         try:
@@ -353,7 +362,7 @@ class BuiltinRuntime:
             if watch is not None:
                 with contextlib.suppress(NotFound, StepFailed):
                     self.kill(container_id, run_dir, 9)
-            cgroup = Cgroup(cgroups_path) if cgroups_path else None
+            cgroup = self._cgroup(cgroups_path)
             if cgroup is not None and cgroup.exists():
                 cgroup.kill()
             if watch is not None:
@@ -376,7 +385,7 @@ class BuiltinRuntime:
             pass  # reset: it ended with our request unread
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
-        cgroup = Cgroup(cgroups_path) if cgroups_path else None
+        cgroup = self._cgroup(cgroups_path)
         descriptor = cgroup.descriptor() if cgroup else None
         joined = cgroup.join_files() if cgroup and descriptor is None else []
         checked = replace(request, process=self._permitted_process(request.process, container_id))
@@ -423,18 +432,16 @@ class BuiltinRuntime:
             connection.close()
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
-        self._limit(Cgroup(cgroups_path), resources, container_id)
+        self._limit(cgroup_of(cgroups_path, self._cgroup_manager), resources, container_id)
 
     def stats(self, container_id: str, cgroups_path: str) -> Stats:
-        values = Cgroup(cgroups_path).stats()
+        values = cgroup_of(cgroups_path, self._cgroup_manager).stats()
         known = {name: values.pop(name) for name in Stats.__dataclass_fields__ if name in values and name != "extra"}
         known.setdefault("timestamp", time.time_ns())
         return Stats(**known, extra=values)
 
-    @staticmethod
-    def _cgroup(spec: Mapping[str, Any]) -> Cgroup | None:
-        path = spec.get("linux", {}).get("cgroupsPath", "")
-        return Cgroup(path) if path else None
+    def _cgroup(self, cgroups_path: str) -> Cgroup | None:
+        return cgroup_of(cgroups_path, self._cgroup_manager) if cgroups_path else None
 
     @staticmethod
     def _limit(cgroup: Cgroup, resources: Mapping[str, Any], container_id: str) -> None:

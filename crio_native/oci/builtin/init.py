@@ -13,6 +13,8 @@ import signal
 import socket
 from typing import Any, NoReturn
 
+import prctl
+
 from crio_native.linux import process, syscalls
 from crio_native.oci.builtin import steps, wire
 
@@ -92,6 +94,7 @@ def _run_init(sync: int) -> NoReturn:
     os.dup2(sync, 3, inheritable=False) if sync != 3 else None
     syscalls.close_range(4)
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
+    prctl.set_name("crio-init")
     process.prefault()
     data, descriptors = wire.receive(channel)
     if not data:

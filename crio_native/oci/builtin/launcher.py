@@ -71,9 +71,11 @@ class Launcher:
                     request, descriptors = received
                     if not request:
                         return
-                    handlers[request["op"]](request, descriptors)
-                    for descriptor in descriptors:
-                        os.close(descriptor)
+                    try:
+                        handlers[request["op"]](request, descriptors)
+                    finally:
+                        for descriptor in descriptors:
+                            os.close(descriptor)
                 else:
                     self.command(fd)
 
@@ -87,6 +89,7 @@ class Launcher:
             pass
         self.spare = self.clone(0)
         if self.spare == 0:
+            prctl.set_name("crio-spare")
             init.predecessor(self.creates, self.taken_write)
 
     def clone(self, flags: int, cgroup: int | None = None) -> int:
@@ -143,7 +146,6 @@ class Launcher:
         """`kill` from the daemon, or its going away, which ends the exec too: nobody would read its output."""
         for running in self.execs.values():
             if running.reply.fileno() == fd:
-                running.reply.recv(16)
                 self.poll.unregister(fd)  # one command is all there is; a closed peer would poll ready for ever
                 try:
                     os.kill(-running.pid, signal.SIGKILL)  # not reaped yet, so the group is still this one
