@@ -1,0 +1,126 @@
+"""ExecSync: a command inside a container, its output collected on the event loop.
+
+The command's output is hostile: what is kept is bounded, what exceeds the bound is read and dropped, so that the
+command never blocks on us.  A grandchild may keep the pipes open after the command has ended: what comes within a
+short time is still taken, then the pipes are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from crio_native.errors import CrioError, DeadlineExceeded
+from crio_native.oci.runtime import ExecSession, ExitStatus
+
+OUTPUT_MAX = 16 << 20  # bytes kept of each stream
+DRAIN_SECONDS = 0.5
+KILL_SECONDS = 5.0
+_CHUNK = 65536
+
+Start = Callable[[int, int], Awaitable[ExecSession]]
+
+
+class _Stream:
+    """The read end of a pipe on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._read, self.write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read, False)
+        self._kept: list[bytes] = []
+        self._size = 0
+        self.ended: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._read, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._read, _CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._read)
+            if not self.ended.done():
+                self.ended.set_result(None)
+        elif self._size < OUTPUT_MAX:
+            self._kept.append(data[: OUTPUT_MAX - self._size])
+            self._size += len(data)
+
+    def close_write(self) -> None:
+        if self.write >= 0:
+            os.close(self.write)
+            self.write = -1
+
+    def close(self) -> None:
+        self.close_write()
+        self._loop.remove_reader(self._read)
+        os.close(self._read)
+
+    def output(self) -> bytes:
+        return b"".join(self._kept)
+
+
+async def run(start: Start, seconds: float | None) -> tuple[bytes, bytes, int]:
+    """(stdout, stderr, exit code) of the command that `start(stdout, stderr)` starts.
+
+    seconds: the command is killed with its process group after that time, and DeadlineExceeded raised, which the
+    kubelet's probes understand as their time limit; None for no limit.  A cancelled call kills the command too.
+    """
+    loop = asyncio.get_running_loop()
+    out, err = _Stream(loop), _Stream(loop)
+    try:
+        session = await start(out.write, err.write)
+        out.close_write()
+        err.close_write()
+        try:
+            status = await _result(loop, session, seconds)
+        finally:
+            session.close()
+        await asyncio.wait([out.ended, err.ended], timeout=DRAIN_SECONDS)
+        return out.output(), err.output(), status.code
+    finally:
+        out.close()
+        err.close()
+
+
+async def _result(loop: asyncio.AbstractEventLoop, session: ExecSession, seconds: float | None) -> ExitStatus:
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(session.fileno(), _resolve, ended)
+    try:
+        done, _ = await asyncio.wait([ended], timeout=seconds)
+        if done:
+            return session.result()
+        session.kill()
+        await asyncio.wait([ended], timeout=KILL_SECONDS)
+        raise DeadlineExceeded(f"the command did not end within {seconds:g} s and was killed")
+    except asyncio.CancelledError:
+        session.kill()
+        raise
+    finally:
+        loop.remove_reader(session.fileno())
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def started(call: Any, function: Callable[..., ExecSession], *args: Any) -> ExecSession:
+    """Start in a worker thread; a command that starts after its call was cancelled is killed, not forgotten."""
+    task = asyncio.ensure_future(call.thread(function, *args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_abandon)
+        raise
+
+
+def _abandon(task: asyncio.Future[ExecSession]) -> None:
+    try:
+        session = task.result()
+    except (CrioError, OSError):
+        return
+    session.kill()
+    session.close()

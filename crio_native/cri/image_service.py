@@ -1,0 +1,141 @@
+"""ImageService: each call in CRI words, what it asks of `images/`, and the answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from concurrent.futures import Executor
+from typing import Any
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cri.jobs import Jobs
+from crio_native.cri.messages import filesystem_usage
+from crio_native.cri.server import Call
+from crio_native.cri.translate import to_message
+from crio_native.errors import InvalidArgument, NotFound, Unimplemented
+from crio_native.images import Credentials, Image, ImageStore
+from crio_native.pods.store import Store
+from crio_native.pods.values import ImageSpec
+
+# Words of our own beside registry references: CRI has no call that imports an image from a file.
+IMPORTS = ("oci:", "oci-archive:", "docker-archive:")
+
+
+class ImageService:
+    """The CRI's images."""
+
+    def __init__(self, images: ImageStore, store: Store, jobs: Jobs, pulls: Executor) -> None:
+        self._images = images
+        self._store = store
+        self._jobs = jobs
+        self._pulls = pulls
+
+    async def ListImages(self, request: Any, call: Call) -> Any:
+        wanted = request.filter.image.image
+        if wanted:
+            found = await call.thread(self._get, wanted)
+            images = [found] if found else []
+        else:
+            images = await call.thread(self._images.list)
+        response = pb.ListImagesResponse()
+        for image in images:
+            _fill(response.images.add(), image)
+        return response
+
+    async def ImageStatus(self, request: Any, call: Call) -> Any:
+        """An image that is not there is an empty answer, not an error."""
+        reference = _reference(request.image)
+        image = await call.thread(self._get, reference)
+        response = pb.ImageStatusResponse()
+        if image is not None:
+            _fill(response.image, image)
+            to_message(response.image.spec, ImageSpec(image=reference))
+            if request.verbose:
+                response.info["info"] = json.dumps({"imageSpec": dict(image.config)})
+        return response
+
+    async def PullImage(self, request: Any, call: Call) -> Any:
+        reference = _reference(request.image)
+        credentials = _credentials(request.auth)
+
+        def work(stage: Any) -> Image:
+            stage("pulling")
+            if reference.startswith(IMPORTS):
+                images = self._images.load(reference)
+                if not images:
+                    raise InvalidArgument("image.image", reference, "holds no image")
+                return images[0]
+            return self._images.pull(reference, credentials=credentials)
+
+        image = await self._jobs.run(
+            self._pulls,
+            ("pull", reference, credentials),
+            f"pulling {reference}",
+            work,
+            seconds=call.seconds(),
+        )
+        return pb.PullImageResponse(image_ref=image.id)
+
+    async def RemoveImage(self, request: Any, call: Call) -> Any:
+        reference = _reference(request.image)
+        await call.thread(self._remove, reference)
+        return pb.RemoveImageResponse()
+
+    async def ImageFsInfo(self, request: Any, call: Call) -> Any:
+        usage = await call.thread(self._images.usage)
+        response = pb.ImageFsInfoResponse()
+        message = filesystem_usage(usage.timestamp, str(usage.mountpoint), usage.bytes, usage.inodes)
+        response.image_filesystems.append(message)
+        response.container_filesystems.append(message)
+        return response
+
+    def _get(self, reference: str) -> Image | None:
+        try:
+            return self._images.get(reference)
+        except NotFound:
+            return None
+
+    def _remove(self, reference: str) -> None:
+        in_use = {container.image_id for container in list(self._store.containers.values())}
+        try:
+            self._images.remove(reference, in_use=in_use)
+        except NotFound:
+            pass  # removed already
+
+
+def _reference(spec: Any) -> str:
+    if not spec.image:
+        raise InvalidArgument("image.image", "", "names no image")
+    if len(spec.image) > 4096 or "\0" in spec.image:
+        raise InvalidArgument("image.image", spec.image, "is no image reference")
+    return str(spec.image)
+
+
+def _credentials(auth: Any) -> Credentials | None:
+    """Name and password, given as such or as base64 of ``name:password``; an empty message is anonymous."""
+    if auth.identity_token or auth.registry_token:
+        raise Unimplemented("auth: this version logs in with username and password only, not with tokens")
+    if auth.username:
+        return Credentials(auth.username, auth.password)
+    if not auth.auth:
+        return None
+    try:
+        name, colon, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        name, colon, password = "", "", ""
+    if not colon or not name:
+        raise InvalidArgument("auth.auth", "(hidden)", "must be base64 of NAME:PASSWORD")
+    return Credentials(name, password.rstrip("\0"))
+
+
+def _fill(message: Any, image: Image) -> None:
+    """Fill an Image message.  The user of the image's config is a number in `uid` or a name in `username`."""
+    message.id, message.size, message.pinned = image.id, image.size, image.pinned
+    message.repo_tags.extend(image.names)
+    message.repo_digests.extend(image.digests)
+    user = str((image.config.get("config") or {}).get("User") or "").partition(":")[0]
+    if user.isascii() and user.isdecimal():
+        message.uid.value = int(user)
+    else:
+        message.username = user

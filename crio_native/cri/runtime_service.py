@@ -1,0 +1,309 @@
+"""RuntimeService: each call in CRI words, what it asks of `pods/`, and the answer.
+
+A method's name is the call's; a call without a method is UNIMPLEMENTED.  Lists and statuses read records and never
+wait for a change that is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any, TypeVar
+
+from crio_native import __version__
+from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.config import Config
+from crio_native.cri import exec_sync, messages
+from crio_native.cri.jobs import Jobs
+from crio_native.cri.listing import Listing
+from crio_native.cri.server import Call
+from crio_native.cri.stats import StatsReader
+from crio_native.cri.translate import from_message, selects
+from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.pods import names
+from crio_native.pods.containers import KILL_SECONDS, Containers
+from crio_native.pods.node import Node
+from crio_native.pods.records import Container, ContainerState, Pod, PodState
+from crio_native.pods.sandboxes import Sandboxes
+from crio_native.pods.values import ContainerConfig, PodConfig
+
+R = TypeVar("R", Pod, Container)
+
+API_VERSION = "v1"
+RUNTIME_NAME = "crio-native"
+_KUBELET_API = "0.1.0"  # what kubelets compare Version.version with
+_EXEC_ARGS_MAX = 4096
+
+
+class RuntimeService:
+    """The CRI's pods and containers."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: Node,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        jobs: Jobs,
+        changes: Executor,
+        network_status: Callable[[], tuple[bool, str]],
+    ) -> None:
+        self._config = config
+        self._node = node
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._jobs = jobs
+        self._changes = changes
+        self._network_status = network_status
+        self._listing = Listing(node.store)
+        self._stats = StatsReader(containers, node.layout)
+
+    async def Version(self, request: Any, call: Call) -> Any:
+        return pb.VersionResponse(
+            version=_KUBELET_API,
+            runtime_name=RUNTIME_NAME,
+            runtime_version=__version__,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def Status(self, request: Any, call: Call) -> Any:
+        ready, message = await call.thread(self._network_status)
+        response = pb.StatusResponse()
+        response.status.conditions.add(type="RuntimeReady", status=True)
+        response.status.conditions.add(
+            type="NetworkReady", status=ready, reason="" if ready else "NetworkPluginNotReady", message=message
+        )
+        default = self._config.runtime.default_runtime
+        for name in ("", *sorted(self._node.settings.runtimes)):
+            usable = (name or default) in self._node.runtimes
+            response.runtime_handlers.add(
+                name=name, features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=usable)
+            )
+        response.features.supplemental_groups_policy = True
+        if request.verbose:
+            response.info["config"] = json.dumps(dataclasses.asdict(self._config), default=dict)
+        return response
+
+    async def RuntimeConfig(self, request: Any, call: Call) -> Any:
+        response = pb.RuntimeConfigResponse()
+        systemd = self._config.runtime.cgroup_manager == "systemd"
+        response.linux.cgroup_driver = pb.SYSTEMD if systemd else pb.CGROUPFS
+        return response
+
+    async def RunPodSandbox(self, request: Any, call: Call) -> Any:
+        config = from_message(PodConfig, request.config, "config")
+        name = names.pod_name(config.metadata)
+        pod_id = await self._change(
+            call,
+            ("run", name),
+            f"making pod {name}",
+            partial(self._sandboxes.run, config, request.runtime_handler),
+            subject=(config, request.runtime_handler),
+        )
+        self._sandboxes.claim(pod_id)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
+
+    async def StopPodSandbox(self, request: Any, call: Call) -> Any:
+        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id", missing_ok=True)
+        if pod is not None:
+            work = partial(self._ignore_missing, partial(self._sandboxes.stop, pod.id))
+            await self._change(call, ("stop", pod.id), f"stopping pod {pod.id}", work)
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: Any, call: Call) -> Any:
+        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id", missing_ok=True)
+        if pod is not None:
+            work = partial(self._ignore_missing, partial(self._sandboxes.remove, pod.id))
+            await self._change(call, ("remove", pod.id), f"removing pod {pod.id}", work)
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: Any, call: Call) -> Any:
+        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id")
+        response = pb.PodSandboxStatusResponse(status=messages.pod_status(pod))
+        if request.verbose:
+            pins = {kind: str(path) for kind, path in self._node.layout.pins(pod.id).items()}
+            pid = pod.infra.pid if pod.infra else 0
+            response.info.update(
+                messages.info({"pid": pid, "cgroupParent": pod.cgroup, "hostname": pod.hostname, "namespaces": pins})
+            )
+        return response
+
+    async def ListPodSandbox(self, request: Any, call: Call) -> bytes:
+        wanted = request.filter
+        state = wanted.state.state if wanted.HasField("state") else None
+        labels = dict(wanted.label_selector)
+
+        def accept(pod: Pod) -> bool:
+            return (
+                pod.id.startswith(wanted.id)
+                and (state is None or messages.pod_state(pod) == state)
+                and selects(labels, pod.config.labels)
+            )
+
+        return self._listing.pods(accept)
+
+    async def CreateContainer(self, request: Any, call: Call) -> Any:
+        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id")
+        config = from_message(ContainerConfig, request.config, "config")
+        name = names.container_name(config.metadata, pod.config.metadata)
+        container_id = await self._change(
+            call,
+            ("create", name),
+            f"making container {name}",
+            partial(self._containers.create, pod.id, config),
+            subject=(pod.id, config),
+        )
+        self._containers.claim(container_id)
+        return pb.CreateContainerResponse(container_id=container_id)
+
+    async def StartContainer(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id")
+        await self._change(
+            call,
+            ("start", container.id),
+            f"starting container {container.id}",
+            lambda stage: self._containers.start(container.id),
+        )
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: Any, call: Call) -> Any:
+        if request.timeout < 0:
+            raise InvalidArgument("timeout", request.timeout, "must be 0 or more seconds")
+        container = self._find(Container, request.container_id, "container_id", missing_ok=True)
+        if container is not None and container.live:
+            await self._stop(container.id, request.timeout, call)
+        return pb.StopContainerResponse()
+
+    async def _stop(self, container_id: str, grace: int, call: Call) -> None:
+        """Signal, wait, kill, wait.  No thread waits and no lock is held, so a later stop with less grace may pass
+        this one; a client that gives up ends the waiting, not the signal."""
+        if grace > 0:
+            end = await call.thread(self._containers.signal_stop, container_id)
+            if await _ends_within(end, grace):
+                return
+        await call.thread(self._containers.kill, container_id)
+        if not await _ends_within(self._containers.end_of(container_id), KILL_SECONDS):
+            raise DeadlineExceeded(f"container {container_id} still lives {KILL_SECONDS:g} s after SIGKILL")
+
+    async def RemoveContainer(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id", missing_ok=True)
+        if container is not None:
+            await self._change(
+                call,
+                ("remove", container.id),
+                f"removing container {container.id}",
+                lambda stage: self._containers.remove(container.id),
+            )
+        return pb.RemoveContainerResponse()
+
+    async def ContainerStatus(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id")
+        response = pb.ContainerStatusResponse(status=messages.container_status(container))
+        if request.verbose:
+            response.info.update(messages.info(await call.thread(self._container_info, container)))
+        return response
+
+    async def ListContainers(self, request: Any, call: Call) -> bytes:
+        wanted = request.filter
+        state = wanted.state.state if wanted.HasField("state") else None
+        labels = dict(wanted.label_selector)
+
+        def accept(container: Container) -> bool:
+            return (
+                container.id.startswith(wanted.id)
+                and container.pod_id.startswith(wanted.pod_sandbox_id)
+                and (state is None or messages.container_state(container) == state)
+                and selects(labels, container.config.labels)
+            )
+
+        return self._listing.containers(accept)
+
+    async def ExecSync(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id")
+        command = tuple(request.cmd)
+        if not command or not command[0]:
+            raise InvalidArgument("cmd", list(command), "names no command")
+        if len(command) > _EXEC_ARGS_MAX or any("\0" in word for word in command):
+            raise InvalidArgument("cmd", command[0], f"must be at most {_EXEC_ARGS_MAX} words without NUL characters")
+        if request.timeout < 0:
+            raise InvalidArgument("timeout", request.timeout, "must be 0 (no limit) or more seconds")
+
+        async def start(stdout: int, stderr: int) -> Any:
+            return await exec_sync.started(call, self._containers.exec, container.id, command, stdout, stderr)
+
+        stdout, stderr, code = await exec_sync.run(start, request.timeout or None)
+        return pb.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)
+
+    async def ReopenContainerLog(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id")
+        await call.thread(self._containers.reopen_log, container.id)
+        return pb.ReopenContainerLogResponse()
+
+    async def ContainerStats(self, request: Any, call: Call) -> Any:
+        container = self._find(Container, request.container_id, "container_id")
+        return pb.ContainerStatsResponse(stats=await call.thread(self._stats.read, container))
+
+    async def ListContainerStats(self, request: Any, call: Call) -> Any:
+        wanted = request.filter
+        labels = dict(wanted.label_selector)
+        chosen = [
+            container
+            for container in list(self._node.store.containers.values())
+            if container.state == ContainerState.RUNNING
+            and container.id.startswith(wanted.id)
+            and container.pod_id.startswith(wanted.pod_sandbox_id)
+            and selects(labels, container.config.labels)
+        ]
+        stats = await call.thread(lambda: [self._stats.read(container) for container in chosen])
+        return pb.ListContainerStatsResponse(stats=stats)
+
+    async def _change(self, call: Call, key: tuple[str, str], what: str, work: Any, *, subject: object = None) -> Any:
+        return await self._jobs.run(self._changes, key, what, work, seconds=call.seconds(), subject=subject)
+
+    @staticmethod
+    def _ignore_missing(work: Callable[[Any], None], stage: Any) -> None:
+        try:
+            work(stage)
+        except NotFound:
+            pass  # somebody else removed it meanwhile: what was wanted
+
+    def _find(self, kind: type[R], object_id: str, field: str, *, missing_ok: bool = False) -> Any:
+        """The record by its id or an unambiguous beginning of it; None (with missing_ok) or NotFound."""
+        table: Any = self._node.store.pods if kind is Pod else self._node.store.containers
+        if not object_id:
+            raise InvalidArgument(field, object_id, "is empty")
+        if object_id in table:
+            found = [table.get(object_id)]
+        else:
+            found = [record for key, record in list(table.items()) if key.startswith(object_id)]
+        found = [r for r in found if r is not None and r.state not in (PodState.CREATING, ContainerState.CREATING)]
+        if len(found) > 1:
+            raise InvalidArgument(field, object_id, f"is the beginning of {len(found)} ids; give more digits")
+        if not found and not missing_ok:
+            raise NotFound("pod" if kind is Pod else "container", object_id)
+        return found[0] if found else None
+
+    def _container_info(self, container: Container) -> dict[str, Any]:
+        try:
+            runtime_spec = json.loads((self._node.layout.bundle(container.id) / "config.json").read_bytes())
+        except OSError as error:
+            raise FailedPrecondition(f"container {container.id} has lost its config.json: {error.strerror}") from None
+        return {
+            "sandboxID": container.pod_id,
+            "pid": container.process.pid if container.process and container.live else 0,
+            "monitorPid": container.process.monitor_pid if container.process and container.live else 0,
+            "cgroup": container.cgroup,
+            "privileged": container.config.linux.security_context.privileged,
+            "runtimeHandler": container.handler,
+            "runtimeSpec": runtime_spec,
+        }
+
+
+async def _ends_within(end: Future[None], seconds: float) -> bool:
+    """Whether a container ends in time; a caller that is cancelled does not cancel the others' future."""
+    done, _ = await asyncio.wait([asyncio.shield(asyncio.wrap_future(end))], timeout=seconds)
+    return bool(done)

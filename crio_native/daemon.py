@@ -1,0 +1,244 @@
+"""The daemon: start-up and shutdown, in the order that they happen.
+
+The order at start matters.  The launchers come before anything that makes threads (gRPC, asyncio's executors, the
+stores), because they are made by a process that must still be simple; so this module imports nothing heavy at the top.
+Then the state directory is locked, records and kernel are reconciled, and only then does the socket appear.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crio_native.config import Config
+from crio_native.errors import CrioError, FailedPrecondition, PermissionRefused
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from crio_native.oci.builtin.client import Launchers
+
+log = logging.getLogger(__name__)
+
+# gRPC's fork handlers would run in every child of this process; we never fork beside gRPC, so they only cost.
+_GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
+_LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
+_LAUNCHERS = 2
+_WORKERS = 16  # threads for calls and changes; each spends its time in system calls
+_PULLS = 6
+_CLEANERS = 4  # never shared with changes: a Remove waits for what a cleaner does
+_STOP_SECONDS = 10.0
+
+
+def main(config: Config, ready: Callable[[], None] | None = None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; containers go on.  Returns the exit code.
+
+    ready: called when the socket serves.  A start that fails is one line on stderr and exit code 1.
+    """
+    _set_up_logging(config)
+    try:
+        _run(config, ready)
+    except CrioError as error:
+        print(f"crio-native: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(config: Config, ready: Callable[[], None] | None) -> None:
+    if os.geteuid() != 0:
+        raise PermissionRefused("the daemon must run as root: it makes namespaces, mounts and cgroups")
+    os.umask(0o022)
+    os.environ |= _GRPC
+    root = _make_private(config.crio.root)
+    _make_private(config.crio.runroot)
+    lock = _lock(root)
+    from crio_native.oci.builtin.client import Launchers
+
+    launchers = Launchers(_LAUNCHERS)
+    launchers.start()
+    try:
+        _serve(config, launchers, ready)
+    finally:
+        launchers.stop()
+        os.close(lock)
+
+
+def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | None) -> None:
+    import asyncio
+    import contextlib
+    from concurrent.futures import ThreadPoolExecutor
+
+    from crio_native.images import ImageStore
+    from crio_native.network import PodNetwork
+    from crio_native.oci.builtin.client import BuiltinRuntime
+    from crio_native.pods.containers import Containers
+    from crio_native.pods.exits import ExitWatcher
+    from crio_native.pods.host import Host
+    from crio_native.pods.node import Node
+    from crio_native.pods.profiles import SeccompProfiles
+    from crio_native.pods.records import Layout
+    from crio_native.pods.recovery import recover
+    from crio_native.pods.sandboxes import Sandboxes
+    from crio_native.pods.store import Store
+
+    crio, runtime = config.crio, config.runtime
+    layout = Layout(Path(crio.root), Path(crio.runroot), Path(runtime.namespaces_dir), Path(crio.log_dir))
+    for directory in layout.directories():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        images = ImageStore(
+            Path(crio.imagestore or layout.root / "images"),
+            insecure=config.image.insecure_registries,
+            pinned=config.image.pinned_images,
+        )
+        stack.callback(images.close)
+        network = PodNetwork.from_directory(
+            network_dir=config.network.network_dir,
+            default_network=config.network.cni_default_network,
+            state_dir=layout.runroot / "network",
+        )
+        stack.callback(network.shutdown)
+        store = Store(layout.root / "state.db")
+        stack.callback(store.close)
+        cleaners = ThreadPoolExecutor(_CLEANERS, "cleaner")
+        exits = ExitWatcher()
+        stack.callback(cleaners.shutdown, cancel_futures=True)
+        stack.callback(exits.stop)
+        executors = {
+            name: BuiltinRuntime(launchers, create_timeout=handler.container_create_timeout)
+            for name, handler in runtime.runtimes.items()
+            if handler.runtime_type == "builtin"
+        }
+        node = Node(
+            settings=runtime,
+            host=Host.read(),
+            layout=layout,
+            store=store,
+            images=images,
+            network=network,
+            namespaces=launchers,
+            runtimes=executors,
+            profiles=SeccompProfiles(),
+            exits=exits,
+            workers=cleaners,
+        )
+        containers = Containers(node)
+        sandboxes = Sandboxes(node, containers)
+        recover(node, sandboxes, containers)
+        asyncio.run(_loop(config, node, sandboxes, containers, images, network, ready))
+
+
+async def _loop(
+    config: Config,
+    node: Any,
+    sandboxes: Any,
+    containers: Any,
+    images: Any,
+    network: Any,
+    ready: Callable[[], None] | None,
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from crio_native.api.runtime.v1 import api_pb2
+    from crio_native.cri.image_service import ImageService
+    from crio_native.cri.jobs import Jobs
+    from crio_native.cri.runtime_service import RuntimeService
+    from crio_native.cri.server import Server
+
+    with ThreadPoolExecutor(_WORKERS, "call") as calls, ThreadPoolExecutor(_PULLS, "pull") as pulls:
+        jobs = Jobs()
+        server = Server(
+            config.api.listen,
+            calls,
+            receive_max=config.api.grpc_max_recv_msg_size,
+            send_max=config.api.grpc_max_send_msg_size,
+        )
+        services = api_pb2.DESCRIPTOR.services_by_name
+        runtime = RuntimeService(config, node, sandboxes, containers, jobs, calls, network.status)
+        server.add(services["RuntimeService"], runtime)
+        server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls))
+        stopping = _stop_on_signals()
+        await server.start()
+        gc.collect()
+        gc.freeze()  # what lives now lives for ever: later collections need not look at it
+        log.info("serving the CRI on %s", config.api.listen)
+        _notify("READY=1")
+        if ready is not None:
+            ready()
+        await stopping.wait()
+        log.info("stopping; containers go on")
+        _notify("STOPPING=1")
+        await server.stop(_STOP_SECONDS / 2)
+        await jobs.drain(_STOP_SECONDS)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    import asyncio
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return stopping
+
+
+def _make_private(path: str) -> Path:
+    directory = Path(path)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)  # others on the node must not reach layers or writable containers
+    except OSError as error:
+        raise FailedPrecondition(f"cannot make the directory {path}: {os.strerror(error.errno or 0).lower()}") from None
+    return directory
+
+
+def _lock(root: Path) -> int:
+    """Hold the state directory: two daemons on one would undo each other's pods.  The kernel frees it with us."""
+    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise FailedPrecondition(
+            f"another daemon uses the state directory {root}; stop it or set another --root"
+        ) from None
+    return fd
+
+
+def _set_up_logging(config: Config) -> None:
+    class Context(logging.Filter):
+        """Adds the request that a line belongs to, and applies `log_filter`."""
+
+        pattern = re.compile(config.runtime.log_filter) if config.runtime.log_filter else None
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            server = sys.modules.get("crio_native.cri.server")
+            record.request = server.request_id.get() if server else "-"
+            return self.pattern is None or self.pattern.search(record.getMessage()) is not None
+
+    handler = logging.StreamHandler()
+    handler.addFilter(Context())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request)s] %(name)s: %(message)s"))
+    logging.basicConfig(level=_LEVELS.get(config.runtime.log_level, "CRITICAL"), handlers=[handler], force=True)
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager (sd_notify(3)), if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("the service manager did not take %s: %s", state, error.strerror)

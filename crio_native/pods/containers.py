@@ -1,0 +1,455 @@
+"""The life of a container: created, started, stopped, removed; and what its end means.
+
+A container's record says what state it is in; the truth about its process is with its monitor, which outlives the
+daemon.  Create, start and remove hold the container's lock.  Stop and kill do not: a signal must get through whatever
+else waits.  The end of a container may be noticed while a start or stop is still at work, so every change of state
+looks at the state that it changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+from crio_native.errors import (
+    AlreadyExists,
+    CrioError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    StartFailed,
+)
+from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime, Stats
+from crio_native.pods import names, spec, trees
+from crio_native.pods.node import Node, Stage
+from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
+from crio_native.pods.signals import stop_signal
+from crio_native.pods.values import ContainerConfig, NamespaceMode
+
+log = logging.getLogger(__name__)
+
+KILL_SECONDS = 10.0  # for a process that got SIGKILL to be gone; longer means a kernel that cannot free it
+SIGKILL = 9
+
+
+class Containers:
+    """All calls are synchronous and thread-safe."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._ends: dict[str, Future[None]] = {}
+        self._ends_lock = threading.Lock()
+
+    def create(self, pod_id: str, config: ContainerConfig, stage: Stage) -> str:
+        """Make a container up to, not including, its command; returns its id.
+
+        The retry of a call whose answer never reached its caller gets the container that this made.  Raises
+        InvalidArgument, NotFound (pod, image), FailedPrecondition, AlreadyExists, StepFailed; then nothing is left.
+        """
+        node = self._node
+        stage("checking the configuration")
+        pod = node.store.get(Pod, pod_id)
+        name = names.container_name(config.metadata, pod.config.metadata)
+        if not config.image.image:
+            raise InvalidArgument("config.image.image", "", "names no image")
+        image = node.images.get(config.image.image)
+        image_config = image.config.get("config") or {}
+        container_id = names.new_id()
+        container = Container(
+            id=container_id,
+            name=name,
+            pod_id=pod_id,
+            config=config,
+            handler=pod.handler,
+            created_at=time.time_ns(),
+            image_id=image.id,
+            image_ref=image.digests[0] if image.digests else image.id,
+            log_path=self._log_path(pod, container_id, config),
+            cgroup=node.cgroup_path(pod.cgroup, container_id),
+            stop_signal=stop_signal(config.stop_signal, str(image_config.get("StopSignal") or "")),
+            resources=config.linux.resources,
+        )
+        with node.locks.hold(container_id):
+            stage("recording the container")
+            try:
+                node.store.insert(container)
+            except AlreadyExists:
+                return self._retried(container)
+            try:
+                self._make(container, image_config, stage)
+            except BaseException:
+                self._undo(container)
+                raise
+        return container_id
+
+    def claim(self, container_id: str) -> None:
+        """The caller has the id: from now on its name is taken for everybody."""
+        try:
+            self._node.store.update(Container, container_id, wait=False, claimed=True)
+        except NotFound:
+            pass
+
+    def start(self, container_id: str) -> None:
+        """Let the command run.  Raises FailedPrecondition when it has run before, StartFailed when execve refuses."""
+        node = self._node
+        with node.locks.hold(container_id):
+            container = node.store.get(Container, container_id)
+            if container.state != ContainerState.CREATED:
+                raise FailedPrecondition(
+                    f"container {container_id} is {container.state}; only a created container can be started"
+                )
+            self._ready_pod(container.pod_id)
+            _, runtime = node.handler(container.handler)
+            try:
+                runtime.start(container_id, node.layout.run_dir(container_id))
+            except StartFailed as error:
+                self._set_ended(container_id, ExitStatus(128), reason="StartError", message=str(error))
+                raise
+            except NotFound:
+                raise FailedPrecondition(f"container {container_id} ended before it was started") from None
+            node.store.change(Container, container_id, _started)
+
+    def signal_stop(self, container_id: str) -> Future[None]:
+        """Send the stop signal; the future is done when the container has ended.  Raises NotFound for no container."""
+        container = self._node.store.get(Container, container_id)
+        if container.state == ContainerState.RUNNING:
+            self._signal(container, container.stop_signal)
+        elif container.state == ContainerState.CREATED:
+            self._signal(container, SIGKILL)  # our own init, which heeds nothing else
+        return self.end_of(container_id)
+
+    def kill(self, container_id: str) -> None:
+        """SIGKILL to the container's first process; its others follow when it has ended."""
+        container = self._node.store.containers.get(container_id)
+        if container is not None and container.live:
+            self._signal(container, SIGKILL)
+
+    def end_of(self, container_id: str) -> Future[None]:
+        """A future that is done when the container has ended or is gone."""
+        with self._ends_lock:
+            end = self._ends.get(container_id)
+        if end is None:
+            end = Future()
+            end.set_result(None)
+        return end
+
+    def kill_of_pod(self, pod_id: str) -> None:
+        """Kill all containers of a pod and wait for their ends.  Raises DeadlineExceeded naming one that stays."""
+        mine = self._node.store.of_pod(pod_id)
+        for container in mine:
+            if container.state == ContainerState.CREATING:
+                with self._node.locks.hold(container.id):
+                    pass  # it sees the pod's state when it is done, and undoes itself
+            self.kill(container.id)
+        for container in mine:
+            self._await_end(container.id)
+
+    def remove(self, container_id: str) -> None:
+        """Remove a container with all that it has, killing it first if it lives; nothing happens if it is gone."""
+        node, layout = self._node, self._node.layout
+        with node.locks.hold(container_id):
+            container = node.store.containers.get(container_id)
+            if container is None:
+                return
+            self.kill(container_id)
+            self._await_end(container_id)
+            node.store.update(Container, container_id, state=ContainerState.REMOVING)
+            self._free(container)
+            if container.log_path.startswith(str(layout.logs)):
+                trees.remove_tree(Path(container.log_path).parent)
+            node.store.delete(container)
+            with self._ends_lock:
+                self._ends.pop(container_id, None)
+
+    def exec(self, container_id: str, args: tuple[str, ...], stdout: int, stderr: int) -> ExecSession:
+        """Start a command inside a running container; its output goes to the given descriptors.
+
+        Raises FailedPrecondition when the container does not run, StartFailed when execve refuses.
+        """
+        node = self._node
+        container = node.store.get(Container, container_id)
+        process, runtime = container.process, node.handler(container.handler)[1]
+        if container.state != ContainerState.RUNNING or process is None:
+            raise FailedPrecondition(f"container {container_id} is {container.state}; exec needs a running one")
+        config = json.loads((node.layout.bundle(container_id) / "config.json").read_bytes())
+        request = ExecSpec(
+            process=spec.exec_process(config["process"], args, process.user),
+            stdout=stdout,
+            stderr=stderr,
+            seccomp=config["linux"].get("seccomp"),
+        )
+        return runtime.exec(container_id, process.process(), container.cgroup, request)
+
+    def reopen_log(self, container_id: str) -> None:
+        """Raises FailedPrecondition when the container does not run."""
+        container = self._node.store.get(Container, container_id)
+        if container.state != ContainerState.RUNNING:
+            raise FailedPrecondition(
+                f"container {container_id} is {container.state}; only a running one has an open log"
+            )
+        self._runtime(container).reopen_log(container_id, self._node.layout.run_dir(container_id))
+
+    def stats(self, container: Container) -> Stats:
+        return self._runtime(container).stats(container.id, container.cgroup)
+
+    def watch(self, container: Container) -> None:
+        """Notice the container's end from now on.  Raises NotFound when no monitor serves it any more."""
+        runtime = self._runtime(container)
+        sock = runtime.watch(container.id, self._node.layout.run_dir(container.id))
+        with self._ends_lock:
+            self._ends.setdefault(container.id, Future())
+        self._node.exits.watch(container.id, sock, runtime.read_exit, self._noticed)
+
+    def settle(self, container: Container) -> None:
+        """Record the end of a container that nobody watches: from its exit file, or made up when there is none.
+
+        A process that has lost its monitor is killed: nobody reads its output, and nobody would learn of its end.
+        """
+        runtime = self._runtime(container)
+        status = runtime.exit_status(self._node.layout.run_dir(container.id))
+        runtime.delete(container.id, self._node.layout.run_dir(container.id), container.cgroup)
+        if status is not None:
+            self._set_ended(container.id, status)
+        else:
+            lost = ExitStatus(137, SIGKILL, finished_at=time.time_ns())
+            message = "its monitor is gone without leaving an exit status; what was left of the container was killed"
+            self._set_ended(container.id, lost, reason="ContainerStatusUnknown", message=message)
+
+    def discard(self, container: Container) -> None:
+        """Undo a container that was never finished, with its record."""
+        self._free(container)
+        self._node.store.delete(container)
+
+    def _make(self, container: Container, image_config: dict[str, object], stage: Stage) -> None:
+        node, layout = self._node, self._node.layout
+        pod = self._ready_pod(container.pod_id)
+        settings, runtime = node.handler(container.handler)
+        built = spec.container_spec(
+            pod,
+            container,
+            image_config,
+            settings,
+            spec.Node(node.settings, node.host, layout, node.profiles),
+            self._pid_path(pod, container, runtime),
+        )
+        for warning in built.warnings:
+            log.warning("container %s: %s", container.id, warning)
+        stage("preparing the root file system")
+        bundle, run_dir = layout.bundle(container.id), layout.run_dir(container.id)
+        os.makedirs(bundle / "rootfs", 0o700)
+        os.mkdir(run_dir, 0o700)
+        overlay = node.images.prepare_root(container.image_id, bundle)
+        (bundle / "config.json").write_text(json.dumps(built.spec))
+        if container.log_path:
+            os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
+        made = [path for source in built.absent_sources for path in _make_directories(source)]
+        try:
+            stage("making the container")
+            process = runtime.create(
+                ContainerSpec(
+                    id=container.id,
+                    spec=built.spec,
+                    bundle=bundle,
+                    run_dir=run_dir,
+                    overlay=overlay,
+                    log_path=container.log_path,
+                    log_size_max=node.settings.log_size_max,
+                    stdin=container.config.stdin,
+                    stdin_once=container.config.stdin_once,
+                    user=built.user,
+                )
+            )
+            self.watch(container)
+            self._ready_pod(container.pod_id)  # a StopPodSandbox may have passed meanwhile
+        except BaseException:
+            _remove_directories(made)
+            raise
+        node.store.change(
+            Container,
+            container.id,
+            lambda c: dataclasses.replace(c, process=ProcessRecord.of(process), state=_after_create(c.state)),
+        )
+
+    def _ready_pod(self, pod_id: str) -> Pod:
+        pod = self._node.store.get(Pod, pod_id)
+        if pod.state != PodState.READY:
+            raise FailedPrecondition(f"pod {pod_id} is {pod.state}; containers need a ready pod")
+        return pod
+
+    def _pid_path(self, pod: Pod, container: Container, runtime: Runtime) -> str:
+        """The PID namespace that the container's mode names, by a process that lives in it; "" for a new one."""
+        options = container.config.linux.security_context.namespace_options or pod.config.namespaces
+        field = "config.linux.security_context.namespace_options"
+        if options.pid is NamespaceMode.TARGET:
+            target = self._node.store.get(Container, options.target_id)
+            if target.pod_id != pod.id or target.state != ContainerState.RUNNING:
+                raise InvalidArgument(f"{field}.target_id", options.target_id, "must be a running container of the pod")
+            holder = target.process
+        elif options.pid is NamespaceMode.POD:
+            if pod.infra is None:
+                raise InvalidArgument(f"{field}.pid", "POD", "the pod was made without a PID namespace of its own")
+            holder = pod.infra
+        else:
+            return ""
+        if holder is None or not runtime.is_alive(holder.process()):
+            raise FailedPrecondition(f"the process whose PID namespace container {container.name!r} wants has ended")
+        return f"/proc/{holder.pid}/ns/pid"
+
+    def _log_path(self, pod: Pod, container_id: str, config: ContainerConfig) -> str:
+        path, directory = config.log_path, pod.config.log_directory
+        if not path:
+            return ""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise InvalidArgument("config.log_path", path, "must be relative to the pod's log_directory, without '..'")
+        if directory:
+            return f"{directory}/{path}"
+        return str(self._node.layout.logs / container_id / os.path.basename(path))
+
+    def _retried(self, container: Container) -> str:
+        """The unclaimed container that an equal call made; its pending work is waited for."""
+        store = self._node.store
+        holder = store.by_name(Container, container.name)
+        if holder is not None:
+            with self._node.locks.hold(holder.id):
+                holder = store.containers.get(holder.id)
+        same = holder and (holder.config, holder.pod_id) == (container.config, container.pod_id)
+        if holder is not None and same and holder.state == ContainerState.CREATED and not holder.claimed:
+            return holder.id
+        taken = f"by container {holder.id} ({holder.state})" if holder else "and was set free just now; try again"
+        raise AlreadyExists(
+            f"the container name {container.name!r} is taken {taken}; "
+            "use another attempt number, or remove that container"
+        )
+
+    def _runtime(self, container: Container) -> Runtime:
+        return self._node.handler(container.handler)[1]
+
+    def _signal(self, container: Container, number: int) -> None:
+        try:
+            self._runtime(container).kill(container.id, self._node.layout.run_dir(container.id), number)
+        except NotFound:
+            pass  # it has ended by itself: what was wanted
+
+    def _await_end(self, container_id: str) -> None:
+        try:
+            self.end_of(container_id).result(KILL_SECONDS)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"container {container_id} still lives {KILL_SECONDS:g} s after SIGKILL; "
+                "a process of it may be stuck in the kernel"
+            ) from None
+
+    def _free(self, container: Container) -> None:
+        """Let go of all that a container has, except its record; idempotent."""
+        layout = self._node.layout
+        run_dir = layout.run_dir(container.id)
+        self._runtime(container).delete(container.id, run_dir, container.cgroup)
+        trees.remove_tree(run_dir)
+        trees.remove_tree(layout.bundle(container.id))
+
+    def _undo(self, container: Container) -> None:
+        try:
+            self.discard(container)
+        except (CrioError, OSError) as error:
+            # The record stays: it is what a later Remove or start finds the rest by.
+            log.error("container %s could not be undone and is kept for removal: %s", container.id, error)
+            self._set_ended(container.id, ExitStatus(128), reason="CreateError", message=str(error))
+        with self._ends_lock:
+            self._ends.pop(container.id, None)
+
+    def _noticed(self, container_id: str, status: ExitStatus | None) -> None:
+        """In the exit watcher's thread: record the end; a worker does what may take time."""
+        if status is not None:
+            self._set_ended(container_id, status)
+        try:
+            self._node.workers.submit(self._after_end, container_id, status)
+        except RuntimeError:
+            pass  # the daemon is stopping; its next start looks again
+
+    def _after_end(self, container_id: str, status: ExitStatus | None) -> None:
+        container = self._node.store.containers.get(container_id)
+        if container is None:
+            return
+        try:
+            if status is None:
+                self.settle(container)
+            self._clean_up(container)
+        except Exception as error:
+            log.error("after the end of container %s: %s", container_id, error)
+
+    def _clean_up(self, container: Container) -> None:
+        """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
+        with self._node.locks.hold(container.id):
+            if container.id in self._node.store.containers:
+                run_dir = self._node.layout.run_dir(container.id)
+                self._runtime(container).delete(container.id, run_dir, container.cgroup)
+
+    def _set_ended(self, container_id: str, status: ExitStatus, *, reason: str = "", message: str = "") -> None:
+        default = "OOMKilled" if status.oom_killed else "Completed" if status.code == 0 else "Error"
+
+        def ended(container: Container) -> Container:
+            first = container.state not in (ContainerState.EXITED, ContainerState.REMOVING)
+            if not first and not reason:
+                return container  # a start error was recorded before its exit was noticed
+            return dataclasses.replace(
+                container,
+                state=ContainerState.EXITED if first else container.state,
+                exit_code=status.code,
+                finished_at=status.finished_at or time.time_ns(),
+                reason=reason or default,
+                message=message,
+            )
+
+        try:
+            self._node.store.change(Container, container_id, ended, wait=False)
+        except NotFound:
+            pass
+        with self._ends_lock:
+            end = self._ends.get(container_id)
+        if end is not None and not end.done():
+            end.set_result(None)
+
+
+def _started(container: Container) -> Container:
+    state = ContainerState.RUNNING if container.state == ContainerState.CREATED else container.state
+    return dataclasses.replace(container, state=state, started_at=time.time_ns())
+
+
+def _after_create(state: str) -> str:
+    """A container whose end was noticed before its creation was recorded has ended."""
+    return ContainerState.CREATED if state == ContainerState.CREATING else state
+
+
+def _make_directories(path: str) -> list[str]:
+    """Make a directory with its parents; those that were made, deepest last."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    made: list[str] = []
+    try:
+        for each in reversed(missing):
+            os.mkdir(each, 0o755)
+            made.append(each)
+    except OSError as error:
+        _remove_directories(made)
+        raise Internal(
+            f"the mount source {missing[0]} does not exist and cannot be made: {os.strerror(error.errno or 0).lower()}"
+        ) from None
+    return made
+
+
+def _remove_directories(made: list[str]) -> None:
+    for path in reversed(made):
+        try:
+            os.rmdir(path)
+        except OSError:
+            return  # somebody uses it already

@@ -1,0 +1,54 @@
+"""What this host can do, read once at start-up and handed to the pure functions that build specs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from crio_native.linux import capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """bounding: the daemon's capability bounding set, as names; a container cannot have more.
+
+    oom_score_adj: the lowest value that a container may get (the daemon's own, without CAP_SYS_RESOURCE).
+    """
+
+    bounding: frozenset[str]
+    oom_score_adj: int
+    apparmor: bool
+    selinux: bool
+    machine: str
+    hostname: str
+
+    @classmethod
+    def read(cls) -> Host:
+        bounding = _bounding_set()
+        own_score = int(Path("/proc/self/oom_score_adj").read_text())
+        return cls(
+            bounding=bounding,
+            oom_score_adj=-1000 if "CAP_SYS_RESOURCE" in bounding else own_score,
+            apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+            selinux=os.path.exists("/sys/fs/selinux/enforce"),
+            machine=platform.machine(),
+            hostname=socket.gethostname(),
+        )
+
+
+def _bounding_set() -> frozenset[str]:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            mask = int(line.split()[1], 16) & ((1 << len(capabilities.NAMES)) - 1)
+            return frozenset(capabilities.names(mask))
+    return frozenset(capabilities.NAMES)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,113 @@
+"""What a pod is made with: the node's parts, gathered once by the daemon and shared by `sandboxes` and `containers`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from crio_native.config.tables import RuntimeHandler, RuntimeTable
+from crio_native.errors import InvalidArgument, Unimplemented
+from crio_native.oci.runtime import Overlay, Runtime
+from crio_native.pods.exits import ExitWatcher
+from crio_native.pods.host import Host
+from crio_native.pods.locks import KeyedLocks
+from crio_native.pods.records import Layout
+from crio_native.pods.spec_security import Profiles
+from crio_native.pods.store import Store
+
+Stage = Callable[[str], None]
+"""Told what a long act is doing now, for the error of a call that runs out of time."""
+
+
+class Namespaces(Protocol):
+    """Makes and removes pinned namespaces (the launchers)."""
+
+    def pin_namespaces(
+        self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
+    ) -> socket.socket | None: ...
+
+    def unpin_namespaces(self, paths: Iterable[Path]) -> None: ...
+
+
+class Network(Protocol):
+    """The pod network (`network.PodNetwork`)."""
+
+    def setup(
+        self,
+        sandbox_id: str,
+        netlink: socket.socket,
+        *,
+        netns_path: Path,
+        name: str = "",
+        namespace: str = "",
+        uid: str = "",
+        port_mappings: Sequence[Any] = (),
+    ) -> Any: ...
+
+    def teardown(self, sandbox_id: str) -> None: ...
+
+    def collect(self, live: Collection[str]) -> Any: ...
+
+
+class Images(Protocol):
+    """The image store (`images.ImageStore`)."""
+
+    def get(self, ref: str) -> Any: ...
+
+    def prepare_root(self, image_id: str, container_dir: Path) -> Overlay: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """runtimes: an executor for each handler that this version can run.  workers: where ends are cleaned up after."""
+
+    settings: RuntimeTable
+    host: Host
+    layout: Layout
+    store: Store
+    images: Images
+    network: Network
+    namespaces: Namespaces
+    runtimes: Mapping[str, Runtime]
+    profiles: Profiles
+    exits: ExitWatcher
+    workers: ThreadPoolExecutor
+    locks: KeyedLocks = field(default_factory=KeyedLocks)
+
+    def handler(self, name: str) -> tuple[RuntimeHandler, Runtime]:
+        """A handler's settings and its executor; "" is the default.  Raises InvalidArgument, Unimplemented."""
+        name = name or self.settings.default_runtime
+        settings = self.settings.runtimes.get(name)
+        if settings is None:
+            known = ", ".join(sorted(self.settings.runtimes))
+            raise InvalidArgument("runtime_handler", name, f"no such handler is configured; there are: {known}")
+        runtime = self.runtimes.get(name)
+        if runtime is None:
+            raise Unimplemented(
+                f'runtime_handler {name!r}: this version runs only handlers of runtime_type "builtin", '
+                f"not {settings.runtime_type!r}"
+            )
+        return settings, runtime
+
+    def cgroup_path(self, parent: str, object_id: str) -> str:
+        """A container's cgroup in the words of the cgroup manager."""
+        if self.settings.cgroup_manager == "systemd":
+            return f"{parent}:crio:{object_id}"
+        return f"{parent}/crio-{object_id}"
+
+    def cgroup_parent(self, asked: str) -> str:
+        """The pod's cgroup, checked.  Raises InvalidArgument."""
+        field = "config.linux.cgroup_parent"
+        if ".." in asked.split("/") or len(asked) > 1024 or any(c.isspace() for c in asked):
+            raise InvalidArgument(field, asked, "must be a plain path or slice name")
+        if self.settings.cgroup_manager == "systemd":
+            if asked and not asked.endswith(".slice"):
+                raise InvalidArgument(field, asked, "must be a slice, because crio.runtime.cgroup_manager is systemd")
+            return asked.rsplit("/", 1)[-1] or "system.slice"
+        if asked and not asked.startswith("/"):
+            raise InvalidArgument(field, asked, "must be an absolute cgroup path, because cgroup_manager is cgroupfs")
+        return asked.rstrip("/") or "/crio-native"

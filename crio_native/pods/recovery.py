@@ -1,0 +1,111 @@
+"""Start-up: every record against what exists, until each object is either usable or gone.
+
+The rule for each state of a record: an intent (`creating`, `removing`) is undone or finished; a container that should
+live is watched again, or its end is taken from its exit file; a pod that lost a namespace (a reboot) is not ready.
+Then whatever has no record at all is removed.  One object's failure is logged and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from crio_native.errors import CrioError, NotFound
+from crio_native.linux import process as kernel
+from crio_native.pods import names, trees
+from crio_native.pods.containers import Containers
+from crio_native.pods.node import Node
+from crio_native.pods.records import Container, ContainerState, Pod, PodState
+from crio_native.pods.sandboxes import Sandboxes
+from crio_native.pods.values import NamespaceMode
+
+log = logging.getLogger(__name__)
+
+
+def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
+    """Bring records and kernel together.  Nobody else may use the node meanwhile."""
+    for container in list(node.store.containers.values()):
+        _attempt(f"container {container.id}", lambda c=container: _container(node, containers, c))
+    for pod in list(node.store.pods.values()):
+        _attempt(f"pod {pod.id}", lambda p=pod: _pod(node, sandboxes, p))
+    _attempt("the pod network", lambda: node.network.collect(_networked(node)))
+    _attempt("leftovers", lambda: _sweep(node))
+
+
+def _attempt(what: str, act: object) -> None:
+    try:
+        act()  # type: ignore[operator]
+    except (CrioError, OSError) as error:
+        log.error("%s could not be recovered: %s", what, error)
+
+
+def _container(node: Node, containers: Containers, container: Container) -> None:
+    match container.state:
+        case ContainerState.CREATING:
+            log.info("container %s was being made when the daemon stopped; undoing it", container.id)
+            containers.discard(container)
+        case ContainerState.REMOVING:
+            containers.remove(container.id)
+        case ContainerState.CREATED | ContainerState.RUNNING:
+            try:
+                containers.watch(container)
+            except NotFound:
+                containers.settle(container)
+
+
+def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
+    match pod.state:
+        case PodState.CREATING:
+            log.info("pod %s was being made when the daemon stopped; undoing it", pod.id)
+            sandboxes.dismantle(pod)
+            node.store.delete(pod)
+        case PodState.REMOVING:
+            sandboxes.remove(pod.id)
+        case PodState.READY if not _whole(node, sandboxes, pod):
+            log.warning("pod %s has lost its namespaces; it is not ready any more", pod.id)
+            sandboxes.stop(pod.id)
+
+
+def _whole(node: Node, sandboxes: Sandboxes, pod: Pod) -> bool:
+    """Whether a pod's namespaces are still pinned and its pause process lives (which is then watched again)."""
+    modes = pod.config.namespaces
+    needed = {"net", "uts"} if modes.network is not NamespaceMode.NODE else set()
+    if modes.ipc is not NamespaceMode.NODE:
+        needed.add("ipc")
+    try:
+        for kind in needed:
+            os.close(kernel.open_namespace(str(node.layout.pins(pod.id)[kind])))
+        if pod.infra is not None:
+            sandboxes.watch_infra(pod)
+    except (OSError, NotFound):
+        return False
+    return True
+
+
+def _networked(node: Node) -> list[str]:
+    return [pod.id for pod in node.store.pods.values() if pod.state == PodState.READY]
+
+
+def _sweep(node: Node) -> None:
+    """Remove the directories that belong to no record: what is left when the state database was lost."""
+    layout = node.layout
+    known = set(node.store.pods) | set(node.store.containers)
+    for runtime in node.runtimes.values():
+        for run_dir in _strangers(layout.runroot / "containers", known):
+            runtime.delete(run_dir.name, run_dir, "")
+    for parent in (
+        layout.runroot / "containers",
+        layout.runroot / "sandboxes",
+        layout.root / "containers",
+        layout.root / "sandboxes",
+    ):
+        for directory in _strangers(parent, known):
+            log.warning("removing %s, which belongs to no known pod", directory)
+            if parent == layout.runroot / "sandboxes":
+                node.namespaces.unpin_namespaces(layout.pins(directory.name).values())
+            trees.remove_tree(directory)
+
+
+def _strangers(parent: Path, known: set[str]) -> list[Path]:
+    return [path for path in parent.iterdir() if names.is_id(path.name) and path.name not in known]

@@ -1,0 +1,290 @@
+"""The life of a pod sandbox: its namespaces, its network, its files; made, stopped, removed.
+
+The order of making is: intent recorded, files, namespaces, network, shared memory, pause process (only where the pod
+shares its PID namespace), `ready` recorded.  Whatever fails, `dismantle` undoes: it needs nothing but the record, and
+each of its acts does nothing when there is nothing to undo.  So it also serves Stop, Remove and a start after a crash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+
+from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
+from crio_native.linux import mounts, syscalls
+from crio_native.network.model import PortMapping
+from crio_native.oci.runtime import ContainerSpec, ExitStatus
+from crio_native.pods import names, pod_files, spec, spec_resources, spec_security, trees
+from crio_native.pods.containers import Containers
+from crio_native.pods.node import Node, Stage
+from crio_native.pods.records import Pod, PodState, ProcessRecord
+from crio_native.pods.values import NamespaceMode, PodConfig
+
+log = logging.getLogger(__name__)
+
+_SHM = "mode=1777,size=65536k"
+
+
+class Sandboxes:
+    """All calls are synchronous and thread-safe; those that change a pod hold its lock."""
+
+    def __init__(self, node: Node, containers: Containers) -> None:
+        self._node = node
+        self._containers = containers
+
+    def run(self, config: PodConfig, handler: str, stage: Stage) -> str:
+        """Make a pod; returns its id.
+
+        The retry of a call whose answer never reached its caller gets the pod that this made.  Raises InvalidArgument,
+        AlreadyExists, and what namespaces, network and executor raise; then nothing is left.
+        """
+        node = self._node
+        stage("checking the configuration")
+        name = names.pod_name(config.metadata)
+        _check(config)
+        sysctls = spec_resources.pod_sysctls(config.linux.sysctls, node.settings.default_sysctls, config.namespaces)
+        node.handler(handler)
+        pod = Pod(
+            id=names.new_id(),
+            name=name,
+            config=config,
+            handler=handler or node.settings.default_runtime,
+            created_at=time.time_ns(),
+            cgroup=node.cgroup_parent(config.linux.cgroup_parent),
+        )
+        pod = dataclasses.replace(pod, hostname=self._hostname(pod))
+        with node.locks.hold(pod.id):
+            stage("recording the pod")
+            try:
+                node.store.insert(pod)
+            except AlreadyExists:
+                return self._retried(pod)
+            try:
+                self._make(pod, sysctls, stage)
+            except BaseException:
+                self._undo(pod)
+                raise
+        return pod.id
+
+    def claim(self, pod_id: str) -> None:
+        """The caller has the id: from now on its name is taken for everybody."""
+        try:
+            self._node.store.update(Pod, pod_id, wait=False, claimed=True)
+        except NotFound:
+            pass
+
+    def stop(self, pod_id: str, stage: Stage = lambda _: None) -> None:
+        """Kill the pod's containers and free its network and namespaces.  Nothing happens when that is done."""
+        node = self._node
+        pod = node.store.get(Pod, pod_id)
+        with node.locks.hold(pod_id):
+            if pod_id not in node.store.pods:
+                return
+            node.store.update(Pod, pod_id, state=PodState.NOT_READY)
+            stage("stopping the containers")
+            self._containers.kill_of_pod(pod_id)
+            stage("taking the network down")
+            self.dismantle(pod, files=False)
+            node.store.update(Pod, pod_id, infra=None)
+
+    def remove(self, pod_id: str, stage: Stage = lambda _: None) -> None:
+        """Remove the pod with all that it has; a pod that is not there is removed already."""
+        node = self._node
+        if pod_id not in node.store.pods:
+            return
+        self.stop(pod_id, stage)
+        with node.locks.hold(pod_id):
+            pod = node.store.pods.get(pod_id)
+            if pod is None:
+                return
+            node.store.update(Pod, pod_id, state=PodState.REMOVING)
+            stage("removing the containers")
+            for container in node.store.of_pod(pod_id):
+                self._containers.remove(container.id)
+            stage("removing the pod's files")
+            self.dismantle(pod)
+            node.store.delete(pod)
+
+    def dismantle(self, pod: Pod, *, files: bool = True) -> None:
+        """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk.
+
+        Every act is tried even when an earlier one fails; the first failure is raised at the end.
+        """
+        node, layout = self._node, self._node.layout
+        acts = [
+            lambda: self._delete_infra(pod),
+            lambda: node.network.teardown(pod.id),
+            lambda: node.namespaces.unpin_namespaces(layout.pins(pod.id).values()),
+            lambda: _unmount(str(layout.shm(pod.id))),
+            lambda: trees.remove_tree(layout.pod_run_dir(pod.id)),
+        ]
+        if files:
+            acts.append(lambda: trees.remove_tree(layout.pod_dir(pod.id)))
+            acts.append(lambda: trees.remove_tree(layout.bundle(pod.id)))
+        failures = []
+        for act in acts:
+            try:
+                act()
+            except (CrioError, OSError) as error:
+                log.warning("pod %s: %s", pod.id, error)
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def watch_infra(self, pod: Pod) -> None:
+        """Notice the end of the pod's pause process.  Raises NotFound when it has ended."""
+        _, runtime = self._node.handler(pod.handler)
+        sock = runtime.watch(pod.id, self._node.layout.run_dir(pod.id))
+        self._node.exits.watch(pod.id, sock, runtime.read_exit, self._infra_ended)
+
+    def _retried(self, pod: Pod) -> str:
+        """The unclaimed pod that an equal call made; its pending work is waited for."""
+        store = self._node.store
+        holder = store.by_name(Pod, pod.name)
+        if holder is not None:
+            with self._node.locks.hold(holder.id):
+                holder = store.pods.get(holder.id)
+        same = holder and (holder.config, holder.handler) == (pod.config, pod.handler)
+        if holder is not None and same and holder.state == PodState.READY and not holder.claimed:
+            return holder.id
+        taken = f"by pod {holder.id} ({holder.state})" if holder else "and was set free just now; try again"
+        raise AlreadyExists(
+            f"the pod name {pod.name!r} is taken {taken}; use another attempt number, or remove that pod"
+        )
+
+    def _hostname(self, pod: Pod) -> str:
+        if pod.config.namespaces.network is NamespaceMode.NODE:
+            return self._node.host.hostname
+        return pod.config.hostname or pod.id[:12]
+
+    def _make(self, pod: Pod, sysctls: dict[str, str], stage: Stage) -> None:
+        node, layout, namespaces = self._node, self._node.layout, pod.config.namespaces
+        os.mkdir(layout.pod_dir(pod.id), 0o700)
+        os.mkdir(layout.pod_run_dir(pod.id), 0o700)
+        ips: tuple[str, ...] = ()
+        host_network = namespaces.network is NamespaceMode.NODE
+        pins = dict(layout.pins(pod.id))
+        if host_network:
+            del pins["net"], pins["uts"]
+        if namespaces.ipc is NamespaceMode.NODE:
+            del pins["ipc"]
+        if pins:
+            stage("making the namespaces")
+            netlink = node.namespaces.pin_namespaces(pins, hostname=pod.hostname, sysctls=sysctls)
+            if netlink is not None:
+                with netlink:
+                    stage("setting the network up")
+                    ips = self._connect(pod, netlink)
+        stage("writing the pod's files")
+        pod_files.write(
+            layout.pod_dir(pod.id),
+            hostname=pod.hostname,
+            dns=pod.config.dns_config,
+            host_network=host_network,
+            ips=ips,
+        )
+        if "ipc" in pins:
+            _mount_shm(str(layout.shm(pod.id)))
+        infra = None
+        if namespaces.pid is NamespaceMode.POD:
+            stage("starting the pause process")
+            infra = self._start_infra(pod)
+        node.store.update(Pod, pod.id, state=PodState.READY, ips=ips, infra=infra)
+        if infra is not None:
+            self.watch_infra(pod)
+
+    def _connect(self, pod: Pod, netlink: object) -> tuple[str, ...]:
+        meta = pod.config.metadata
+        mappings = () if self._node.settings.disable_hostport_mapping else _port_mappings(pod.config)
+        attachment = self._node.network.setup(
+            pod.id,
+            netlink,  # type: ignore[arg-type]
+            netns_path=self._node.layout.pins(pod.id)["net"],
+            name=meta.name,
+            namespace=meta.namespace,
+            uid=meta.uid,
+            port_mappings=mappings,
+        )
+        return tuple(attachment.ips)
+
+    def _start_infra(self, pod: Pod) -> ProcessRecord:
+        node, layout = self._node, self._node.layout
+        _, runtime = node.handler(pod.handler)
+        bundle, run_dir = layout.bundle(pod.id), layout.run_dir(pod.id)
+        os.mkdir(bundle, 0o700)
+        os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
+        os.mkdir(run_dir, 0o700)
+        config = spec.infra_spec(pod, spec.Node(node.settings, node.host, layout, node.profiles))
+        process = runtime.create(ContainerSpec(pod.id, config, bundle, run_dir, pause=True))
+        runtime.start(pod.id, run_dir)
+        return ProcessRecord.of(process)
+
+    def _delete_infra(self, pod: Pod) -> None:
+        run_dir = self._node.layout.run_dir(pod.id)
+        if pod.config.namespaces.pid is NamespaceMode.POD:
+            _, runtime = self._node.handler(pod.handler)
+            runtime.delete(pod.id, run_dir, self._node.cgroup_path(pod.cgroup, pod.id))
+            trees.remove_tree(run_dir)
+
+    def _infra_ended(self, pod_id: str, status: ExitStatus | None) -> None:
+        """Without its first process the PID namespace is dead, and every container in it: the pod is not ready."""
+
+        def not_ready(pod: Pod) -> Pod:
+            return dataclasses.replace(pod, state=PodState.NOT_READY) if pod.state == PodState.READY else pod
+
+        try:
+            self._node.store.change(Pod, pod_id, not_ready, wait=False)
+        except NotFound:
+            return
+        log.info("the pause process of pod %s has ended: %s", pod_id, status)
+
+    def _undo(self, pod: Pod) -> None:
+        try:
+            self.dismantle(pod)
+            self._node.store.delete(pod)
+        except (CrioError, OSError) as error:
+            # The record stays, in `creating`: it is what a later Remove or start finds the rest by.
+            log.error("pod %s could not be undone and is kept for removal: %s", pod.id, error)
+            self._node.store.update(Pod, pod.id, state=PodState.NOT_READY)
+
+
+def _check(config: PodConfig) -> None:
+    pod_files.check_hostname(config.hostname)
+    pod_files.check_dns(config.dns_config)
+    spec_security.check_namespaces(config.namespaces, "config.linux.security_context.namespace_options")
+    if config.namespaces.pid is NamespaceMode.TARGET:
+        raise InvalidArgument(
+            "config.linux.security_context.namespace_options.pid",
+            "TARGET",
+            "is for containers; use POD, CONTAINER or NODE",
+        )
+    if config.log_directory and (not config.log_directory.startswith("/") or ".." in config.log_directory.split("/")):
+        raise InvalidArgument("config.log_directory", config.log_directory, "must be an absolute path without '..'")
+    if config.namespaces.network is NamespaceMode.NODE and any(
+        m.host_port and m.host_port != m.container_port for m in config.port_mappings
+    ):
+        raise InvalidArgument(
+            "config.port_mappings", config.port_mappings, "a pod on the host's network cannot map one port to another"
+        )
+
+
+def _port_mappings(config: PodConfig) -> tuple[PortMapping, ...]:
+    return tuple(
+        PortMapping(m.host_port, m.container_port, m.protocol.name.lower(), m.host_ip)
+        for m in config.port_mappings
+        if m.host_port
+    )
+
+
+def _mount_shm(path: str) -> None:
+    """A tmpfs of its own: a directory on the run directory's would let one pod fill it for all."""
+    os.mkdir(path, 0o700)
+    flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+    syscalls.mount("shm", path, "tmpfs", flags, _SHM)
+
+
+def _unmount(path: str) -> None:
+    while os.path.ismount(path):
+        syscalls.umount2(path, mounts.MNT_DETACH)

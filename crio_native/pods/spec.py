@@ -1,0 +1,238 @@
+"""A container's config.json (runtime-spec 1.3) from the CRI's configuration, the image's, and the node's.
+
+Pure: everything comes in as arguments, nothing is made here.  The parts have their own modules (`spec_process`,
+`spec_mounts`, `spec_security`, `spec_resources`); this one puts them together and adds namespaces and annotations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crio_native.config.tables import RuntimeHandler, RuntimeTable
+from crio_native.errors import InvalidArgument
+from crio_native.oci.runtime import UserRequest
+from crio_native.pods import spec_mounts, spec_process, spec_resources, spec_security
+from crio_native.pods.host import Host
+from crio_native.pods.records import Container, Layout, Pod
+from crio_native.pods.values import Device, NamespaceMode, NamespaceOption, to_json
+
+OCI_VERSION = "1.3.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What of the node a spec depends on."""
+
+    settings: RuntimeTable
+    host: Host
+    layout: Layout
+    profiles: spec_security.Profiles
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The spec, who the command runs as, host directories to make first, and what to tell the operator."""
+
+    spec: dict[str, Any]
+    user: UserRequest
+    absent_sources: list[str]
+    warnings: list[str]
+
+
+def container_spec(
+    pod: Pod, container: Container, image_config: Mapping[str, Any], handler: RuntimeHandler, node: Node, pid_path: str
+) -> Built:
+    """Raises InvalidArgument with the CRI field's path, FailedPrecondition for what this host cannot do.
+
+    image_config: the image configuration's ``config`` object.  pid_path: the PID namespace to join, "" for a new one;
+    looked at only where the container's mode says so.
+    """
+    config, settings, host = container.config, node.settings, node.host
+    security = config.linux.security_context
+    if security.privileged and not pod.config.linux.security_context.privileged:
+        raise InvalidArgument(
+            "config.linux.security_context.privileged", True, "needs a pod whose security_context.privileged is true"
+        )
+    options = security.namespace_options or pod.config.namespaces
+    spec_security.check_namespaces(options, "config.linux.security_context.namespace_options")
+    capabilities, warnings = spec_process.capability_sets(
+        security.capabilities,
+        security.privileged,
+        settings.default_capabilities,
+        host.bounding,
+        inherit=settings.add_inheritable_capabilities,
+    )
+    score, clamped = spec_resources.oom_score(container.resources.oom_score_adj, host.oom_score_adj)
+    label, mount_label = spec_security.selinux_label(security, host)
+    masked, readonly_paths = spec_security.hidden_paths(security)
+    devices, rules = _devices(container, handler, settings)
+    resources = spec_resources.linux_resources(
+        container.resources,
+        min_memory=handler.container_min_memory,
+        pids_limit=settings.pids_limit,
+        field="config.linux.resources",
+    )
+    spec: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "process": {
+            "terminal": config.tty,
+            "user": {"uid": 0, "gid": 0},  # the real one is resolved in the root file system
+            "args": spec_process.arguments(config, image_config),
+            "env": spec_process.environment(config, image_config, settings.default_env, pod.hostname),
+            "cwd": spec_process.working_directory(config, image_config),
+            "capabilities": capabilities,
+            "rlimits": spec_process.rlimits(settings.default_ulimits),
+            "noNewPrivileges": security.no_new_privs,
+            "apparmorProfile": spec_security.apparmor(security, host, settings.apparmor_profile),
+            "selinuxLabel": label,
+            "oomScoreAdj": score,
+        },
+        "root": {
+            "path": str(node.layout.bundle(container.id) / "rootfs"),
+            "readonly": security.readonly_rootfs or settings.read_only,
+        },
+        "mounts": _mounts(pod, container, node),
+        "linux": {
+            "namespaces": _namespaces(options, pod, node.layout, pid_path),
+            "resources": {**resources, "devices": rules},
+            "devices": devices,
+            "cgroupsPath": container.cgroup,
+            "maskedPaths": masked,
+            "readonlyPaths": readonly_paths,
+            "mountLabel": mount_label,
+            "rootfsPropagation": spec_mounts.root_propagation(config.mounts),
+        },
+        "annotations": crio_annotations(pod, container, handler, node.layout),
+    }
+    seccomp = spec_security.seccomp(
+        security,
+        node.profiles,
+        capabilities["bounding"],
+        default=handler.seccomp_profile or settings.seccomp_profile,
+        privileged=settings.privileged_seccomp_profile,
+    )
+    if seccomp is not None:
+        spec["linux"]["seccomp"] = seccomp
+    absent = spec_mounts.check_sources(config.mounts, settings.absent_mount_sources_to_reject)
+    return Built(spec, spec_process.user(security, image_config), absent, [*warnings, *clamped])
+
+
+def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
+    """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces."""
+    options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
+    none: dict[str, list[str]] = {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": {
+            "user": {"uid": 65535, "gid": 65535},
+            "args": ["pause"],
+            "env": [],
+            "cwd": "/",
+            "capabilities": none,
+            "noNewPrivileges": True,
+            "oomScoreAdj": max(-998, node.host.oom_score_adj),
+        },
+        "root": {"path": str(node.layout.bundle(pod.id) / "rootfs"), "readonly": True},
+        "mounts": [],
+        "linux": {
+            "namespaces": _namespaces(options, pod, node.layout, ""),
+            "cgroupsPath": f"{pod.cgroup}/crio-{pod.id}",
+            "resources": {"devices": spec_mounts.default_rules()},
+        },
+    }
+
+
+def exec_process(spec_process_object: Mapping[str, Any], args: tuple[str, ...], user: Any) -> dict[str, Any]:
+    """The process object of a command to run inside a container: the container's own, with another command."""
+    process = {**spec_process_object, "args": list(args), "terminal": False}
+    if user is not None:
+        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+        if not any(text.startswith("HOME=") for text in process["env"]):
+            process["env"] = [*process["env"], f"HOME={user.home}"]
+    return process
+
+
+def _namespaces(options: NamespaceOption, pod: Pod, layout: Layout, pid_path: str) -> list[dict[str, str]]:
+    pins = layout.pins(pod.id)
+    result = [{"type": "mount"}, {"type": "cgroup"}]
+    if options.pid is NamespaceMode.CONTAINER:
+        result.append({"type": "pid"})
+    elif options.pid is not NamespaceMode.NODE:
+        result.append({"type": "pid", "path": pid_path})
+    if pod.config.namespaces.ipc is not NamespaceMode.NODE:
+        result.append({"type": "ipc", "path": str(pins["ipc"])})
+    if pod.config.namespaces.network is not NamespaceMode.NODE:
+        result.append({"type": "network", "path": str(pins["net"])})
+        result.append({"type": "uts", "path": str(pins["uts"])})
+    return result
+
+
+def _mounts(pod: Pod, container: Container, node: Node) -> list[dict[str, Any]]:
+    security, settings = container.config.linux.security_context, node.settings
+    shm = "/dev/shm" if pod.config.namespaces.ipc is NamespaceMode.NODE else node.layout.shm(pod.id)
+    ours = [
+        *spec_mounts.system_mounts(privileged=security.privileged),
+        *spec_mounts.pod_files(node.layout.pod_dir(pod.id), shm, readonly=security.readonly_rootfs),
+        *(spec_mounts.scratch_mounts() if settings.read_only else ()),
+    ]
+    return spec_mounts.merge(ours, spec_mounts.caller_mounts(container.config.mounts))
+
+
+def _devices(
+    container: Container, handler: RuntimeHandler, settings: RuntimeTable
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    nodes: list[dict[str, Any]] = []
+    rules = spec_mounts.default_rules()
+    if container.config.linux.security_context.privileged and not handler.privileged_without_host_devices:
+        nodes, rules = spec_mounts.host_devices()
+    extra = [Device(d.container, d.host, d.permissions) for d in settings.additional_devices]
+    asked_nodes, asked_rules = spec_mounts.devices([*container.config.devices, *extra])
+    taken = {node["path"] for node in asked_nodes}
+    return [node for node in nodes if node["path"] not in taken] + asked_nodes, rules + asked_rules
+
+
+def crio_annotations(pod: Pod, container: Container, handler: RuntimeHandler, layout: Layout) -> dict[str, str]:
+    """What CRI-O writes into a config.json, for the tools that read it there.
+
+    The caller's own annotations are data inside one of these values, never annotations of the spec themselves: an
+    external runtime acts on some names (CVE-2024-3154).
+    """
+    config, meta = container.config, pod.config.metadata
+    values = {
+        "Annotations": json.dumps(dict(config.annotations)),
+        "ContainerID": container.id,
+        "ContainerName": container.name,
+        "ContainerType": "container",
+        "Created": str(container.created_at),
+        "HostName": pod.hostname,
+        "CgroupParent": pod.cgroup,
+        "HostNetwork": str(pod.config.namespaces.network is NamespaceMode.NODE).lower(),
+        "Image": container.image_id.removeprefix("sha256:"),
+        "ImageName": config.image.user_specified_image or config.image.image,
+        "ImageRef": container.image_ref,
+        "KubeName": meta.name,
+        "Labels": json.dumps(dict(config.labels)),
+        "LogPath": container.log_path,
+        "Metadata": json.dumps(to_json(config.metadata)),
+        "MountPoint": str(layout.bundle(container.id) / "rootfs"),
+        "Name": container.name,
+        "Namespace": meta.namespace,
+        "NamespaceOptions": json.dumps(to_json(pod.config.namespaces)),
+        "PrivilegedRuntime": str(config.linux.security_context.privileged).lower(),
+        "ResolvPath": str(layout.pod_dir(pod.id) / "resolv.conf"),
+        "HostnamePath": str(layout.pod_dir(pod.id) / "hostname"),
+        "RuntimeHandler": container.handler,
+        "SandboxID": pod.id,
+        "SandboxName": pod.name,
+        "ShmPath": str(layout.shm(pod.id)),
+        "Stdin": str(config.stdin).lower(),
+        "StdinOnce": str(config.stdin_once).lower(),
+        "TTY": str(config.tty).lower(),
+        "Volumes": json.dumps([to_json(mount) for mount in config.mounts]),
+    }
+    values |= {f"IP.{index}": ip for index, ip in enumerate(pod.ips)}
+    ours = {f"io.kubernetes.cri-o.{name}": value for name, value in values.items()}
+    return {**handler.default_annotations, **ours}

@@ -1,0 +1,234 @@
+"""The mounts and devices of a container's config.json.
+
+The order: the file systems that every container has, the pod's own files (hosts, resolv.conf, hostname, shm), then what
+the caller asks for, shallow paths first.  A caller's mount takes the place of ours on the same path.  Nothing here
+touches the file system except to look (`stat`, mountinfo); `check_sources` says what has to be made first.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crio_native.errors import InvalidArgument
+from crio_native.oci.spec import normalise
+from crio_native.pods.values import Device, Mount, MountPropagation
+
+OciMount = dict[str, Any]
+
+_PROPAGATION = {
+    MountPropagation.PROPAGATION_PRIVATE: "rprivate",
+    MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
+    MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
+}
+# What a host's /dev holds besides devices that a privileged container may want: the container has its own of these.
+_OWN_DEV = frozenset(
+    "pts shm mqueue fd stdin stdout stderr ptmx console .udev core null zero full random urandom tty".split()
+)
+_MAX_DEVICES = 4096
+# null, zero, full, random, urandom; tty, console, ptmx; pseudo-terminals.
+_DEFAULT_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
+
+
+def system_mounts(*, privileged: bool) -> list[OciMount]:
+    """The kernel's file systems: proc, dev, devpts, mqueue, sysfs, cgroup.  Only a privileged container may write to
+    the last two."""
+    access = "rw" if privileged else "ro"
+    return [
+        _fs("/proc", "proc", "nosuid", "noexec", "nodev"),
+        _fs("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _fs("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        _fs("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _fs("/sys", "sysfs", "nosuid", "noexec", "nodev", access),
+        _fs("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+    ]
+
+
+def pod_files(pod_dir: Path, shm: Path | str, *, readonly: bool) -> list[OciMount]:
+    """The files that the pod's containers share.  Of /etc only single files, so that the image's others stay."""
+    access = "ro" if readonly else "rw"
+    files = [
+        _bind(f"/etc/{name}", pod_dir / name, "nosuid", "nodev", "noexec", access)
+        for name in ("hosts", "resolv.conf", "hostname")
+    ]
+    return [*files, _bind("/dev/shm", shm, "nosuid", "nodev", "noexec", "rw")]
+
+
+def scratch_mounts() -> list[OciMount]:
+    """Writable places of a container under `read_only = true`."""
+    return [
+        _fs(path, "tmpfs", "rw", "nosuid", "nodev", "noexec", "tmpcopyup", "size=65536k", mode)
+        for path, mode in (("/run", "mode=755"), ("/tmp", "mode=1777"), ("/var/tmp", "mode=1777"))
+    ]
+
+
+def caller_mounts(mounts: Sequence[Mount]) -> list[OciMount]:
+    """What the caller asks for.  Raises InvalidArgument with the mount's index."""
+    result = []
+    for index, mount in enumerate(mounts):
+        field = f"config.mounts[{index}]"
+        _check_mount(mount, field)
+        options = ["rbind", _PROPAGATION[mount.propagation]]
+        options.append("rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw")
+        source = os.path.realpath(mount.host_path)
+        result.append(
+            {"destination": normalise(mount.container_path), "type": "bind", "source": source, "options": options}
+        )
+    return sorted(result, key=lambda m: m["destination"].count("/"))
+
+
+def _check_mount(mount: Mount, field: str) -> None:
+    if not mount.host_path.startswith("/"):
+        raise InvalidArgument(f"{field}.host_path", mount.host_path, "must be an absolute path")
+    if not mount.container_path.startswith("/") or normalise(mount.container_path) == "/":
+        raise InvalidArgument(f"{field}.container_path", mount.container_path, "must be an absolute path below /")
+    private = mount.propagation is MountPropagation.PROPAGATION_PRIVATE
+    if mount.recursive_read_only and not (mount.readonly and private):
+        raise InvalidArgument(
+            f"{field}.recursive_read_only", True, "needs readonly and PROPAGATION_PRIVATE on the same mount"
+        )
+
+
+def merge(ours: Iterable[OciMount], callers: Sequence[OciMount]) -> list[OciMount]:
+    """Both lists in one; a path that the caller mounts is the caller's."""
+    taken = {mount["destination"] for mount in callers}
+    return [mount for mount in ours if mount["destination"] not in taken] + list(callers)
+
+
+def check_sources(mounts: Sequence[Mount], rejected: Collection[str]) -> list[str]:
+    """Look at every mount's source; returns those that are absent and have to be made as directories.
+
+    Raises InvalidArgument for an absent source that may not be made (`absent_mount_sources_to_reject`), for one that
+    cannot be made or reached, and for a propagation that the source's own mount cannot give.
+    """
+    absent = []
+    for index, mount in enumerate(mounts):
+        field = f"config.mounts[{index}].host_path"
+        path = os.path.realpath(mount.host_path)
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            if mount.host_path in rejected:
+                raise InvalidArgument(
+                    field, mount.host_path, "does not exist, and crio.runtime.absent_mount_sources_to_reject names it"
+                ) from None
+            absent.append(path)
+        except OSError as error:
+            raise InvalidArgument(
+                field, mount.host_path, f"cannot be used: {os.strerror(error.errno or 0).lower()}"
+            ) from None
+        if mount.propagation is not MountPropagation.PROPAGATION_PRIVATE:
+            _check_propagation(field, path, mount.propagation)
+    return absent
+
+
+def _check_propagation(field: str, path: str, wanted: MountPropagation) -> None:
+    tags = _propagation_tags(path)
+    if wanted is MountPropagation.PROPAGATION_BIDIRECTIONAL and not any(t.startswith("shared:") for t in tags):
+        raise InvalidArgument(field, path, "is not on a shared mount, which PROPAGATION_BIDIRECTIONAL needs")
+    if not any(t.startswith(("shared:", "master:")) for t in tags):
+        raise InvalidArgument(
+            field, path, "is on a private mount, but PROPAGATION_HOST_TO_CONTAINER needs a shared or slave one"
+        )
+
+
+def _propagation_tags(path: str) -> list[str]:
+    """The optional fields (``shared:1``, ``master:2``) of the mount that `path` is on (proc(5), mountinfo)."""
+    best, tags = "", []
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split()
+            point = fields[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):  # a later mount on the same point is the upper one
+                best, tags = point, fields[6 : fields.index("-")]
+    return tags
+
+
+def root_propagation(mounts: Sequence[Mount]) -> str:
+    """What the root mount must be so that each mount's propagation can reach it; "" for the default."""
+    wanted = {mount.propagation for mount in mounts}
+    if MountPropagation.PROPAGATION_BIDIRECTIONAL in wanted:
+        return "rshared"
+    return "rslave" if MountPropagation.PROPAGATION_HOST_TO_CONTAINER in wanted else ""
+
+
+def default_rules() -> list[dict[str, Any]]:
+    """The device rules of every container: the usual devices; and any node may be made, which gives no access to it."""
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
+    for major, minor in _DEFAULT_DEVICES:
+        rule = {"allow": True, "type": "c", "major": major, "access": "rwm"}
+        rules.append(rule if minor is None else {**rule, "minor": minor})
+    return rules
+
+
+def devices(asked: Sequence[Device]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The nodes and the cgroup rules of devices that the caller names; a directory stands for all devices in it."""
+    nodes: list[dict[str, Any]] = []
+    rules: list[dict[str, Any]] = []
+    for index, device in enumerate(asked):
+        field = f"config.devices[{index}]"
+        access = device.permissions or "rwm"
+        if not set(access) <= set("rwm"):
+            raise InvalidArgument(f"{field}.permissions", access, "must be made of r, w and m")
+        if not device.container_path.startswith("/"):
+            raise InvalidArgument(f"{field}.container_path", device.container_path, "must be an absolute path")
+        found = _devices_at(device.host_path, normalise(device.container_path))
+        if not found:
+            raise InvalidArgument(f"{field}.host_path", device.host_path, "is no device, nor a directory with devices")
+        nodes += found
+        rules += [_rule(node, access) for node in found]
+    return nodes, rules
+
+
+def host_devices() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every device of the host, for privileged containers, and the rule that allows all."""
+    nodes = []
+    for entry in sorted(os.listdir("/dev")):
+        if entry not in _OWN_DEV:
+            nodes += _devices_at(f"/dev/{entry}", f"/dev/{entry}")
+    return nodes[:_MAX_DEVICES], [{"allow": True, "access": "rwm"}]
+
+
+def _devices_at(host_path: str, container_path: str) -> list[dict[str, Any]]:
+    try:
+        info = os.stat(host_path)
+        if stat.S_ISDIR(info.st_mode):
+            names = sorted(os.listdir(host_path))[:_MAX_DEVICES]
+            return [
+                node
+                for name in names
+                if not os.path.islink(f"{host_path}/{name}")  # a loop would have no end
+                for node in _devices_at(f"{host_path}/{name}", f"{container_path}/{name}")
+            ][:_MAX_DEVICES]
+    except OSError:
+        return []
+    kind = "c" if stat.S_ISCHR(info.st_mode) else "b" if stat.S_ISBLK(info.st_mode) else ""
+    if not kind:
+        return []
+    node = {
+        "path": container_path,
+        "type": kind,
+        "major": os.major(info.st_rdev),
+        "minor": os.minor(info.st_rdev),
+        "fileMode": stat.S_IMODE(info.st_mode),
+        "uid": info.st_uid,
+        "gid": info.st_gid,
+    }
+    return [node]
+
+
+def _rule(node: Mapping[str, Any], access: str) -> dict[str, Any]:
+    return {"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access}
+
+
+def _fs(destination: str, kind: str, *options: str) -> OciMount:
+    return {"destination": destination, "type": kind, "source": kind, "options": list(options)}
+
+
+def _bind(destination: str, source: Path | str, *options: str) -> OciMount:
+    return {"destination": destination, "type": "bind", "source": str(source), "options": ["bind", *options]}

@@ -1,0 +1,149 @@
+"""The security part of a container's config.json: seccomp, AppArmor, SELinux, masked and read-only paths.
+
+The CRI has two generations of fields for seccomp and AppArmor; both are read here, the structured one first.  A
+container that says nothing gets the runtime's default profile.  What the host does not have is refused when a caller
+asks for it by name, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from crio_native.errors import FailedPrecondition, InvalidArgument
+from crio_native.pods.host import Host
+from crio_native.pods.values import ContainerSecurity, NamespaceMode, ProfileType, SecurityProfile
+
+MASKED_PATHS = (
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_WHERE = "config.linux.security_context"
+
+
+class Profiles(Protocol):
+    """Where seccomp profiles come from (`oci.seccomp` behind a cache)."""
+
+    def default(self, path: str, capabilities: Sequence[str]) -> dict[str, Any]:
+        """RuntimeDefault: the profile at path, or the built-in one when path is ""."""
+
+    def localhost(self, path: str, capabilities: Sequence[str]) -> dict[str, Any]: ...
+
+
+def profile(asked: SecurityProfile | None, path: str, field: str) -> SecurityProfile:
+    """The profile that the structured field or the deprecated path names."""
+    if asked is not None:
+        return asked
+    match path:
+        case "" | "runtime/default" | "docker/default":
+            return SecurityProfile(ProfileType.RuntimeDefault)
+        case "unconfined":
+            return SecurityProfile(ProfileType.Unconfined)
+        case _ if path.startswith("localhost/"):
+            return SecurityProfile(ProfileType.Localhost, path.removeprefix("localhost/"))
+    raise InvalidArgument(field, path, "must be runtime/default, unconfined or localhost/PROFILE")
+
+
+def seccomp(
+    security: ContainerSecurity, profiles: Profiles, capabilities: Sequence[str], *, default: str, privileged: str
+) -> dict[str, Any] | None:
+    """The `linux.seccomp` object, None for unconfined.
+
+    default, privileged: paths of the configured profiles, "" for the built-in one and for none.
+    """
+    wanted = profile(security.seccomp, security.seccomp_profile_path, f"{_WHERE}.seccomp_profile_path")
+    if security.privileged:
+        return profiles.localhost(privileged, capabilities) if privileged else None
+    match wanted.profile_type:
+        case ProfileType.Unconfined:
+            return None
+        case ProfileType.RuntimeDefault:
+            return profiles.default(default, capabilities)
+    if not wanted.localhost_ref.startswith("/"):
+        raise InvalidArgument(f"{_WHERE}.seccomp.localhost_ref", wanted.localhost_ref, "must be an absolute path")
+    try:
+        return profiles.localhost(wanted.localhost_ref, capabilities)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{_WHERE}.seccomp.localhost_ref", wanted.localhost_ref, str(error)) from None
+
+
+def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
+    """The AppArmor profile's name, "" for none."""
+    wanted = profile(security.apparmor, security.apparmor_profile, f"{_WHERE}.apparmor_profile")
+    if security.privileged or wanted.profile_type is ProfileType.Unconfined:
+        return "unconfined" if host.apparmor else ""
+    if wanted.profile_type is ProfileType.Localhost:
+        if not host.apparmor:
+            raise FailedPrecondition(
+                f"{_WHERE}.apparmor: the profile {wanted.localhost_ref!r} is asked for, "
+                "but this host's kernel has no AppArmor"
+            )
+        return wanted.localhost_ref
+    return default if host.apparmor else ""
+
+
+def selinux_label(security: ContainerSecurity, host: Host) -> tuple[str, str]:
+    """The process label and the mount label, both "" for none."""
+    options = security.selinux_options
+    if options is None or not any((options.user, options.role, options.type, options.level)):
+        return "", ""
+    if not host.selinux:
+        raise FailedPrecondition(
+            f"{_WHERE}.selinux_options: a label is asked for, but this host's kernel has no SELinux"
+        )
+    if security.privileged:
+        return "", ""
+    for name in ("user", "role", "type", "level"):
+        if any(c.isspace() or (c == ":" and name != "level") for c in getattr(options, name)):
+            raise InvalidArgument(
+                f"{_WHERE}.selinux_options.{name}", getattr(options, name), "holds a blank or a colon"
+            )
+    user, role = options.user or "system_u", options.role or "system_r"
+    level = options.level or "s0"
+    return f"{user}:{role}:{options.type or 'container_t'}:{level}", f"{user}:object_r:container_file_t:{level}"
+
+
+def hidden_paths(security: ContainerSecurity) -> tuple[list[str], list[str]]:
+    """The masked and the read-only paths.
+
+    An empty list on the wire may mean "none" or "not said"; the defaults are the safe reading (the kubelet says
+    "none" only for pods with a user namespace of their own).  A privileged container gets neither.
+    """
+    if security.privileged:
+        return [], []
+    masked, readonly = security.masked_paths or MASKED_PATHS, security.readonly_paths or READONLY_PATHS
+    for name, paths in (("masked_paths", masked), ("readonly_paths", readonly)):
+        for index, path in enumerate(paths):
+            if not path.startswith("/"):
+                raise InvalidArgument(f"{_WHERE}.{name}[{index}]", path, "must be an absolute path")
+    return list(masked), list(readonly)
+
+
+def check_namespaces(options: Any, field: str) -> None:
+    """Refuse what this version cannot give: user namespaces, and modes that a field does not have."""
+    users = options.userns_options
+    if users is not None and users.mode is not NamespaceMode.NODE:
+        raise InvalidArgument(
+            f"{field}.userns_options.mode", users.mode.name, "user namespaces are not available yet; use NODE"
+        )
+    for name, allowed in (
+        ("network", (NamespaceMode.POD, NamespaceMode.NODE)),
+        ("ipc", (NamespaceMode.POD, NamespaceMode.NODE)),
+        ("pid", tuple(NamespaceMode)),
+    ):
+        mode = getattr(options, name)
+        if mode not in allowed:
+            raise InvalidArgument(f"{field}.{name}", mode.name, f"must be {' or '.join(m.name for m in allowed)}")
+    if (options.pid is NamespaceMode.TARGET) != bool(options.target_id):
+        raise InvalidArgument(f"{field}.target_id", options.target_id, "belongs to, and only to, pid mode TARGET")
