@@ -222,8 +222,8 @@ def test_a_killed_launcher_is_replaced(box: Box, runtime: Any) -> None:
     killed = runtime._launchers.pids()
     for pid in killed:
         os.kill(pid, 9)
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in killed):
-        pass  # until both are at least zombies
+    for pid in killed:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert box.run("echo", "still here").output() == "still here\n"
 
 
