@@ -13,7 +13,7 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from crio_native.errors import CrioError, FailedPrecondition, StepFailed
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
 from crio_native.network import links, nftables
 from crio_native.network.config import Address, NetworkConfig, Range
 from crio_native.network.model import Attachment, PortMapping, check_sandbox_id, checked_port_mappings
@@ -89,6 +89,8 @@ class PodNetwork:
         config = self._usable_config()
         check_sandbox_id(sandbox_id)
         ports = checked_port_mappings(port_mappings)
+        if netlink.family != socket.AF_NETLINK:
+            raise InvalidArgument("netlink", netlink.family.name, "must be a netlink socket of the pod's namespace")
         pod = {"name": name, "namespace": namespace, "uid": uid, "netns": str(netns_path)}
 
         def build(leases: Sequence[tuple[Address, Range]]) -> Attachment:
@@ -99,13 +101,16 @@ class PodNetwork:
             undo.callback(self._records.release, sandbox_id)
             with Netlink.open() as node:
                 bridge = self._prepared_bridge(node, config)
+                if ports:
+                    self._require_nftables(ports)
                 links.create_veth(node, attachment, netns_path, bridge)
                 undo.callback(_delete_link, attachment.host_interface)
                 links.bring_up_port(node, attachment, hairpin=config.hairpin)
             links.configure_inside(Netlink(netlink), attachment)
             if ports:
                 undo.callback(_unmap_ports, attachment)
-                self._map_ports(attachment)
+                with nftables.open_netlink() as netfilter:
+                    nftables.map_ports(netfilter, attachment)
             undo.pop_all()
         return attachment
 
@@ -189,14 +194,12 @@ class PodNetwork:
             self._nftables_problem = str(error)
             log.warning("pods get no masquerading and no host ports, nf_tables is unusable: %s", error)
 
-    def _map_ports(self, attachment: Attachment) -> None:
+    def _require_nftables(self, ports: Sequence[PortMapping]) -> None:
         if self._nftables_problem:
-            ports = ", ".join(str(mapping) for mapping in attachment.port_mappings)
+            wanted = ", ".join(str(mapping) for mapping in ports)
             raise FailedPrecondition(
-                f"the pod wants ports of the node ({ports}), which need nf_tables with NAT: {self._nftables_problem}"
+                f"the pod wants ports of the node ({wanted}), which need nf_tables with NAT: {self._nftables_problem}"
             )
-        with nftables.open_netlink() as netlink:
-            nftables.map_ports(netlink, attachment)
 
     def _restore_node(self) -> None:
         for bridge, _ in self._records.changes("link"):

@@ -37,6 +37,9 @@ class Sysctls:
         if config.has_ipv6:
             # A pod must not configure the node by router advertisements (CVE-2020-10749).
             _write(f"ipv6/conf/{config.bridge}/accept_ra", "0")
+            # Nor does the bridge's link-local address have a rival to look for; until it had looked, a second or two,
+            # the node could not ask for the pods' link addresses and nothing from outside would reach them.
+            _write(f"ipv6/conf/{config.bridge}/accept_dad", "0")
             if _read(_IPV6_FORWARD) != "1":
                 for link in _links_that_hear_routers():
                     self._change(f"ipv6/conf/{link}/accept_ra", "2")
