@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crio_native.config.installed import installed
 from crio_native.config.values import CAPABILITIES
-from crio_native.errors import CrioError, InvalidArgument, NotFound
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound
 from crio_native.oci import seccomp
 
 ALLOW = {"defaultAction": "SCMP_ACT_ALLOW"}
@@ -89,7 +89,7 @@ def test_files_are_named_in_errors(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidArgument, match="is not UTF-8"):
         seccomp.load_profile(tmp_path / "latin.json")
-    with pytest.raises(InvalidArgument, match="cannot be read: Is a directory"):
+    with pytest.raises(FailedPrecondition, match="cannot be read: Is a directory"):
         seccomp.load_profile(tmp_path)
     (tmp_path / "large.json").write_text(" " * (seccomp.PROFILE_SIZE_MAX + 1))
     with pytest.raises(InvalidArgument, match="must be at most"):

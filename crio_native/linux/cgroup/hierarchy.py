@@ -11,15 +11,12 @@ from typing import Literal
 
 Mode = Literal["v2", "hybrid", "v1"]
 
-# The v1 controllers that a container's limits or accounts need.  Each further hierarchy costs a mkdir, a join and a
-# rmdir (70 microseconds together), so perf_event and misc are left alone.
 _V1_CONTROLLERS = frozenset(
     "cpu cpuacct cpuset memory devices freezer blkio pids hugetlb net_cls net_prio rdma".split()
 )
 # What every unified hierarchy does itself, with or without controllers, and better: device rules as one BPF program
 # (20 microseconds to attach, where v1 takes a write a rule), cgroup.kill and cgroup.freeze, cpu.stat.
 _BETTER_UNIFIED = frozenset(("devices", "freezer", "cpuacct"))
-_CGROUP2_MAGIC_FILE = "cgroup.controllers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +25,11 @@ class Hierarchy:
 
     mode: v2 when all is in one unified hierarchy, v1 when there is none, hybrid when there are both.
     unified: mount point of cgroup2, "" on v1.
-    v1: controller -> mount point of its own hierarchy.  v2: controllers that the unified hierarchy has.
-    mounts: every mount point that a container's group is made in; the unified one first.
+    v1: controller -> mount point, of those that are used through their own hierarchy.  v2: those that are used through
+    the unified one.
+    mounts: every hierarchy's mount point, the unified one first.  A container's group is made in all of them, used or
+    not: a process that stayed in a hierarchy's root could mount it in a user namespace of its own and reach its
+    neighbours' groups.
     """
 
     mode: Mode
@@ -59,33 +59,32 @@ def detect(root: str) -> Hierarchy:
     """What is mounted according to ``proc/self/mountinfo`` below root.  Raises RuntimeError when nothing is."""
     unified = ""
     v1: dict[str, str] = {}
+    mounts: dict[str, str] = {}  # device number of the hierarchy -> mount point
     with open(os.path.join(root, "proc/self/mountinfo")) as file:
         for line in file:
             before, _, after = line.partition(" - ")
             kind, _, options = after.split()[:3]
-            point = os.path.join(root, _unescaped(before.split()[4]).lstrip("/"))
-            if kind == "cgroup2" and not unified:
+            _, _, device, _, point = before.split()[:5]
+            if kind not in ("cgroup", "cgroup2") or device in mounts:
+                continue
+            mounts[device] = point = os.path.join(root, _unescaped(point).lstrip("/"))
+            if kind == "cgroup2":
                 unified = point
-            elif kind == "cgroup":
-                for option in options.split(","):
-                    v1.setdefault(option, point)
-    systemd = v1.get("name=systemd")
-    v1 = {name: point for name, point in v1.items() if name in _V1_CONTROLLERS}
-    v2 = _unified_controllers(unified) if unified else frozenset()
-    if not unified and not v1:
+            else:
+                v1 |= {name: point for name in options.split(",") if name in _V1_CONTROLLERS}
+    if not mounts:
         raise RuntimeError("no control groups are mounted: mount cgroup2 on /sys/fs/cgroup")
+    points = sorted(mounts.values(), key=lambda point: point != unified)
+    mode: Mode = "v1" if not unified else "hybrid" if len(points) > 1 else "v2"
     if unified and _kernel(root) >= (5, 14):
         v1 = {name: point for name, point in v1.items() if name not in _BETTER_UNIFIED}
-    mounts = [unified, *v1.values()] if unified else [*v1.values()]
-    if systemd and os.path.isdir(os.path.join(root, "run/systemd/system")):
-        mounts.append(systemd)  # or systemd would count the container among its own service's processes
-    mode: Mode = "v1" if not unified else "hybrid" if v1 else "v2"
-    return Hierarchy(mode, unified, v1, v2 - v1.keys(), tuple(dict.fromkeys(mounts)))
+    v2 = _unified_controllers(unified) if unified else frozenset()
+    return Hierarchy(mode, unified, v1, v2 - v1.keys(), tuple(points))
 
 
 def _unified_controllers(unified: str) -> frozenset[str]:
     """Those of the files' names, and the device controller, which is a BPF program and has no file."""
-    with open(os.path.join(unified, _CGROUP2_MAGIC_FILE)) as file:
+    with open(os.path.join(unified, "cgroup.controllers")) as file:
         return frozenset(file.read().split()) | {"devices"}
 
 
