@@ -31,6 +31,7 @@ static struct client {
 } clients[CLIENTS_MAX];
 
 static int listener = -1;
+static bool bound;
 static bool once; /* the first client that ends its input closes stdin */
 
 static const char *last_packet;
@@ -50,16 +51,14 @@ int control_listen(bool stdin_once)
 	if (listener < 0)
 		return errno;
 	mode_t before = umask(0177);
-	int failed = bind(listener, (struct sockaddr *)&address, sizeof address) < 0 ? errno : 0;
+	bound = bind(listener, (struct sockaddr *)&address, sizeof address) == 0;
 	umask(before);
-	if (!failed && listen(listener, CLIENTS_MAX) < 0)
-		failed = errno;
-	return failed;
+	return bound && listen(listener, CLIENTS_MAX) == 0 ? 0 : errno;
 }
 
 void control_remove(void)
 {
-	if (listener >= 0)
+	if (bound) /* else it is someone else's */
 		unlink("control");
 }
 

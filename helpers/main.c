@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,12 +27,13 @@ enum {
 };
 
 static struct {
-	const char *id, *pid, *log, *log_size_max, *oom_file;
+	const char *id, *log, *oom_file;
+	pid_t pid;
+	long long log_size_max;
 	bool tty, has_stdin, stdin_once;
 } options;
 
 static enum { WAITING, CREATED, STARTING, RUNNING } state;
-static pid_t init_pid;
 static bool sync_open = true, start_failed;
 static int child_signals;
 
@@ -78,7 +80,7 @@ static _Noreturn void fail_silent_init(void)
 	fail("init", 0, "", line);
 }
 
-/* Each option is stored by name; true if the argument is `name`, and then *at is on its value. */
+/* True if the argument is `name`; then *at moves on to its value. */
 static bool option(char ***at, const char *name, const char **value)
 {
 	if (strcmp(**at, name) != 0)
@@ -89,8 +91,21 @@ static bool option(char ***at, const char *name, const char **value)
 	return true;
 }
 
+static long long number_of(const char *name, const char *text, long long most)
+{
+	char *end;
+
+	errno = 0;
+	long long n = strtoll(text, &end, 10);
+	if (errno || end == text || *end || n < 1 || n > most)
+		fail("monitor", EINVAL, name, "this argument's value is not a number, or out of range");
+	return n;
+}
+
 static void read_arguments(char **at)
 {
+	const char *number;
+
 	for (at++; *at; at++) {
 		if (strcmp(*at, "--tty") == 0)
 			options.tty = true;
@@ -98,8 +113,11 @@ static void read_arguments(char **at)
 			options.has_stdin = true;
 		else if (strcmp(*at, "--stdin-once") == 0)
 			options.stdin_once = true;
-		else if (!option(&at, "--id", &options.id) && !option(&at, "--pid", &options.pid) &&
-			 !option(&at, "--log", &options.log) && !option(&at, "--log-size-max", &options.log_size_max) &&
+		else if (option(&at, "--pid", &number))
+			options.pid = (pid_t)number_of("--pid", number, INT_MAX);
+		else if (option(&at, "--log-size-max", &number))
+			options.log_size_max = number_of("--log-size-max", number, LLONG_MAX);
+		else if (!option(&at, "--id", &options.id) && !option(&at, "--log", &options.log) &&
 			 !option(&at, "--oom-file", &options.oom_file))
 			fail("monitor", EINVAL, *at, "unknown argument");
 	}
@@ -107,17 +125,6 @@ static void read_arguments(char **at)
 		fail("monitor", EINVAL, "", "--id and --pid must be given");
 	if (options.log && *options.log != '/')
 		fail("monitor", EINVAL, options.log, "--log must be an absolute path");
-}
-
-static long long number_of(const char *name, const char *text)
-{
-	char *end;
-
-	errno = 0;
-	long long n = strtoll(text, &end, 10);
-	if (errno || end == text || *end)
-		fail("monitor", EINVAL, name, "this argument's value is not a number");
-	return n;
 }
 
 /*
@@ -173,8 +180,7 @@ static void become_created(const char *object, size_t size)
 
 	if (options.tty && !streams_have_terminal())
 		fail("monitor", EPROTO, "", "the init is ready but sent no terminal");
-	if (options.log &&
-	    (failed = log_open(options.log, options.log_size_max ? number_of("--log-size-max", options.log_size_max) : 0)))
+	if (options.log && (failed = log_open(options.log, options.log_size_max)))
 		fail("monitor", failed, options.log, "cannot open the log as a regular file");
 	if (!options.tty && (failed = streams_open(options.has_stdin)))
 		fail("monitor", failed, "", "descriptors 6 to 8 are not the container's streams");
@@ -182,7 +188,7 @@ static void become_created(const char *object, size_t size)
 		fail("monitor", failed, "control", "cannot serve the control socket in run_dir");
 
 	text_add(&head, "{\"created\":{\"pid\":");
-	text_number(&head, init_pid);
+	text_number(&head, options.pid);
 	text_add(&head, ",\"monitor\":");
 	text_number(&head, getpid());
 	text_add(&head, ",\"init\":");
@@ -345,6 +351,7 @@ static _Noreturn void loop(void)
 	long long now = monotonic_ms(), never = now + (1LL << 40), drain_end = never, deadline;
 	bool ended = false;
 
+	init_reap(); /* an init that ended before settle() blocked SIGCHLD sends no other */
 	for (;;) {
 		if (ended && (now >= drain_end || (streams_finished() && !control_holds_output())))
 			finish();
@@ -390,9 +397,8 @@ int main(int argc, char **argv)
 	settle();
 	read_arguments(argv);
 	report_as(options.id);
-	init_pid = (pid_t)number_of("--pid", options.pid);
-	if (!init_adopt(init_pid))
-		fail("monitor", ECHILD, options.pid, "--pid must name a child of the monitor");
+	if (!init_adopt(options.pid))
+		fail("monitor", ECHILD, "", "--pid must name a child of the monitor");
 	if (options.oom_file)
 		init_watch_oom(options.oom_file);
 	loop();

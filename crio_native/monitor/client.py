@@ -18,6 +18,7 @@ from crio_native.errors import (
     FailedPrecondition,
     Internal,
     NotFound,
+    ResourceExhausted,
     StartFailed,
     StepFailed,
     Unavailable,
@@ -102,8 +103,9 @@ def read_reply(sock: socket.socket, timeout: float | None = None) -> dict[str, A
 class Connection:
     """A connection to a monitor's control socket; requests go one after the other.  Also a context manager.
 
-    Each request raises NotFound when the container has ended, StepFailed with the errno when it is refused, and
-    DeadlineExceeded when the monitor does not answer within ten seconds.
+    Each request raises NotFound when the container has ended, StepFailed with the errno when it is refused,
+    ResourceExhausted when the monitor has too many clients, and DeadlineExceeded when it does not answer within ten
+    seconds.
     """
 
     def __init__(self, sock: socket.socket, run_dir: Path) -> None:
@@ -244,9 +246,9 @@ def _request(sock: socket.socket, run_dir: Path, text: str, timeout: float | Non
     sock.settimeout(timeout)
     try:
         sock.send(text.encode())
-        answer = _receive(sock, timeout, f"the monitor's answer to {text!r}")
-    except (BrokenPipeError, ConnectionResetError) as error:
-        raise _gone(run_dir) from error
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # a monitor that does not want us has said why before it closed the connection
+    answer = _receive(sock, timeout, f"the monitor's answer to {text!r}")
     if not answer:
         raise _gone(run_dir)
     verb, _, body = answer.partition(b" ")
@@ -254,7 +256,10 @@ def _request(sock: socket.socket, run_dir: Path, text: str, timeout: float | Non
         return
     if verb != b"error":
         raise Internal(f"the monitor of {run_dir} answered {text!r} with {answer[:200]!r}")
-    raise StepFailed.from_dict(_parse(body))
+    refusal = StepFailed.from_dict(_parse(body))
+    if refusal.number == errno.EBUSY:
+        raise ResourceExhausted(f"the monitor of {run_dir} refuses {text!r}: {refusal.detail}")
+    raise refusal
 
 
 def _receive(sock: socket.socket, timeout: float | None, what: str) -> bytes:

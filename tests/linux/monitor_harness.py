@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) ([^\n]*)\n")
 
 
-def build() -> None:
+if "CRIO_NATIVE_MONITOR" not in os.environ:  # the program under test is the one in the source tree, as it is now
     subprocess.run(["make", "-s", "-C", str(REPOSITORY / "helpers")], check=True)
 
 
@@ -101,6 +101,36 @@ def executing(path: str) -> Callable[[socket.socket], None]:
     return init
 
 
+def ending(act: Callable[[], None]) -> Callable[[socket.socket], None]:
+    """An init that is told to start and does something else than execute a program."""
+
+    def init(sync: socket.socket) -> None:
+        sync.send(b"R")
+        sync.recv(16)
+        act()
+
+    return init
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> dict[int, str]:
+    """pid -> state of a process's children."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                found[int(stat.parent.name)] = fields[0]
+    return found
+
+
 class Container:
     """A monitor with its init, from birth to the exit file.  `close` kills and reaps whatever is left."""
 
@@ -116,15 +146,18 @@ class Container:
         extra: Sequence[str] = (),
         pid_argument: int | None = None,
         limits: Sequence[tuple[int, int]] = (),
+        stderr: int | None = None,
+        delay: float = 0,
         **options: Any,
     ) -> None:
-        """log: None for no log, "" for one in run_dir.  limits: (resource, value) for the monitor alone."""
+        """log: None for no log, "" for one in run_dir.  limits: (resource, value) for the monitor alone.
+        stderr: the monitor's own, instead of a file.  delay: seconds between the init's birth and the monitor's."""
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir = run_dir
         self.log_path = None if log is None else log or str(run_dir / "log")
         self.init = running(init) if isinstance(init, str) else init
         self.tty, self.stdin = tty, stdin
-        self.stderr_path = run_dir / "monitor-stderr"
+        self.stderr_path = run_dir.with_name(run_dir.name + "-stderr")
         self.words = [
             *client.arguments(
                 container_id="test",
@@ -136,7 +169,7 @@ class Container:
             ),
             *extra,
         ]
-        self.pid_argument, self.limits = pid_argument, limits
+        self.pid_argument, self.limits, self.stderr, self.delay = pid_argument, limits, stderr, delay
         self.reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.monitor = os.fork()
         if not self.monitor:
@@ -160,7 +193,9 @@ class Container:
             os.closerange(4, 256)
             self.init(socket.socket(fileno=3))
             os._exit(98)
-        messages = os.open(self.stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        messages = self.stderr
+        if messages is None:
+            messages = os.open(self.stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         run_dir = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY)
         wanted = [null, null, messages, sync.fileno(), reply.fileno(), run_dir, stdin[1], stdout[0], stderr[0]]
         copies = [os.dup2(fd, 100 + number) for number, fd in enumerate(wanted)]
@@ -174,6 +209,7 @@ class Container:
         os.closerange(9, 256)
         for kind, value in self.limits:
             resource.setrlimit(kind, (value, value))
+        time.sleep(self.delay)
         program = os.fspath(client.binary_path())
         pid = init if self.pid_argument is None else self.pid_argument
         sanitizer = {name: value for name, value in os.environ.items() if name.endswith("SAN_OPTIONS")}
