@@ -64,7 +64,7 @@ class Container:
                 log.write(f"{now_text()} {stream} {tag} ".encode() + line.rstrip(b"\n") + b"\n")
 
     def kill(self, number: int = 9) -> None:
-        if self.process and self.state == api.CONTAINER_RUNNING:
+        if self.process and self.process.poll() is None:
             self.process.send_signal(number)
 
     def end(self, grace: float) -> None:

@@ -161,6 +161,24 @@ def test_a_command_that_does_not_exist_is_one_line(ctl, fake) -> None:
     assert "/no/such/program" in result.err
 
 
+def test_a_cleanup_that_fails_does_not_hide_the_cause(ctl, fake) -> None:
+    fake.runtime.fail["CreateContainer"] = (grpc.StatusCode.INVALID_ARGUMENT, "config.image: no such image")
+    fake.runtime.fail["RemovePodSandbox"] = (grpc.StatusCode.INTERNAL, "device or resource busy")
+    left, cause = ctl("run", "--name", "web", "busybox", "true").err.splitlines()
+    assert left == "crioctl: pod web may be left: RemovePodSandbox: device or resource busy"
+    assert cause == "crioctl: CreateContainer: config.image: no such image"
+
+
+def test_a_container_that_the_runtime_lost_does_not_hang_the_client(fake) -> None:
+    arguments = [*COMMAND, "run", "busybox", "sh", "-c", "echo a; exec sleep 60"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"a\n"
+        (item,) = fake.runtime.containers.values()
+        item.state = api.CONTAINER_UNKNOWN
+        assert process.wait(15) == 1
+        assert process.stderr and b"lost track" in process.stderr.read()
+
+
 def test_a_taken_name_is_refused(ctl, fake) -> None:
     assert ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").code == 0
     result = ctl("run", "--name", "web", "busybox", "true")

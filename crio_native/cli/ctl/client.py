@@ -87,7 +87,7 @@ class Client:
     def _stubs(self) -> tuple[grpc.Channel, Any, Any]:
         self._probe()
         channel = grpc.insecure_channel(f"unix://{self.path}", options=CHANNEL_OPTIONS)
-        stubs: tuple[Any, Any] = api_pb2_grpc.RuntimeServiceStub(channel), api_pb2_grpc.ImageServiceStub(channel)  # type: ignore[no-untyped-call]
+        stubs = api_pb2_grpc.RuntimeServiceStub(channel), api_pb2_grpc.ImageServiceStub(channel)
         return channel, *stubs
 
     def _probe(self) -> None:

@@ -12,7 +12,7 @@ from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import CallNotFound, Client
 from crio_native.cli.ctl.find import SHORT, Container, Node, Pod, match
 from crio_native.cli.ctl.images import short_image_id
-from crio_native.cli.ctl.run import STOP_GRACE, remove_logs, remove_pod, stop_pod
+from crio_native.cli.ctl.run import STOP_GRACE, has_ended, remove_logs, remove_pod, stop_pod
 from crio_native.cli.ctl.targets import for_each
 from crio_native.errors import FailedPrecondition, NotFound
 
@@ -219,7 +219,7 @@ def logs(client: Client, container: str, follow: bool, tail: int | None, timesta
         if not follow:
             printer.write(log.records())
             return
-        log_files.follow(log, printer, lambda: client.call(request, patient=True).status.state == api.CONTAINER_EXITED)
+        log_files.follow(log, printer, lambda: has_ended(client.call(request, patient=True).status))
 
 
 @click.command()

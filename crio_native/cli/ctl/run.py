@@ -26,7 +26,7 @@ from crio_native.cli.ctl import logs, parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import RUN_NAMESPACE, Node, Pod
 from crio_native.cli.ctl.images import pull_image
-from crio_native.errors import AlreadyExists, DeadlineExceeded, NotFound, PermissionRefused
+from crio_native.errors import AlreadyExists, CrioError, DeadlineExceeded, NotFound, PermissionRefused, Unavailable
 
 LOG_NAME = "container.log"
 CREATE_GRANT = 240  # seconds that making a pod or a container may take; the kubelet's own patience
@@ -200,7 +200,7 @@ class Run:
         try:
             self._create(image)
         except BaseException:
-            self.remove()
+            self._undo()
             raise
 
     def follow(self) -> int:
@@ -208,11 +208,13 @@ class Run:
         with logs.LogFile(str(self.logs / LOG_NAME)) as log:
             printer = logs.terminal()
             try:
-                logs.follow(log, printer, lambda: self._status().state == api.CONTAINER_EXITED)
+                logs.follow(log, printer, lambda: has_ended(self._status()))
             except KeyboardInterrupt:
                 self._stop()
                 printer.write(log.records())
         status = self._status()
+        if status.state != api.CONTAINER_EXITED:
+            raise Unavailable("the runtime lost track of the container: its exit code is not known")
         if status.reason == "OOMKilled":
             show.note("the container was killed because it ran out of memory; raise --memory")
         return int(status.exit_code)
@@ -230,6 +232,13 @@ class Run:
                 remove_pod(self.client, self.pod_id)
         finally:
             shutil.rmtree(self.logs, ignore_errors=True)
+
+    def _undo(self) -> None:
+        """Remove what there is; a failure of that is told, but does not hide why it was needed."""
+        try:
+            self.remove()
+        except CrioError as error:
+            show.note(f"pod {self.options.name} may be left: {error}")
 
     def _image(self) -> str:
         """The reference to create the container from, pulled as --pull says.  Raises NotFound."""
@@ -272,6 +281,11 @@ class Run:
     def _stop(self) -> None:
         request = api.StopContainerRequest(container_id=self.container_id, timeout=STOP_GRACE)
         self.client.call(request, grant=STOP_GRACE)
+
+
+def has_ended(status: api.ContainerStatus) -> bool:
+    """Whether the container will do no more; also one whose state the runtime does not know."""
+    return status.state not in (api.CONTAINER_CREATED, api.CONTAINER_RUNNING)
 
 
 def refuse_taken_name(client: Client, name: str) -> None:
