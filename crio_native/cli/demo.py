@@ -20,12 +20,13 @@ from pathlib import Path
 import click
 import grpc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli import busybox, isolation
 from crio_native.cli.scratch import ScratchDaemon, wait_for
-from crio_native.errors import CrioError
+from crio_native.errors import CrioError, Unavailable
 
 PORT = 8080
 SCRIPT = f"""\
@@ -37,10 +38,11 @@ echo "serving on port {PORT}"
 exec httpd -f -p {PORT} -h /www
 """
 LAST_LINE = f"serving on port {PORT}"
-# What a kubelet sends with each container that does not ask for an unmasked /proc.
+# What a kubelet sends for a pod that asks for nothing special.
 MASKED = "/proc/asound /proc/acpi /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list /proc/timer_stats"
 MASKED += " /proc/sched_debug /proc/scsi /sys/firmware"
 READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger"
+NAMESPACES = cri.NamespaceOption(pid=cri.NamespaceMode.CONTAINER)
 MEMORY_LIMIT = 64 << 20
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -61,7 +63,10 @@ def main(once: bool, scratch: Path) -> None:
         raise SystemExit("the demonstration makes namespaces and mounts: run it as root")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    daemon = ScratchDaemon(scratch)
+    try:
+        daemon = ScratchDaemon(scratch)
+    except CrioError as error:
+        raise SystemExit(str(error)) from None
     status = 1
     try:
         demonstrate(daemon)
@@ -69,11 +74,11 @@ def main(once: bool, scratch: Path) -> None:
             serve(daemon)
         status = 0
     except KeyboardInterrupt:
-        status = 130 if once else 0
+        status = 130
     except (CrioError, OSError) as error:
-        console.print(f"[red]failed:[/] {error}", markup=True)
+        console.print("[red]failed:[/]", escape(str(error)))
     except grpc.RpcError as error:
-        console.print(f"[red]the daemon answered {error.code().name}:[/] {error.details()}")
+        console.print(f"[red]the daemon answered {error.code().name}:[/]", escape(error.details()))
         console.print(daemon.log_tail(), markup=False)
     finally:
         status = clean_up(daemon) or status
@@ -110,15 +115,17 @@ def demonstrate(daemon: ScratchDaemon) -> None:
 
 
 def serve(daemon: ScratchDaemon) -> None:
-    """Until the daemon ends or a signal comes."""
-    crioctl = f"{_shown(Path(sys.executable).with_name('crioctl'))} -r unix://{daemon.socket}"
+    """Until a signal comes; raises Unavailable when the daemon ends by itself."""
     console.print("[bold]Try next[/], in another terminal:")
-    for words in ("ps", "exec demo sh -c 'ps; mount | head -5'", "run --rm demo echo hello"):
-        console.print(f"  {crioctl} {words}", soft_wrap=True)
+    console.print(f"  export CRIO_NATIVE_SOCKET=unix://{daemon.socket}", soft_wrap=True)
+    for words in ("ps", "exec demo sh -c 'id; mount | head -5'", "run --rm demo echo hello"):
+        console.print(f"  {_shown(Path(sys.executable).with_name('crioctl'))} {words}", soft_wrap=True)
     console.print("Serving; Ctrl-C removes everything that this made.")
-    assert daemon.process is not None
-    daemon.process.wait()
-    raise OSError(f"the daemon ended with status {daemon.process.returncode}; the end of its log:\n{daemon.log_tail()}")
+    try:
+        daemon.wait()
+    except KeyboardInterrupt:
+        return
+    raise Unavailable(f"the daemon ended by itself; the end of its log:\n{daemon.log_tail()}")
 
 
 def clean_up(daemon: ScratchDaemon) -> int:
@@ -128,7 +135,7 @@ def clean_up(daemon: ScratchDaemon) -> int:
     with stage("remove everything"):
         problems = daemon.close()
     for problem in problems:
-        console.print(f"[red]left behind:[/] {problem}")
+        console.print("[red]left behind:[/]", escape(problem))
     return 1 if problems else 0
 
 
@@ -152,7 +159,10 @@ def _pod_config(daemon: ScratchDaemon) -> cri.PodSandboxConfig:
         metadata=cri.PodSandboxMetadata(name="demo", namespace="default", uid=daemon.directory.name, attempt=0),
         hostname="demo",
         log_directory=str(logs),
-        linux=cri.LinuxPodSandboxConfig(cgroup_parent=daemon.cgroup_parent),
+        linux=cri.LinuxPodSandboxConfig(
+            cgroup_parent=daemon.cgroup_parent,
+            security_context=cri.LinuxSandboxSecurityContext(namespace_options=NAMESPACES),
+        ),
     )
 
 
@@ -161,7 +171,7 @@ def _container_config(image: str) -> cri.ContainerConfig:
         cpu_period=100_000, cpu_quota=50_000, cpu_shares=512, memory_limit_in_bytes=MEMORY_LIMIT
     )
     security = cri.LinuxContainerSecurityContext(
-        capabilities=cri.Capability(drop_capabilities=["SETPCAP"]),
+        namespace_options=NAMESPACES,
         no_new_privs=True,
         masked_paths=MASKED.split(),
         readonly_paths=READ_ONLY.split(),
@@ -185,7 +195,7 @@ def _output(log: Path) -> str:
 
 def _address(daemon: ScratchDaemon, pod: str) -> str:
     status = daemon.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod), timeout=10).status
-    return status.network.ip
+    return str(status.network.ip)
 
 
 def _fetch(address: str) -> str:

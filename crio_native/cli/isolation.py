@@ -89,12 +89,13 @@ def _limit(file: Path) -> str:
 
 def _lsm(pid: int) -> str:
     """The modules of this kernel and the process's label, as far as there are any."""
+    modules = _read("/sys/kernel/security/lsm") or "not told, securityfs is not mounted"
+    label = _read(f"/proc/{pid}/attr/current") or "no label"
+    return f"{label} (the kernel's modules: {modules})"
+
+
+def _read(path: str) -> str:
     try:
-        modules = Path("/sys/kernel/security/lsm").read_text().strip()
-    except OSError:
-        modules = "not told (no securityfs)"
-    try:
-        label = Path(f"/proc/{pid}/attr/current").read_text().strip("\n\0")
-    except OSError:
-        label = ""
-    return f"{label} (kernel: {modules})" if label else f"no label (kernel: {modules})"
+        return Path(path).read_text().strip("\n\0")
+    except OSError:  # not mounted; or EINVAL, when no module keeps labels
+        return ""

@@ -21,11 +21,12 @@ from pathlib import Path
 import grpc
 
 from crio_native.api.runtime.v1 import api_pb2, api_pb2_grpc
-from crio_native.errors import Unavailable
+from crio_native.errors import InvalidArgument, Unavailable
 from crio_native.linux import mounts, syscalls
 from crio_native.linux.cgroup import Cgroup
 
 MESSAGE_SIZE = 80 << 20
+PARENT_BYTES = 107 - len("/crio-native-12345678/crio.sock")  # a socket's address has 107 bytes for its path
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
@@ -51,11 +52,14 @@ network_dir = "{directory}/net.d"
 class ScratchDaemon:
     """The daemon process, its directory and its CRI stubs (`runtime`, `images`).
 
-    `start` raises Unavailable, with the end of the daemon's log, when the daemon does not come up.  `close` removes
-    everything and may be called at any point, also after a `start` that failed or a daemon that was killed.
+    Raises InvalidArgument when the parent's path is too long.  `start` raises Unavailable, with the end of the daemon's
+    log, when the daemon does not come up.  `close` removes everything and may be called at any point, also after a
+    `start` that failed or a daemon that was killed.
     """
 
     def __init__(self, parent: Path = Path("/var/tmp")) -> None:
+        if len(os.fsencode(parent)) > PARENT_BYTES:
+            raise InvalidArgument("scratch", str(parent), f"longer than the {PARENT_BYTES} bytes that sockets leave")
         self.directory = Path(tempfile.mkdtemp(prefix="crio-native-", dir=parent))
         suffix = self.directory.name.removeprefix("crio-native-")
         self.bridge = f"crio{suffix}"
@@ -74,12 +78,17 @@ class ScratchDaemon:
     def start(self) -> str:
         """Start the daemon and wait until it serves; returns its version."""
         self._write_config()
-        command = [Path(sys.executable).with_name("crio-native"), "--config", self.directory / "crio.conf"]
-        command += ["--config-dir", self.directory / "crio.conf.d"]
+        command: list[str | Path] = [Path(sys.executable).with_name("crio-native")]
+        command += ["--config", self.directory / "crio.conf", "--config-dir", self.directory / "crio.conf.d"]
         with self.log.open("wb") as log:
             # A session of its own: the terminal's Ctrl-C is for us, who then stop it in order.
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
         return self._wait_until_serving()
+
+    def wait(self) -> None:
+        """Until the daemon ends."""
+        if self.process is not None:
+            self.process.wait()
 
     def close(self) -> list[str]:
         """Remove pods, daemon, processes, cgroups, bridge, mounts and the directory; returns what could not be."""

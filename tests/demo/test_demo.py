@@ -1,0 +1,163 @@
+"""`make run` as a newcomer has it: the whole demonstration, and what is left of it when it ends in other ways."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..machine import machine_state
+
+COMMAND = (sys.executable, "-m", "crio_native.cli.demo")
+SECONDS = 60
+
+pytestmark = pytest.mark.root
+
+
+@contextmanager
+def demonstration(*options: str, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*prefix, *COMMAND, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if words in line:
+            return text
+    raise AssertionError(f"{words!r} never came:\n{text}")
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    rest, _ = process.communicate(timeout=SECONDS)
+    return process.returncode, rest
+
+
+def assert_nothing_left(scratch: Path) -> None:
+    """Every name that a demonstration makes holds its directory's random part."""
+    assert list(scratch.iterdir()) == []
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(scratch) in line]
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listing.splitlines() if str(scratch) in line]
+
+
+def assert_names_gone(suffix: str) -> None:
+    state = machine_state(suffix)
+    assert not any(state[kind] for kind in ("mounts", "namespace pins", "cgroups", "links")), state
+
+
+def suffix_of(text: str) -> str:
+    found = re.search(r"crio-native-(\w{8})/crio\.sock", text)
+    assert found, text
+    return found[1]
+
+
+def test_once_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
+    with demonstration("--once", "--scratch", str(tmp_path)) as process:
+        status, text = finish(process)
+    assert status == 0, text
+    assert "hello from demo: I am pid 1, uid 0" in text
+    assert "answers: a page from the pod" in text
+    subjects = dict(re.findall(r"^ (\S[\w ]*?|  \S[\w ']*?)  +(.*?) *$", text, re.MULTILINE))
+    assert subjects["namespaces"] == "pid net ipc uts mnt cgroup"
+    assert "sys_admin" not in subjects["capabilities"]
+    assert subjects["no_new_privs"] == "yes"
+    assert subjects["seccomp"].startswith("filter")
+    assert "67108864" in subjects["  limits"]
+    assert_nothing_left(tmp_path)
+    assert_names_gone(suffix_of(text))
+
+
+def test_ctrl_c_while_serving(tmp_path: Path) -> None:
+    with demonstration("--scratch", str(tmp_path)) as process:
+        text = read_until(process, "Serving")
+        os.killpg(process.pid, signal.SIGINT)
+        status, rest = finish(process)
+    assert status == 0, rest
+    assert_nothing_left(tmp_path)
+    assert_names_gone(suffix_of(text))
+
+
+@pytest.mark.parametrize("stage", ["build an image", "start the daemon", "import the image", "create the container"])
+def test_ctrl_c_after_a_stage(tmp_path: Path, stage: str) -> None:
+    """Twice: the second must not cut the removal short."""
+    with demonstration("--scratch", str(tmp_path)) as process:
+        read_until(process, stage)
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
+        status, rest = finish(process)
+    assert status == 130, rest
+    assert_nothing_left(tmp_path)
+
+
+def test_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    """Its container lives on; the demonstration ends it."""
+    with demonstration("--scratch", str(tmp_path)) as process:
+        text = read_until(process, "Serving")
+        socket = re.search(r"unix://(\S+)", text)
+        assert socket
+        os.kill(daemon_pid(str(Path(socket[1]).parent)), signal.SIGKILL)
+        status, rest = finish(process)
+    assert status == 1
+    assert "the daemon ended by itself" in rest
+    assert_nothing_left(tmp_path)
+    assert_names_gone(suffix_of(text))
+
+
+def test_a_daemon_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_LOG_LEVEL", "loud")
+    with demonstration("--once", "--scratch", str(tmp_path)) as process:
+        status, text = finish(process)
+    assert status == 1
+    assert "the daemon ended; the end of its log" in text
+    assert "loud" in text
+    assert_nothing_left(tmp_path)
+
+
+def test_a_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    with demonstration("--once", "--scratch", str(deep)) as process:
+        status, text = finish(process)
+    assert status == 1
+    assert re.match(r"scratch: longer than the \d+ bytes", text)
+    assert_nothing_left(deep)
+
+
+def test_not_root() -> None:
+    words = ("setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all")
+    with demonstration("--once", prefix=words) as process:
+        status, text = finish(process)
+    assert status == 1
+    assert text.strip().endswith("run it as root")
+
+
+def daemon_pid(directory: str) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if f"{directory}/crio.conf" in words:
+                return int(entry.name)
+    raise AssertionError("the daemon's process is not there")
