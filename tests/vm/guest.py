@@ -21,6 +21,7 @@ from typing import Any
 
 from .packages import Rig
 
+DISK_SIZE = 64 << 20
 CGROUP_MODES = ("v2", "v1", "hybrid")
 LSM_ARGUMENTS = {
     "none": "security=none lsm=capability selinux=0 apparmor=0",
@@ -65,12 +66,16 @@ class Guest:
             "keep": [str(Path.cwd()), sys.prefix, str(rig.tree)],
         }
         (self._directory / "job").write_text(json.dumps(job))
+        disk = self._directory / "disk"  # /dev/ubda in there: a block device whose input and output can be limited
+        with disk.open("wb") as file:
+            file.truncate(DISK_SIZE)
         self._messages, write_end = os.pipe()
         with self._console.open("wb") as console:
             self._kernel = subprocess.Popen(
                 [
                     *(rig.kernel, "rootfstype=hostfs", "rootflags=/", "ro", f"mem={configuration.memory}"),
                     *(f"uml_dir={self._directory}/", "umid=uml", "console=tty0", "quiet", "loglevel=3", "panic=-1"),
+                    f"ubda={disk}",
                     *("con=null", "con0=null,fd:1", f"con1=null,fd:{write_end}"),
                     *LSM_ARGUMENTS[configuration.lsm].split(),
                     *(

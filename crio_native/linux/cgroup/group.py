@@ -93,7 +93,9 @@ class Cgroup:
         for ancestor in (mount, *self._ancestors(mount)):
             available = wanted & set(files.read(ancestor + "/cgroup.controllers").split())
             missing = available - set(files.read(ancestor + "/cgroup.subtree_control").split())
-            for controller in sorted(missing):
+            # memory and io first: cpu and pids alone would turn an ancestor that has processes into a threaded group,
+            # which no process can be in below, rather than be refused
+            for controller in sorted(missing, key=lambda name: name not in ("memory", "io")):
                 self._hand_down(ancestor, controller)
 
     def _hand_down(self, ancestor: str, controller: str) -> None:
@@ -207,20 +209,24 @@ class Cgroup:
     # Members
 
     def descriptor(self) -> int | None:
-        """v2: an O_PATH descriptor of the directory, for CLONE_INTO_CGROUP; the caller closes it.
+        """The group's directory in the unified hierarchy, for CLONE_INTO_CGROUP; the caller closes it.
 
-        None where v1 hierarchies must be joined too: then the process writes "0" to each of `join_files`.
+        None on a v1 host.  `join_files` has what the process must join besides.
         """
-        if self._host.mode != "v2":
+        if not self._host.unified:
             return None
-        return os.open(self._directories[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(self._host.unified + self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def join_files(self) -> list[str]:
-        """The files to which a process writes "0" to join.
+        """The v1 files to which a process of one thread writes "0" to join; [] on a v2 host.
 
-        The first write after some idle time costs an RCU grace period (5 ms and more), each after it 20 microseconds.
+        `tasks`, not `cgroup.procs`: for a thread that moves itself the kernel takes no lock, for a process it waits
+        for an RCU grace period (5 ms and more, after some idle time).
         """
-        return [directory + "/cgroup.procs" for directory in self._directories]
+        return [directory + "/tasks" for directory in self._directories if not self._below_unified(directory)]
+
+    def _below_unified(self, directory: str) -> bool:
+        return bool(self._host.unified) and directory == self._host.unified + self.path
 
     def processes(self) -> list[int]:
         """The pids in the group and below it, in our PID namespace; [] when it does not exist."""
