@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,15 +91,17 @@ def check_sandbox_id(sandbox_id: str) -> None:
         raise InvalidArgument("sandbox_id", sandbox_id, "must be 1 to 128 letters, digits, '_', '.' or '-'")
 
 
-def checked_port_mappings(mappings: Sequence[PortMapping]) -> tuple[PortMapping, ...]:
+def checked_port_mappings(
+    mappings: Sequence[PortMapping], versions: Collection[int] = (4, 6)
+) -> tuple[PortMapping, ...]:
     """The mappings that ask for a port of the node, with host_ip in canonical form ("" for a wildcard address).
 
-    A mapping with host port 0 asks for none: the CRI lists all container ports.  Raises InvalidArgument with the
-    field's path.
+    versions: the IP versions that pods have.  A mapping with host port 0 asks for none: the CRI lists all container
+    ports.  Raises InvalidArgument with the field's path.
     """
     if len(mappings) > MAX_PORT_MAPPINGS:
         raise InvalidArgument("port_mappings", len(mappings), f"at most {MAX_PORT_MAPPINGS} are accepted")
-    checked = [_checked(f"port_mappings[{index}]", mapping) for index, mapping in enumerate(mappings)]
+    checked = [_checked(f"port_mappings[{index}]", mapping, versions) for index, mapping in enumerate(mappings)]
     wanted = tuple(dict.fromkeys(mapping for mapping in checked if mapping.host_port))
     for index, mapping in enumerate(wanted):
         if any(clashes(mapping, other) for other in wanted[:index]):
@@ -114,20 +116,30 @@ def clashes(one: PortMapping, other: PortMapping) -> bool:
     )
 
 
-def _checked(field: str, mapping: PortMapping) -> PortMapping:
+def _checked(field: str, mapping: PortMapping, versions: Collection[int]) -> PortMapping:
     if mapping.protocol not in PROTOCOLS:
         raise InvalidArgument(f"{field}.protocol", mapping.protocol, f"must be one of {', '.join(PROTOCOLS)}")
     if not 0 <= mapping.host_port <= 65535:
         raise InvalidArgument(f"{field}.host_port", mapping.host_port, "must be 0 to 65535")
     if not 1 <= mapping.container_port <= 65535:
         raise InvalidArgument(f"{field}.container_port", mapping.container_port, "must be 1 to 65535")
-    host_ip = ""
-    if mapping.host_ip:
-        try:
-            address = ipaddress.ip_address(mapping.host_ip)
-        except ValueError:
-            raise InvalidArgument(f"{field}.host_ip", mapping.host_ip, "must be an IP address or empty") from None
-        if getattr(address, "scope_id", None):
-            raise InvalidArgument(f"{field}.host_ip", mapping.host_ip, "must be an address without a zone")
-        host_ip = "" if address.is_unspecified else str(address)
+    host_ip = _checked_host_ip(f"{field}.host_ip", mapping.host_ip, versions) if mapping.host_ip else ""
     return PortMapping(mapping.host_port, mapping.container_port, mapping.protocol, host_ip)
+
+
+def _checked_host_ip(field: str, text: str, versions: Collection[int]) -> str:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidArgument(field, text, "must be an IP address or empty") from None
+    if address.is_unspecified:
+        return ""
+    if getattr(address, "scope_id", None):
+        raise InvalidArgument(field, text, "must be an address without a zone")
+    if address.version == 6 and address.is_loopback:
+        raise InvalidArgument(
+            field, text, "the kernel leads nothing from ::1 to a pod; use 127.0.0.1 or another address"
+        )
+    if address.version not in versions:
+        raise InvalidArgument(field, text, f"the pod network has no IPv{address.version} address to lead to")
+    return str(address)

@@ -88,7 +88,7 @@ class PodNetwork:
         """
         config = self._usable_config()
         check_sandbox_id(sandbox_id)
-        ports = checked_port_mappings(port_mappings)
+        ports = checked_port_mappings(port_mappings, {item.subnet.version for item in config.ranges()})
         if netlink.family != socket.AF_NETLINK:
             raise InvalidArgument("netlink", netlink.family.name, "must be a netlink socket of the pod's namespace")
         pod = {"name": name, "namespace": namespace, "uid": uid, "netns": str(netns_path)}
@@ -104,11 +104,11 @@ class PodNetwork:
                 if ports:
                     self._require_nftables(ports)
                 links.create_veth(node, attachment, netns_path, bridge)
-                undo.callback(_delete_link, attachment.host_interface)
+                undo.pop_all()  # not before the link is ours: it is found by its name
+                undo.callback(self.teardown, sandbox_id)
                 links.bring_up_port(node, attachment, hairpin=config.hairpin)
             links.configure_inside(Netlink(netlink), attachment)
             if ports:
-                undo.callback(_unmap_ports, attachment)
                 with nftables.open_netlink() as netfilter:
                     nftables.map_ports(netfilter, attachment)
             undo.pop_all()
@@ -176,23 +176,26 @@ class PodNetwork:
         return index
 
     def _rules_in_place(self, config: NetworkConfig) -> bool:
-        """A firewall's restart may have flushed all tables of the node."""
+        """A firewall's restart may have flushed all tables of the node; what failed once is tried again."""
         if self._nftables_problem:
-            return True
+            return False
         with nftables.open_netlink() as netlink:
             return nftables.exists(netlink, config.bridge)
 
     def _prepare_rules(self, config: NetworkConfig) -> None:
         """Pods work without the rules as far as they can, on a kernel that lacks what the rules need."""
-        self._nftables_problem = ""
         subnets = [item.subnet for item in config.ranges()] if config.ip_masq else []
         attached = [item for item in self._records.attachments().values() if item.bridge == config.bridge]
+        self._records.note_change("nftables", config.bridge)
+        problem = ""
         try:
             with nftables.open_netlink() as netlink:
                 nftables.prepare(netlink, config.bridge, subnets, attached)
         except StepFailed as error:
-            self._nftables_problem = str(error)
-            log.warning("pods get no masquerading and no host ports, nf_tables is unusable: %s", error)
+            problem = str(error)
+        if problem and problem != self._nftables_problem:
+            log.warning("pods get no masquerading and no host ports, nf_tables is unusable: %s", problem)
+        self._nftables_problem = problem
 
     def _require_nftables(self, ports: Sequence[PortMapping]) -> None:
         if self._nftables_problem:
@@ -202,10 +205,12 @@ class PodNetwork:
             )
 
     def _restore_node(self) -> None:
-        for bridge, _ in self._records.changes("link"):
+        for bridge, _ in self._records.changes("nftables"):
             with contextlib.suppress(StepFailed):  # a kernel without nf_tables has no table of ours
                 with nftables.open_netlink() as netlink:
                     nftables.remove(netlink, bridge)
+            self._records.forget_change("nftables", bridge)
+        for bridge, _ in self._records.changes("link"):
             _delete_link(bridge)
             self._records.forget_change("link", bridge)
         self._sysctls.restore()

@@ -10,7 +10,7 @@ Schema, version 1 (`PRAGMA user_version`; a change needs a new number and a migr
     leases       address, sandbox_id
     host_ports   protocol, host_port, host_ip, sandbox_id
     last_leased  range_set ("first subnet"), address: where the search for the next free address begins
-    node         what we made or changed on the node: kind ("link", "sysctl"), name, previous value
+    node         what we made or changed on the node: kind ("link", "nftables", "sysctl"), name, previous value
 """
 
 from __future__ import annotations

@@ -315,10 +315,12 @@ def test_a_link_that_is_no_bridge_has_the_bridges_name(tmp_path: Path) -> None:
 def test_a_bridge_that_was_there_before_stays(tmp_path: Path) -> None:
     ip("link add crio0 type bridge")
     network = open_network(tmp_path)
-    with Pod(network, tmp_path, "a"):
-        pass
+    with Pod(network, tmp_path, "a"), nftables.open_netlink() as netlink:
+        assert nftables.exists(netlink, "crio0")
     assert network.shutdown(remove=True)
     assert "crio0" in link_names()
+    with nftables.open_netlink() as netlink:
+        assert not nftables.exists(netlink, "crio0")
 
 
 @on_a_node
