@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from crio_native.config import rules
 from crio_native.config.schema import Named, Option, default_of, members
 from crio_native.config.tables import Config, RootTable
-from crio_native.errors import InvalidArgument, NotFound, ResourceExhausted
+from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 
 DEFAULT_FILE = Path("/etc/crio/crio.conf")
 DEFAULT_DIRECTORY = Path("/etc/crio/crio.conf.d")
@@ -70,7 +70,8 @@ def load(
 
     None reads CRI-O's own places, as far as they exist; what is named must exist.  Later values win, key by key.
     overrides: TOML values by dotted key ("crio.runtime.log_level").  Raises InvalidArgument whose field is
-    "FILE: KEY" (for a syntax error "FILE:LINE:COLUMN"), NotFound, ResourceExhausted.  Unknown keys only warn: files
+    "FILE: KEY" (for a syntax error "FILE:LINE:COLUMN"), NotFound, FailedPrecondition for a file that cannot be read,
+    ResourceExhausted for one that is too large.  Unknown keys only warn: files
     of other versions must load.
     """
     files = [*_main_file(path), *_drop_ins(directory)]
@@ -98,7 +99,7 @@ def _drop_ins(directory: Path | None) -> list[Path]:
             raise NotFound("configuration directory", str(directory)) from None
         return []
     except OSError as error:
-        raise InvalidArgument(str(directory), "", f"cannot be read: {error.strerror}") from None
+        raise FailedPrecondition(f"{directory}: cannot be read: {error.strerror}") from None
     files = [(directory or DEFAULT_DIRECTORY) / name for name in names if not _BACKUP.fullmatch(name)]
     files = [file for file in files if not file.is_dir()]
     if len(files) > FILES_MAX:
@@ -112,7 +113,7 @@ def parse(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise InvalidArgument(str(file), "", "the values are nested too deeply") from None
+        raise InvalidArgument(str(file), text, "is nested too deeply") from None
     except ValueError as error:
         position = _POSITION.search(str(error))
         reason = str(error)[: position.start()] if position else str(error)
@@ -126,13 +127,13 @@ def parse(file: Path) -> dict[str, Any]:
 def _read(file: Path) -> str:
     try:
         # O_NONBLOCK: a FIFO in the directory must not hold the start for ever.
-        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as stream:
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
             mode = os.fstat(stream.fileno()).st_mode
             if not stat.S_ISREG(mode) and str(file) != os.devnull:
-                raise InvalidArgument(str(file), stat.filemode(mode), "is not a regular file")
+                raise FailedPrecondition(f"{file}: is not a regular file")
             data = stream.read(FILE_SIZE_MAX + 1)
     except OSError as error:
-        raise InvalidArgument(str(file), "", f"cannot be read: {error.strerror}") from None
+        raise FailedPrecondition(f"{file}: cannot be read: {error.strerror}") from None
     if len(data) > FILE_SIZE_MAX:
         raise ResourceExhausted(f"{file}: larger than {FILE_SIZE_MAX} bytes")
     try:

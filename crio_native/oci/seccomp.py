@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyseccomp  # type: ignore[import-untyped]
+import pyseccomp
 from cachetools import LRUCache, cached
 
 from crio_native.config.installed import installed
@@ -121,7 +121,7 @@ def load_profile(source: str | Path) -> dict[str, Any]:
     """A checked profile, from its text (str) or its file (Path).
 
     Raises InvalidArgument whose field is the file's path, or "seccomp profile", with the JSON path of the fault;
-    NotFound when there is no such file.
+    NotFound when there is no such file, FailedPrecondition when it cannot be read.
     """
     name = str(source) if isinstance(source, Path) else "seccomp profile"
     text = _read(source) if isinstance(source, Path) else source
@@ -130,7 +130,7 @@ def load_profile(source: str | Path) -> dict[str, Any]:
     try:
         profile = json.loads(text)
     except RecursionError:
-        raise InvalidArgument(name, "", "is nested too deeply") from None
+        raise InvalidArgument(name, text, "is nested too deeply") from None
     except ValueError as error:
         raise InvalidArgument(name, text[:80], f"is not JSON: {error}") from None
     check_profile(profile, name)
@@ -139,14 +139,15 @@ def load_profile(source: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        # O_NONBLOCK: the path may be a FIFO, and must not hold the caller.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(PROFILE_SIZE_MAX + 1).decode()
     except FileNotFoundError:
         raise NotFound("seccomp profile", str(path)) from None
-    except UnicodeDecodeError:
-        raise InvalidArgument(str(path), "", "is not UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(str(path), error.object[error.start : error.end], "is not UTF-8") from None
     except OSError as error:
-        raise InvalidArgument(str(path), "", f"cannot be read: {error.strerror}") from None
+        raise FailedPrecondition(f"seccomp profile {path} cannot be read: {error.strerror}") from None
 
 
 def check_profile(profile: Any, where: str) -> None:

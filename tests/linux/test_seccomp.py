@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyseccomp  # type: ignore[import-untyped]
+import pyseccomp
 import pytest
 
 from crio_native.config.values import CAPABILITIES
