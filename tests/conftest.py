@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 
-import prctl  # type: ignore[import-untyped]
+import prctl
 import pytest
 
 from .machine import Machine, assert_machine_unchanged, machine_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 import signal
@@ -117,9 +118,8 @@ def test_another_managers_device_program_stays(group: Cgroup, monkeypatch: pytes
     monkeypatch.undo()
     group.apply_devices([DENY_ALL, NULL, NULL | {"minor": 7}])
     group.apply_devices([{"allow": True}])
-    opened = [
-        Member(group, lambda path=path: try_open(path)).wait() for path in ("/dev/null", "/dev/zero", "/dev/full")
-    ]
+    paths = ("/dev/null", "/dev/zero", "/dev/full")
+    opened = [Member(group, functools.partial(try_open, path)).wait() for path in paths]
     assert opened == [0, 0, errno.EPERM]  # what both allow
 
 
