@@ -7,7 +7,6 @@ wait for a change that is under way.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -85,7 +84,10 @@ class RuntimeService:
             )
         response.features.supplemental_groups_policy = True
         if request.verbose:
-            response.info["config"] = json.dumps(dataclasses.asdict(self._config), default=dict)
+            response.info["config"] = await call.thread(self._config.to_toml)
+            response.info["state"] = json.dumps(
+                {"pods": len(self._node.store.pods), "containers": len(self._node.store.containers)}
+            )
         return response
 
     async def RuntimeConfig(self, request: Any, call: Call) -> Any:

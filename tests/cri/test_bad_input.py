@@ -1,0 +1,292 @@
+"""Each bad input gets a status code and a message that names the field or the step, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+
+from ..machine import assert_machine_unchanged, machine_state
+from .conftest import Client, refused
+
+pytestmark = pytest.mark.root
+Code = grpc.StatusCode
+INVALID = Code.INVALID_ARGUMENT
+
+
+def tracked(cri: Client) -> Any:
+    return machine_state(cri.daemon.directory.name), {str(p) for p in directories(cri)}
+
+
+def directories(cri: Client) -> list[Path]:
+    root, run = cri.daemon.directory / "root", cri.daemon.directory / "run"
+    places = [root / "containers", root / "sandboxes", run / "containers", run / "sandboxes"]
+    places += [run / f"{kind}ns" for kind in ("net", "ipc", "uts")]
+    return [path for place in places if place.exists() for path in place.iterdir()]
+
+
+def assert_nothing_new(cri: Client, before: Any) -> None:
+    state, paths = before
+    named = {what: names for what, names in state.items() if what not in ("processes", "descriptors")}
+    after = machine_state(cri.daemon.directory.name)
+    assert {what: after[what] - names for what, names in named.items() if after[what] - names} == {}
+    assert {str(p) for p in directories(cri)} == paths
+
+
+PODS = [
+    ({"metadata": pb.PodSandboxMetadata(uid="u", namespace="n")}, "config.metadata.name"),
+    ({"metadata": pb.PodSandboxMetadata(name="a/b", uid="u", namespace="n")}, "config.metadata.name"),
+    ({"metadata": pb.PodSandboxMetadata(name="a", uid="u\n", namespace="n")}, "config.metadata.uid"),
+    ({"hostname": "a b"}, "config.hostname"),
+    ({"hostname": "a\nb"}, "config.hostname"),
+    ({"log_directory": "relative"}, "config.log_directory"),
+    ({"log_directory": "/var/../etc"}, "config.log_directory"),
+    ({"dns_config": pb.DNSConfig(servers=["1.1.1.1\noptions x"])}, "config.dns_config.servers[0]"),
+    ({"dns_config": pb.DNSConfig(searches=["a b"])}, "config.dns_config.searches[0]"),
+    ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="/a/../b")}, "config.linux.cgroup_parent"),
+    ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="a.slice")}, "config.linux.cgroup_parent"),
+    ({"linux": pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})}, "config.linux.sysctls['kernel.panic']"),
+    ({"linux": pb.LinuxPodSandboxConfig(sysctls={"net.x=1 y": "1"})}, "config.linux.sysctls"),
+    ({"port_mappings": [pb.PortMapping(container_port=80, host_port=70000)]}, "port"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), PODS)
+def test_pods(cri: Client, changes: dict[str, Any], field: str) -> None:
+    before = tracked(cri)
+    config = cri.pod_config()
+    for name, value in changes.items():
+        config.ClearField(name)
+        if isinstance(value, list):
+            getattr(config, name).extend(value)
+        elif isinstance(value, str):
+            setattr(config, name, value)
+        else:
+            getattr(config, name).CopyFrom(value)
+    with refused(INVALID, field):
+        cri.pod(config)
+    assert cri.pods() == []
+    assert_nothing_new(cri, before)
+
+
+def test_sysctls_of_the_host(cri: Client) -> None:
+    namespaces = {"network": pb.NODE, "ipc": pb.NODE, "pid": pb.CONTAINER}
+    for key in ("net.ipv4.ip_forward", "kernel.shmmax"):
+        with refused(INVALID, key, "host"):
+            cri.pod(namespaces=namespaces, linux={"sysctls": {key: "1"}})
+    with refused(INVALID, "userns_options"):
+        cri.pod(namespaces={"userns_options": pb.UserNamespace(mode=pb.POD)})
+
+
+def test_an_unknown_handler(cri: Client) -> None:
+    with refused(INVALID, "runtime_handler", "kata", "builtin"):
+        cri.pod(handler="kata")
+
+
+def test_a_name_that_is_taken(cri: Client) -> None:
+    config = cri.pod_config("taken")
+    pod = cri.pod(config)
+    with refused(Code.ALREADY_EXISTS, "taken", pod, "attempt"):
+        cri.pod(config)
+    made = cri.container_config("true", name="mine")
+    container = cri.create(pod, config=made)
+    with refused(Code.ALREADY_EXISTS, "mine", container):
+        cri.create(pod, config=made)
+    cri.call("RemoveContainer", container_id=container)
+    cri.create(pod, config=made)
+    cri.remove_pod(pod)
+    cri.pod(config)
+
+
+SECURITY = "config.linux.security_context"
+PROFILE = pb.SecurityProfile
+CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
+    ({"image": "no.such/image:1"}, Code.NOT_FOUND, "no.such/image"),
+    ({"image": ""}, INVALID, "config.image.image"),
+    ({"name": "a/b"}, INVALID, "config.metadata.name"),
+    ({"log_path": "../../etc/cron.d/x"}, INVALID, "config.log_path"),
+    ({"log_path": "/etc/x"}, INVALID, "config.log_path"),
+    ({"working_dir": "relative"}, INVALID, "config.working_dir"),
+    ({"envs": [pb.KeyValue(key="A=B", value=b"x")]}, INVALID, "config.envs[0].key"),
+    ({"envs": [pb.KeyValue(key="A", value=b"x\0y")]}, INVALID, "config.envs[0].value"),
+    ({"envs": [pb.KeyValue(key="A", value=b"x" * 140000)]}, INVALID, "config.envs"),
+    ({"mounts": [pb.Mount(container_path="/x", host_path="x")]}, INVALID, "config.mounts[0].host_path"),
+    ({"mounts": [pb.Mount(container_path="x", host_path="/tmp")]}, INVALID, "config.mounts[0].container_path"),
+    ({"mounts": [pb.Mount(container_path="/", host_path="/tmp")]}, INVALID, "config.mounts[0].container_path"),
+    ({"mounts": [pb.Mount(container_path="/x", host_path="/etc/passwd/x")]}, INVALID, "config.mounts[0].host_path"),
+    ({"mounts": [pb.Mount(container_path="/x", image=pb.ImageSpec(image="y"))]}, Code.UNIMPLEMENTED, "mounts[0].image"),
+    (
+        {"devices": [pb.Device(container_path="/dev/x", host_path="/etc/passwd")]},
+        INVALID,
+        "config.devices[0].host_path",
+    ),
+    ({"devices": [pb.Device(container_path="/dev/x", host_path="/dev/null", permissions="q")]}, INVALID, "permissions"),
+    ({"CDI_devices": [pb.CDIDevice(name="x")]}, Code.UNIMPLEMENTED, "CDI_devices"),
+    ({"security": {"run_as_user": pb.Int64Value(value=-1)}}, INVALID, f"{SECURITY}.run_as_user"),
+    ({"security": {"run_as_user": pb.Int64Value(value=2**32 - 1)}}, INVALID, f"{SECURITY}.run_as_user"),
+    ({"security": {"run_as_username": "nobody-here"}}, Code.INTERNAL, "nobody-here"),
+    ({"security": {"capabilities": pb.Capability(add_capabilities=["FLY"])}}, INVALID, "add_capabilities[0]"),
+    ({"security": {"masked_paths": ["x"]}}, INVALID, f"{SECURITY}.masked_paths[0]"),
+    ({"security": {"apparmor_profile": "localhost/x"}}, Code.FAILED_PRECONDITION, "AppArmor"),
+    ({"security": {"apparmor_profile": "nonsense"}}, INVALID, f"{SECURITY}.apparmor_profile"),
+    ({"security": {"selinux_options": pb.SELinuxOption(type="x_t")}}, Code.FAILED_PRECONDITION, "SELinux"),
+    (
+        {"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="/no/such.json")}},
+        INVALID,
+        f"{SECURITY}.seccomp.localhost_ref",
+    ),
+    ({"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="x")}}, INVALID, "absolute"),
+    (
+        {"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="/etc/passwd")}},
+        INVALID,
+        "not JSON",
+    ),
+    ({"security": {"namespace_options": pb.NamespaceOption(pid=pb.POD)}}, INVALID, "namespace_options.pid"),
+    (
+        {"security": {"namespace_options": pb.NamespaceOption(pid=pb.TARGET, target_id="f" * 64)}},
+        Code.NOT_FOUND,
+        "f" * 64,
+    ),
+    ({"resources": {"memory_limit_in_bytes": 4096}}, INVALID, "config.linux.resources.memory_limit_in_bytes"),
+    ({"resources": {"memory_limit_in_bytes": -5}}, INVALID, "config.linux.resources.memory_limit_in_bytes"),
+    ({"resources": {"cpu_quota": 10}}, INVALID, "config.linux.resources.cpu_quota"),
+    ({"resources": {"cpuset_cpus": "x"}}, INVALID, "config.linux.resources.cpuset_cpus"),
+    ({"resources": {"oom_score_adj": 5000}}, INVALID, "config.linux.resources.oom_score_adj"),
+    ({"resources": {"unified": {"../x": "1"}}}, INVALID, "config.linux.resources.unified"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "words"), CONTAINERS, ids=lambda v: str(v)[:40])
+def test_containers(cri: Client, changes: dict[str, Any], code: grpc.StatusCode, words: str) -> None:
+    pod = cri.pod()
+    before = tracked(cri)
+    with refused(code, words):
+        cri.create(pod, "true", **changes)
+    assert cri.containers() == []
+    assert_nothing_new(cri, before)
+
+
+def test_a_command_that_does_not_exist(cri: Client) -> None:
+    pod = cri.pod()
+    container = cri.create(pod, "/no/such/command")
+    with refused(Code.INTERNAL, "/no/such/command", "ENOENT"):
+        cri.call("StartContainer", container_id=container)
+    status = cri.status(container)
+    assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert "/no/such/command" in status.message and status.finished_at > 0
+    cri.call("RemoveContainer", container_id=container)
+
+
+def test_a_source_that_may_not_be_made(cri: Client, tmp_path: Path) -> None:
+    """A directory cannot be made below a file; nothing of the path stays."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "further")
+    mount = pb.Mount(host_path=str(tmp_path / "link"), container_path="/x")
+    pod = cri.pod()
+    with refused(Code.INTERNAL, "nobody-here"):
+        cri.create(pod, "true", mounts=[mount], security={"run_as_username": "nobody-here"})
+    assert not (tmp_path / "gone").exists(), "a failed create leaves no directory"
+
+
+def test_an_image_that_does_not_exist(cri: Client, tmp_path: Path) -> None:
+    with refused(Code.INVALID_ARGUMENT, "image"):
+        cri.call("PullImage", image=pb.ImageSpec(image="UPPER CASE"))
+    with refused(Code.NOT_FOUND, "nowhere"):
+        cri.call("PullImage", image=pb.ImageSpec(image=f"oci:{tmp_path}/nowhere:x"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with refused(Code.UNAVAILABLE, f"127.0.0.1:{port}"):
+        cri.call("PullImage", image=pb.ImageSpec(image=f"127.0.0.1:{port}/x:1"))
+
+
+def test_ids_that_mean_nothing(cri: Client) -> None:
+    for method, field in (("ContainerStatus", "container_id"), ("PodSandboxStatus", "pod_sandbox_id")):
+        with refused(Code.NOT_FOUND, "f00"):
+            cri.call(method, **{field: "f00"})
+        with refused(INVALID, field):
+            cri.call(method, **{field: ""})
+    with refused(Code.NOT_FOUND):
+        cri.create("f" * 64, "true")
+    pod = cri.pod()
+    container = cri.create(pod, "sleep", "60")
+    for method in ("ExecSync", "ReopenContainerLog"):
+        extra = {"cmd": ["true"]} if method == "ExecSync" else {}
+        with refused(Code.FAILED_PRECONDITION, "created"):
+            cri.call(method, container_id=container, **extra)
+
+
+def daemon_output(*flags: str, **options: Any) -> tuple[int, str]:
+    program = Path(sys.executable).with_name("crio-native")
+    done = subprocess.run([program, *flags], capture_output=True, text=True, timeout=60, **options)
+    return done.returncode, done.stderr
+
+
+def test_a_directory_in_use(cri: Client) -> None:
+    directory = cri.daemon.directory
+    code, error = daemon_output("--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d")
+    assert code == 1 and "another daemon uses" in error and str(directory) in error
+    assert "Traceback" not in error
+
+
+def scratch_flags(directory: Path, listen: Path | str) -> list[str]:
+    (directory / "empty").mkdir(exist_ok=True)
+    flags = {
+        "config": "/dev/null",
+        "config-dir": directory / "empty",
+        "root": directory / "root",
+        "runroot": directory / "run",
+        "namespaces-dir": directory / "ns",
+        "cni-config-dir": directory / "net.d",
+        "listen": listen,
+    }
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_socket_in_use(cri: Client, tmp_path: Path) -> None:
+    before = machine_state()
+    code, error = daemon_output(*scratch_flags(tmp_path, cri.daemon.socket))
+    assert code == 1 and "already listening" in error and str(cri.daemon.socket) in error
+    assert "Traceback" not in error
+    cri.call("Version")
+    plain = tmp_path / "file"
+    plain.write_text("precious")
+    code, error = daemon_output(*scratch_flags(tmp_path, plain))
+    assert code == 1 and "no socket" in error and plain.read_text() == "precious"
+    long = tmp_path / ("x" * 120)
+    code, error = daemon_output(*scratch_flags(tmp_path, long))
+    assert code == 1 and "107 bytes" in error
+    assert_machine_unchanged(before)
+
+
+def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
+    stale = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    program = Path(sys.executable).with_name("crio-native")
+    daemon = subprocess.Popen([program, *scratch_flags(tmp_path, stale)], stderr=subprocess.PIPE)
+    try:
+        Client.until(lambda: can_connect(stale), 15)
+        assert os.stat(stale).st_mode & 0o777 == 0o660
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        daemon.communicate(timeout=20)
+    assert daemon.returncode == 0 and not stale.exists()
+
+
+def can_connect(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_not_root(tmp_path: Path) -> None:
+    code, error = daemon_output(*scratch_flags(tmp_path, tmp_path / "s"), user=65534, group=65534, env={})
+    assert code == 1 and "root" in error and len(error.strip().splitlines()) == 1
