@@ -63,6 +63,14 @@ def check_bridge(netlink: Netlink, config: NetworkConfig) -> int:
     return int(link["index"])
 
 
+def bridges(netlink: Netlink) -> set[str]:
+    """The names of all bridges of the node."""
+    # The kernel filters by kind.
+    attributes = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]}), ("IFLA_EXT_MASK", _SKIP_STATISTICS)]
+    request = Request("list-bridges", "", messages.link, _RTM_GETLINK, 0, {"attrs": attributes})
+    return {link.get_attr("IFLA_IFNAME") for link in netlink.dump(request, messages.link)}
+
+
 def create_bridge(netlink: Netlink, config: NetworkConfig) -> None:
     """Make the bridge, down and without addresses."""
     attributes: list[tuple[str, object]] = [

@@ -48,9 +48,8 @@ class Route:
 class Attachment:
     """A pod's place in the network.
 
-    addresses: with prefix length, the primary one first (``10.87.0.2/16``).  gateways: one for each address, "" where
-    the network has none.
-    host_interface: the node's end of the veth pair.  bridge: the link that it is a port of.
+    addresses: with prefix length, the primary one first (``10.87.0.2/16``).  gateways: one for each address.
+    mtu: bytes, 0 for the kernel's own choice.  host_interface: the node's end of the veth pair, a port of `bridge`.
     """
 
     interface: str

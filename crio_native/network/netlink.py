@@ -181,6 +181,21 @@ class Netlink:
         message.decode()
         return message
 
+    def dump(self, request: Request, decoder: Any) -> list[Any]:
+        """All objects of the kind that the request asks for, decoded."""
+        self._send([(request, DUMP)])
+        found: list[Any] = []
+        while True:
+            data = self._receive([request])
+            while data:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind == _NLMSG_DONE:
+                    return found
+                message = decoder(data[:length])
+                message.decode()
+                found.append(message)
+                data = data[(length + 3) & ~3 :]
+
     def _send(self, requests: Sequence[tuple[Request, int]]) -> None:
         first = self._sequence + 1
         data = [request.encode(first + index, flags) for index, (request, flags) in enumerate(requests)]

@@ -122,10 +122,13 @@ class PodNetwork:
         attachment = self._records.attachment(sandbox_id)
         if attachment is None:
             return
-        if attachment.port_mappings:
-            _unmap_ports(attachment)
         _delete_link(attachment.host_interface)
-        self._records.release(sandbox_id)
+        if attachment.port_mappings:
+            with self._node_lock:  # or rules made anew meanwhile would get the recorded ports back
+                _unmap_ports(attachment)
+                self._records.release(sandbox_id)
+        else:
+            self._records.release(sandbox_id)
 
     def attachment(self, sandbox_id: str) -> Attachment | None:
         """Where the sandbox is attached, None when it is not."""
@@ -213,8 +216,13 @@ class PodNetwork:
         for bridge, _ in self._records.changes("link"):
             _delete_link(bridge)
             self._records.forget_change("link", bridge)
-        self._sysctls.restore()
         self._bridge_index = 0
+        with Netlink.open() as netlink:
+            others = links.bridges(netlink)
+        if others:  # whoever made them may by now rely on the forwarding that was switched on for us
+            self._sysctls.forget(", ".join(sorted(others)))
+        else:
+            self._sysctls.restore()
 
 
 def _attachment(

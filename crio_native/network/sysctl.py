@@ -55,6 +55,12 @@ class Sysctls:
                 log.warning("not restored: %s", error)
             self._records.forget_change("sysctl", name)
 
+    def forget(self, users: str) -> None:
+        """Leave the settings as they are, for `users`."""
+        for name, previous in self._records.changes("sysctl"):
+            log.info("net/%s was %s, and stays changed for %s", name, previous, users)
+            self._records.forget_change("sysctl", name)
+
     def _change(self, name: str, value: str) -> None:
         previous = _read(name)
         if previous == value:

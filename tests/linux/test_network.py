@@ -515,7 +515,8 @@ def test_the_nodes_settings_are_as_before_after_removal(tmp_path: Path) -> None:
     ip("link add up0 type veth peer name other")
     names = ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/up0/accept_ra"]
     settings = [Path("/proc/sys/net") / name for name in names]
-    assert [setting.read_text().strip() for setting in settings] == ["0", "0", "1"]
+    for setting, value in zip(settings, "001", strict=True):
+        setting.write_text(value)  # a new namespace begins with the machine's own
     network = open_network(tmp_path)
     with Pod(network, tmp_path, "a"):
         assert [setting.read_text().strip() for setting in settings] == ["1", "1", "2"]
@@ -524,6 +525,17 @@ def test_the_nodes_settings_are_as_before_after_removal(tmp_path: Path) -> None:
     network = open_network(tmp_path)  # another daemon remembers
     assert network.shutdown(remove=True)
     assert [setting.read_text().strip() for setting in settings] == ["0", "0", "1"]
+
+
+@on_a_node
+def test_forwarding_stays_on_while_another_bridge_may_need_it(tmp_path: Path) -> None:
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    forwarding.write_text("0")
+    network = open_network(tmp_path)
+    with Pod(network, tmp_path, "a"):
+        ip("link add other0 type bridge")
+    assert network.shutdown(remove=True)
+    assert link_names() == {"lo", "other0"} and forwarding.read_text().strip() == "1"
 
 
 @on_a_node
