@@ -35,7 +35,7 @@ from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import wire
-from crio_native.oci.builtin.plan import Host, Plan, container_plan, exec_plan
+from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser, Stats
 
 log = logging.getLogger(__name__)
@@ -194,27 +194,18 @@ def this_host(limited: bool) -> Host:
     least = -1000
     if limited and not permitted & capabilities.mask(["CAP_SYS_RESOURCE"]):
         least = int(Path("/proc/self/oom_score_adj").read_text())
-    tree = hierarchy()
-    v1 = {} if tree.mode == "v2" else cgroup_mounts()
-    return Host(capabilities.last_known(), permitted, v1, least)
+    return Host(capabilities.last_known(), permitted, least)
 
 
-def cgroup_mounts() -> dict[str, str]:
-    """The v1 hierarchies of this host as a container sees them: directory name -> mount options."""
-    found: dict[str, str] = {}
-    known = {line.split()[0] for line in Path("/proc/cgroups").read_text().splitlines() if not line.startswith("#")}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if not where.startswith("/sys/fs/cgroup/"):
-            continue
-        name = where.removeprefix("/sys/fs/cgroup/")
-        if kind == "cgroup":
-            words = [word for word in options.split(",") if word in known or word.startswith("name=")]
-            extra = ["none"] if any(word.startswith("name=") for word in words) else []
-            found[name] = ",".join(extra + words)
-        elif kind == "cgroup2":
-            found[name] = ""
-    return found
+def cgroup_directories(path: str) -> dict[str, str]:
+    """What a container sees as its v1 hierarchies: name below /sys/fs/cgroup -> its group's directory on the host.
+
+    {} on a v2 host, where the container mounts cgroup2 itself.
+    """
+    host = hierarchy()
+    if host.mode == "v2":
+        return {}
+    return {os.path.basename(mount): mount + path for mount in host.mounts}
 
 
 class BuiltinExec:
@@ -274,11 +265,12 @@ class BuiltinRuntime:
                 cgroup.create()
                 self._limit(cgroup, linux.get("resources") or {}, container.id)
                 descriptor = cgroup.descriptor()
-                joined = [] if descriptor is not None else cgroup.join_files()
+                joined = cgroup.join_files()
             plan = container_plan(
                 container,
                 this_host(self._clamp),
                 cgroup_files=joined,
+                cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
                 seccomp=_compiled(linux.get("seccomp")),
                 pause_program=str(monitor.binary_path()),
             )
@@ -387,7 +379,7 @@ class BuiltinRuntime:
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         cgroup = self._cgroup(cgroups_path)
         descriptor = cgroup.descriptor() if cgroup else None
-        joined = cgroup.join_files() if cgroup and descriptor is None else []
+        joined = cgroup.join_files() if cgroup else []
         checked = replace(request, process=self._permitted_process(request.process, container_id))
         plan = exec_plan(checked, this_host(self._clamp), cgroup_files=joined, seccomp=_compiled(request.seccomp))
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -448,7 +440,7 @@ class BuiltinRuntime:
         for warning in cgroup.apply(resources):
             log.warning("container %s: %s", container_id, warning)
         if resources.get("devices"):
-            cgroup.apply_devices(resources["devices"])
+            cgroup.apply_devices([*resources["devices"], *DEFAULT_DEVICE_RULES])
 
     def _permitted(self, spec: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
         return {**spec, "process": self._permitted_process(spec["process"], container_id)}

@@ -29,7 +29,8 @@ def predecessor(creates: socket.socket, taken: int) -> NoReturn:
     clones out of the request's time.  This process stays out of all other namespaces of the container.
     taken: a byte is written to it when the spare is one no more.
     """
-    channel, init = _clone_init(True, None)
+    process.prefault()
+    channel, init = _clone_init(True, None, spare=True)
     data, descriptors = wire.receive(creates)
     if not data:
         os._exit(0)  # the daemon has ended; the init sees the end of its channel
@@ -62,12 +63,12 @@ def become_monitor(request: dict[str, Any], descriptors: list[int], channel: soc
         os._exit(1)
 
 
-def _clone_init(new_pid_namespace: bool, cgroup: int | None) -> tuple[socket.socket, int]:
+def _clone_init(new_pid_namespace: bool, cgroup: int | None, *, spare: bool = False) -> tuple[socket.socket, int]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     flags = syscalls.CLONE_NEWPID if new_pid_namespace else 0
     init = syscalls.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=cgroup)
     if init == 0:
-        _run_init(theirs.fileno())
+        _run_init(theirs.fileno(), spare)
     theirs.close()
     return ours, init
 
@@ -89,13 +90,14 @@ def _arrange(wanted: dict[int, int]) -> None:
     syscalls.close_range(FIRST_FREE)
 
 
-def _run_init(sync: int) -> NoReturn:
+def _run_init(sync: int, spare: bool) -> NoReturn:
     """The container's first process.  Its only descriptors: stdio, and the monitor's socket as 3."""
     os.dup2(sync, 3, inheritable=False) if sync != 3 else None
     syscalls.close_range(4)
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
     prctl.set_name("crio-init")
-    process.prefault()
+    if spare:
+        process.prefault()
     data, descriptors = wire.receive(channel)
     if not data:
         os._exit(0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from crio_native.errors import InvalidArgument
@@ -32,6 +33,17 @@ DEFAULT_DEVICES = (
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
 )
+# After the spec's own device rules: the init makes nodes inside its cgroup, and every container uses the default
+# devices and its terminals (pts 136, ptmx 5:2) whatever the spec denies.
+DEFAULT_DEVICE_RULES = (
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for _, major, minor in (*DEFAULT_DEVICES, ("/dev/ptmx", 5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+)
 DEVICE_LINKS = (
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -46,13 +58,11 @@ class Host:
     """What a plan has to know of the machine.
 
     last_capability: /proc/sys/kernel/cap_last_cap.  permitted: our own capability mask; more cannot be given.
-    cgroup_mounts: controllers -> option string of each v1 hierarchy, {} on a unified host.  oom_score_adj: our own,
-    the least that a process without CAP_SYS_RESOURCE can have.
+    oom_score_adj: our own, the least that a process without CAP_SYS_RESOURCE can have.
     """
 
     last_capability: int
     permitted: int
-    cgroup_mounts: Mapping[str, str] = field(default_factory=dict)
     oom_score_adj: int = 0
 
 
@@ -90,12 +100,14 @@ def container_plan(
     host: Host,
     *,
     cgroup_files: list[str],
+    cgroup_directories: Mapping[str, str] = MappingProxyType({}),
     seccomp: tuple[bytes, int] | None = None,
     pause_program: str = "",
 ) -> Plan:
     """The plan of a container's init.  container.spec must be valid (`oci.spec.validate`).
 
-    cgroup_files: cgroup.procs files that the init writes itself into (v1 hosts; empty when it is born in its cgroup).
+    cgroup_files: files that the init writes "0" to, to join its v1 cgroups.  cgroup_directories: what a cgroup mount
+    shows on a v1 host: name -> the container's own group in that hierarchy; {} on a v2 host.
     seccomp: compiled filter and its load flags.  pause_program: executable for `ContainerSpec.pause`.
     """
     spec = container.spec
@@ -113,7 +125,7 @@ def container_plan(
         out.add("open_pause_program", RULE + "the pause process is a program of the host", path=pause_program)
     _root_steps(out, container, linux)
     for index, mount in enumerate(spec.get("mounts", ())):
-        _mount_step(out, mount, index, namespaces, host)
+        _mount_step(out, mount, index, cgroup_directories)
     _device_steps(out, spec, namespaces)
     if process.get("terminal"):
         size = process.get("consoleSize") or {}
@@ -202,7 +214,7 @@ def _root_steps(out: _Steps, container: ContainerSpec, linux: Mapping[str, Any])
     out.add("overlay_root", "root.path", path=path, base=overlay.base, data=data)
 
 
-def _mount_step(out: _Steps, mount: Mapping[str, Any], index: int, namespaces: Mapping[str, str], host: Host) -> None:
+def _mount_step(out: _Steps, mount: Mapping[str, Any], index: int, cgroup_directories: Mapping[str, str]) -> None:
     source = f"mounts[{index}]"
     options = mounts.parse(mount.get("options") or ())
     kind = mount.get("type", "")
@@ -218,15 +230,14 @@ def _mount_step(out: _Steps, mount: Mapping[str, Any], index: int, namespaces: M
         to_set, to_clear = mounts.attributes(flags, options.cleared)
         recursive = bool(flags & mounts.MS_REC)
         out.add("bind", source, origin=mount["source"], recursive=recursive, set=to_set, clear=to_clear, **common)
-    elif kind in ("cgroup", "cgroup2") and host.cgroup_mounts:
-        read_only = bool(flags & mounts.MS_RDONLY)
+    elif kind in ("cgroup", "cgroup2") and cgroup_directories:
+        to_set, _ = mounts.attributes(flags, 0)
         out.add(
             "cgroup_v1",
             source,
             destination=common["destination"],
-            hierarchies=dict(host.cgroup_mounts),
-            read_only=read_only,
-            flags=flags & ~mounts.MS_RDONLY,
+            directories=dict(cgroup_directories),
+            set=to_set,
         )
     else:
         fstype = "cgroup2" if kind == "cgroup" else kind

@@ -271,27 +271,26 @@ def _copy_out(target: int) -> str:
     raise Refused("", f"tmpcopyup is not supported on descriptor {target}", errno.ENOTSUP)
 
 
-def cgroup_v1(context: Context, destination: str, hierarchies: dict[str, str], read_only: bool, flags: int) -> None:
-    """The container's own subtree of each v1 hierarchy, below a tmpfs, seen through its cgroup namespace."""
-    target = _target(context, destination, True)
-    here = f"/proc/self/fd/{target}"
-    syscalls.mount("tmpfs", here, "tmpfs", flags, "mode=755,size=64k")
-    os.close(target)
+def cgroup_v1(context: Context, destination: str, directories: dict[str, str], set: int) -> None:
+    """The container's own group of each v1 hierarchy, bound below a tmpfs.
+
+    Not mounted anew: every mount of a v1 hierarchy in a new cgroup namespace makes a superblock, which takes the
+    kernel a millisecond, and often ten more to wait for one that is going away.
+    """
+    _attach(context, _detached_tmpfs("mode=755", "size=64k"), destination, True)
     top = inroot.open_in_root(context.root, destination, os.O_PATH | os.O_DIRECTORY)
-    try:
-        for name, options in hierarchies.items():
-            directory = inroot.make_directories(top, name)
-            fstype = "cgroup2" if not options else "cgroup"
-            try:
-                syscalls.mount("cgroup", f"/proc/self/fd/{directory}", fstype, flags, options or None)
-            finally:
-                os.close(directory)
-            for alias in name.split(",") if "," in name else ():
-                os.symlink(name, alias, dir_fd=top)
-        if read_only:
-            syscalls.mount_setattr(top, syscalls.AT_RECURSIVE, set_=mounts.MOUNT_ATTR_RDONLY)
-    finally:
-        os.close(top)
+    for name, directory in directories.items():
+        os.mkdir(name, 0o755, dir_fd=top)
+        target = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, directory, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
+        syscalls.mount_setattr(tree, 0, set_=set, propagation=mounts.MS_PRIVATE)
+        syscalls.move_mount(tree, target)
+        os.close(tree)
+        os.close(target)
+        for alias in name.split(",") if "," in name else ():
+            os.symlink(name, alias, dir_fd=top)
+    syscalls.mount_setattr(top, 0, set_=set)
+    os.close(top)
 
 
 _NODE_TYPE = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
@@ -376,44 +375,61 @@ def read_only_paths(context: Context, paths: list[str]) -> None:
 
 
 def mask_paths(context: Context, paths: list[str]) -> None:
-    """Files get /dev/null, directories one shared, empty, read-only tmpfs."""
-    empty = null = -1
+    """Files get a null device, directories one shared, empty, read-only tmpfs."""
+    directories: list[int] = []
+    files: list[int] = []
     for path in paths:
         try:
             found = inroot.open_in_root(context.root, path, os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if stat.S_ISDIR(os.fstat(found).st_mode):
-            empty = _empty_directory() if empty < 0 else empty
-            cover = empty
-        else:
-            null = _null_device(context) if null < 0 else null
-            cover = null
-        flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
-        tree = syscalls.open_tree(cover, "", flags)
-        # Read-only: root inside could otherwise change the mode of a null device that is the host's.
-        syscalls.mount_setattr(tree, 0, set_=mounts.MOUNT_ATTR_RDONLY)
-        syscalls.move_mount(tree, found)
-        os.close(tree)
-        os.close(found)
-    for fd in (empty, null):
-        if fd >= 0:
-            os.close(fd)
+        (directories if stat.S_ISDIR(os.fstat(found).st_mode) else files).append(found)
+    # Read-only also for files: root inside could otherwise change the mode of a null device that is the host's.
+    if files:
+        null = _null_device(context)
+        for target in files:
+            _cover(_clone_read_only(null), target)
+        os.close(null)
+    if directories:
+        empty = _empty_directory()
+        for target in directories[1:]:
+            _cover(_clone_read_only(empty), target)
+        # The last use attaches the mount itself: a detached one that is closed costs an RCU grace period.
+        _cover(empty, directories[0])
+
+
+def _clone_read_only(fd: int) -> int:
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
+    tree = syscalls.open_tree(fd, "", flags)
+    syscalls.mount_setattr(tree, 0, set_=mounts.MOUNT_ATTR_RDONLY)
+    return tree
+
+
+def _cover(tree: int, target: int) -> None:
+    syscalls.move_mount(tree, target)
+    os.close(tree)
+    os.close(target)
 
 
 def _empty_directory() -> int:
-    context = syscalls.fsopen("tmpfs")
+    fd = _detached_tmpfs("mode=755", "nr_blocks=1", "nr_inodes=1")
+    syscalls.mount_setattr(
+        fd,
+        0,
+        set_=mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOEXEC,
+    )
+    return fd
+
+
+def _detached_tmpfs(*options: str) -> int:
+    configuration = syscalls.fsopen("tmpfs")
     try:
-        syscalls.fsconfig_set(context, "nr_blocks", "1")
-        syscalls.fsconfig_set(context, "nr_inodes", "1")
-        syscalls.fsconfig_set(context, "mode", "755")
-        syscalls.fsconfig_create(context)
-        return syscalls.fsmount(
-            context,
-            mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOEXEC,
-        )
+        for option in options:
+            syscalls.fsconfig_set(configuration, *option.split("="))
+        syscalls.fsconfig_create(configuration)
+        return syscalls.fsmount(configuration, 0)
     finally:
-        os.close(context)
+        os.close(configuration)
 
 
 def _null_device(context: Context) -> int:
