@@ -52,12 +52,13 @@ class Program(click.Group):
 
 def configuration_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """A flag for each option, and a CONTAINER_ variable of the environment, named as CRI-O's."""
-    for key, option in reversed(list(_options())):
+    for key, option in reversed(all_options()):
         command = _flag(key, option)(command)
     return command
 
 
-def _options() -> list[tuple[str, Option]]:
+def all_options() -> list[tuple[str, Option]]:
+    """Every option by its key, but for those of tables that the operator names."""
     found = []
     for table, cls in members(Config).items():
         at = "crio" if table == "crio" else f"crio.{table}"
@@ -108,7 +109,7 @@ def _overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
 @configuration_flags
 @click.version_option(__version__, "--version", "-v", prog_name="crio-native")
 @click.pass_context
-def main(ctx: click.Context, path: Path | None, directory: Path | None, **flags: Any) -> None:
+def main(ctx: click.Context, /, path: Path | None, directory: Path | None, **flags: Any) -> None:
     """Run Kubernetes pods: serve the CRI to a kubelet, on the socket of --listen.
 
     Every flag is an option of crio.conf and wins over it; a list's flag may be repeated, or hold commas.
@@ -208,8 +209,8 @@ def check(source: Source) -> None:
 
     findings = host.examine(config)
     for finding in findings:
-        click.echo(f"{finding.state:<8}{finding.subject}: {finding.detail}")
-    if any(finding.state == "MISSING" for finding in findings):
+        click.echo(f"{finding.state:<9}{finding.subject}: {finding.detail}")
+    if any(finding.state == host.MISSING for finding in findings):
         raise click.exceptions.Exit(1)
 
 

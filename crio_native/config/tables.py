@@ -385,8 +385,7 @@ class ImageTable:
     insecure_registries: tuple[str, ...] = option(
         (),
         many(TEXT),
-        "Registries without TLS.",
-        deprecated="use insecure = true in registries.conf",
+        "Registries that may be spoken to without TLS.",
         flag="insecure-registry",
     )
     big_files_temporary_dir: str = option("", OPTIONAL_PATH, "Where blobs are kept while they arrive.")

@@ -31,7 +31,9 @@ def test_durations(text: str, seconds: float) -> None:
     assert values.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["5", "5 s", "-5s", "5d", "s", "5s ", "1m30", "\u0665s", "1e3s", "721h", "9" * 30 + "s"])
+@pytest.mark.parametrize(
+    "text", ["5", "5 s", "-5s", "5d", "s", "5s ", "1m30", "\u0665s", "1e3s", "721h", "9" * 30 + "s"]
+)
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="it is"):
         values.parse_duration(text)

@@ -1,0 +1,151 @@
+"""`crio-native`, the command line: its flags follow the schema, its failures are one line, its start is light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from crio_native import __version__
+from crio_native.cli import native
+from crio_native.config import Config, load
+
+SCRIPT = [sys.executable, "-m", "crio_native.cli.native"]
+
+
+@pytest.fixture(autouse=True)
+def no_drop_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_CONFIG", os.devnull)
+    monkeypatch.setenv("CONTAINER_CONFIG_DIR", str(tmp_path))
+
+
+def invoke(*arguments: str, **environment: str) -> Result:
+    return CliRunner(env=environment).invoke(native.main, arguments)
+
+
+def test_flags_win_over_files_and_have_cri_os_names(tmp_path: Path) -> None:
+    file = tmp_path / "crio.conf.toml"
+    file.write_text('[crio.runtime]\nlog_level = "error"\npids_limit = 3\n')
+    flags = ["--log-level", "debug", "--no-internal-repair", "--enable-metrics", "--metrics-port", "9537"]
+    flags += ["--default-env", "A=1,B=2", "--default-env", "C=3", "--cni-config-dir", "/net.d", "-r", "/state"]
+    flags += ["--pull-progress-timeout", "10s", "--listen", "/run/x.sock", "--insecure-registry", "localhost:5000"]
+    result = invoke("-c", str(file), "-d", str(tmp_path / "."), *flags, "config", "--changed")
+    # The directory holds the same file: what the flags say must win over both readings.
+    assert result.exit_code == 0, result.output
+    printed = tmp_path / "printed"
+    printed.mkdir()
+    (printed / "10.conf").write_text(result.stdout)
+    config = load(Path(os.devnull), printed).config
+    assert (config.runtime.log_level, config.runtime.pids_limit) == ("debug", 3)
+    assert (config.crio.internal_repair, config.metrics.enable_metrics, config.metrics.metrics_port) == (
+        False,
+        True,
+        9537,
+    )
+    assert config.runtime.default_env == ("A=1", "B=2", "C=3")
+    assert (config.network.network_dir, config.crio.root, config.api.listen) == ("/net.d", "/state", "/run/x.sock")
+    assert (config.image.pull_progress_timeout, config.image.insecure_registries) == (10.0, ("localhost:5000",))
+
+
+def test_the_environment_stands_between_files_and_flags() -> None:
+    assert 'log_level = "warn"' in invoke("config", "--changed", CONTAINER_LOG_LEVEL="warn").stdout
+    both = invoke("--log-level", "trace", "config", "--changed", CONTAINER_LOG_LEVEL="warn").stdout
+    assert 'log_level = "trace"' in both
+
+
+def test_every_option_outside_named_tables_has_one_flag() -> None:
+    keys = [key for key, _ in native.all_options()]
+    flags = [flag for parameter in native.main.params for flag in parameter.opts]
+    assert len(flags) == len(set(flags))
+    for key in keys:
+        assert key.replace(".", "__") in {parameter.name for parameter in native.main.params}
+    assert len(keys) > 100
+
+
+def test_config_prints_what_is_in_force_or_the_defaults() -> None:
+    assert invoke("--log-level", "debug", "config", "--default").stdout == Config().to_toml()
+    assert '\nlog_level = "debug"\n' in invoke("--log-level", "debug", "config").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--log-level", "loud", "config"], "Error: command line: crio.runtime.log_level: must be one of"),
+        (["--pids-limit", "many", "config"], "Invalid value for '--pids-limit'"),
+        (["--default-runtime", "kata", "config"], "must be a handler of crio.runtime.runtimes: builtin"),
+        (["-c", "/none.conf", "config"], "Error: configuration file '/none.conf' not found"),
+        (["--log-levle", "info", "config"], "Did you mean one of: '--log-dir'"),
+        (["status", "--socket", "/none.sock"], "Error: the daemon on /none.sock did not answer"),
+    ],
+)
+def test_failures_are_one_line(arguments: list[str], line: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code != 0
+    assert line in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_warnings_go_to_stderr_beside_the_output(tmp_path: Path) -> None:
+    (tmp_path / "10.conf").write_text("[crio]\nrooot = 1\n")
+    result = invoke("config", "--changed")
+    assert "did you mean crio.root?" in result.stderr
+    assert "rooot" not in result.stdout
+
+
+def test_version() -> None:
+    assert json.loads(invoke("version", "--json").stdout)["version"] == __version__
+    assert __version__ in invoke("--version").stdout
+    assert __version__ in invoke("version").stdout
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("verb", [[], ["serve"], ["check"]], ids=["alone", "serve", "check"])
+def test_who_is_not_root_is_told_in_one_line(verb: list[str]) -> None:
+    def become_nobody() -> None:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+
+    done = subprocess.run([*SCRIPT, *verb], preexec_fn=become_nobody, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "Error: must run as root: it makes namespaces, mounts and cgroups\n"
+
+
+@pytest.mark.root
+def test_check_finds_what_this_host_has_and_changes_nothing(tmp_path: Path) -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    root = tmp_path / "not" / "yet" / "there"
+    done = subprocess.run([*SCRIPT, "--root", str(root), "check"], capture_output=True, text=True)
+    assert "ok       kernel: " in done.stdout
+    assert f"overlay: can be mounted on {tmp_path}" in done.stdout
+    assert "ok       handler builtin: built in" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+@pytest.mark.root
+def test_check_fails_when_something_needed_is_missing(tmp_path: Path) -> None:
+    conf = tmp_path / "10.conf"
+    conf.write_text('[crio.runtime]\ndefault_runtime = "x"\n[crio.runtime.runtimes.x]\nruntime_path = "/none/crun"\n')
+    environment = os.environ | {"CRIO_NATIVE_MONITOR": "/none/monitor"}
+    done = subprocess.run([*SCRIPT, "check"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "MISSING  handler x: there is no program /none/crun; set runtime_path" in done.stdout
+    assert "MISSING  monitor: " in done.stdout
+
+
+def test_nothing_heavy_is_imported_before_the_daemon_runs() -> None:
+    """The daemon starts its launchers before it has threads and before gRPC is there."""
+    code = (
+        "import sys, threading; from crio_native.cli import native; from crio_native import daemon\n"
+        "native.Source(None, None, {}).load()\n"
+        "heavy = {'grpc', 'asyncio', 'rich', 'tomlkit', 'pyroute2', 'sqlite3', 'urllib3', 'crio_native.api'}\n"
+        "print(sorted(heavy & set(sys.modules)), threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 1\n"
