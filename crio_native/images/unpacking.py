@@ -22,6 +22,7 @@ from crio_native.errors import CrioError, DeadlineExceeded, Internal, InvalidArg
 from crio_native.images.unpacker import Limits
 
 REPORT_TIMEOUT = 300.0  # seconds for the child's last writes after the last byte was fed
+END_TIMEOUT = 10.0  # seconds from its report, or from an error here, to its end
 MAX_REPORT = 1 << 16
 PIPE_SIZE = 1 << 20
 
@@ -70,8 +71,7 @@ def unpack(
             _feed(child, pieces)
             return _result(ours, child, what)
         finally:
-            child.kill()  # no effect on one that has ended
-            child.wait()
+            _end(child, ours)
 
 
 def _start(
@@ -113,13 +113,23 @@ def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) ->
     except TimeoutError:
         raise DeadlineExceeded(f"{what}: the unpacker did not finish within {REPORT_TIMEOUT:.0f} s") from None
     if not packet:
-        status = child.wait()
-        raise Internal(f"{what}: the unpacker died with {f'signal {-status}' if status < 0 else f'status {status}'}")
+        raise Internal(f"{what}: the unpacker died with status {child.wait()}")
     answer = json.loads(packet)
     if "error" in answer:
         raise _error(what, answer["error"])
     owner = answer.pop("owner")
     return Unpacked(**answer, owner=owner and tuple(owner))
+
+
+def _end(child: subprocess.Popen[bytes], report: socket.socket) -> None:
+    """Its input has ended, so it ends, in one way or the other; nothing of it may be left when we return."""
+    try:
+        child.wait(END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        while report.recv(MAX_REPORT):  # until nobody has the other end: a process of the child's own did the work
+            pass
 
 
 def _mark_opaque(fd: int) -> None:

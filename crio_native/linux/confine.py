@@ -27,6 +27,22 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def alone() -> None:
+    """Go on in a child that can see and signal no other process; what called waits for it, and ends as it does.
+
+    Without this, a process of root may signal every process of root, whatever its capabilities.  Closes all
+    descriptors of the caller's own process, so that the child's are the only ones.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWPID)
+    child = os.fork()
+    if child == 0:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    syscalls.close_range(0)
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
 def into_directory(path: str, keep: Iterable[str]) -> None:
     """Make `path` the root of all that the caller can reach: no other file, no network, no other capability.
 

@@ -33,6 +33,7 @@ def main() -> None:
     limits = Limits(*(int(number) for number in numbers.split(",")))
     try:
         confine.die_with_parent(int(parent))
+        confine.alone()
         confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes)
         confine.into_directory(directory, CAPABILITIES)
         os.umask(0)
