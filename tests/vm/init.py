@@ -51,6 +51,8 @@ def mount_all(job: dict[str, Any]) -> None:
     mount_scratch(job["keep"])
     mount("securityfs", "/sys/kernel/security", "securityfs", SAFE)
     mount("bpf", "/sys/fs/bpf", "bpf", SAFE)
+    if os.path.isdir("/sys/fs/selinux"):
+        mount("selinuxfs", "/sys/fs/selinux", "selinuxfs", MS_NOSUID | MS_NOEXEC)
     mount_cgroups(job["cgroup"])
     mount("none", "/", "none", MS_REC | MS_SHARED)  # as systemd leaves it on a real node
 

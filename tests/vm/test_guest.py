@@ -31,3 +31,10 @@ def test_a_v1_guest_has_one_hierarchy_a_controller() -> None:
 def test_a_guest_with_apparmor_confines() -> None:
     with open("/sys/kernel/security/lsm") as file:
         assert "apparmor" in file.read()
+
+
+@pytest.mark.vm(lsm="selinux")
+def test_a_guest_with_selinux_waits_for_a_policy() -> None:
+    with open("/sys/fs/selinux/enforce") as file:
+        assert file.read() == "0"
+    assert os.access("/sys/fs/selinux/load", os.W_OK)
