@@ -85,15 +85,16 @@ def arguments(
 def read_reply(sock: socket.socket, timeout: float | None = None) -> dict[str, Any]:
     """The monitor's answer to its own creation: {"pid", "monitor", "init"}.  timeout: seconds, None for no limit.
 
-    Raises StepFailed with the step that failed in init or monitor; DeadlineExceeded; Internal when it died silently.
-    After an error the monitor has killed and reaped the init, and left no files.
+    Raises StepFailed with the step that failed in init or monitor: the monitor has then killed and reaped the init and
+    left no files.  Raises DeadlineExceeded: closing the socket makes the monitor do the same.  Raises Internal when
+    monitor or launcher died silently, or sent nonsense: what is left of the container is then unknown.
     """
     packet = _receive(sock, timeout, "the monitor's reply")
     if not packet:
         raise Internal("the monitor or the launcher died while it created the container, without saying why")
     reply = _parse(packet)
     if "error" in reply:
-        raise StepFailed.from_dict(reply["error"])
+        raise _step_failed(reply["error"])
     created = reply.get("created")
     if not isinstance(created, dict):
         raise Internal(f"the monitor's reply has neither 'created' nor 'error': {packet[:200]!r}")
@@ -256,7 +257,7 @@ def _request(sock: socket.socket, run_dir: Path, text: str, timeout: float | Non
         return
     if verb != b"error":
         raise Internal(f"the monitor of {run_dir} answered {text!r} with {answer[:200]!r}")
-    refusal = StepFailed.from_dict(_parse(body))
+    refusal = _step_failed(_parse(body))
     if refusal.number == errno.EBUSY:
         raise ResourceExhausted(f"the monitor of {run_dir} refuses {text!r}: {refusal.detail}")
     raise refusal
@@ -283,6 +284,13 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Internal(f"the monitor sent JSON that is not an object: {data[:200]!r}")
     return value
+
+
+def _step_failed(data: Any) -> StepFailed:
+    try:
+        return StepFailed.from_dict(data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Internal(f"the init's or the monitor's error object is incomplete: {data!r:.200}") from error
 
 
 def _exit_status(data: bytes) -> ExitStatus:

@@ -150,9 +150,13 @@ def test_settles_as_a_process_of_its_own(tmp_path: Path) -> None:
     with Container(tmp_path / "c", "exec sleep 100") as container:
         container.run()
         assert os.getsid(container.monitor) == container.monitor
-        links = {os.readlink(link) for link in Path(f"/proc/{container.monitor}/fd").iterdir()}
-        kinds = sorted(link.partition(":")[0] for link in links if not link.startswith("/"))
-        assert kinds == ["anon_inode", "pipe", "pipe", "socket"], links
+
+        def kinds() -> list[str]:
+            links = {os.readlink(link) for link in Path(f"/proc/{container.monitor}/fd").iterdir()}
+            return sorted(link.partition(":")[0] for link in links if not link.startswith("/"))
+
+        # signalfd, stdout and stderr, the control socket
+        wait_until(lambda: kinds() == ["anon_inode", "pipe", "pipe", "socket"], "nothing else is open")
         assert os.readlink(f"/proc/{container.monitor}/cwd") == str(container.run_dir)
         assert "NoNewPrivs:\t1" in Path(f"/proc/{container.monitor}/status").read_text()
 

@@ -117,7 +117,7 @@ def test_reopen_after_a_rename_loses_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with Container(tmp_path / "c", "for i in $(seq 20000); do echo line$i; done", log=str(log)) as container:
         container.run()
-        parts = []
+        parts: list[Path] = []
         with contextlib.suppress(Exception), container.connection() as connection:
             while True:
                 parts.append(tmp_path / f"log.{len(parts)}")
@@ -178,10 +178,11 @@ def test_size_limit_counts_what_was_there(tmp_path: Path) -> None:
 
 
 def test_record_larger_than_the_limit_is_kept_whole(tmp_path: Path) -> None:
-    with Container(tmp_path / "c", "head -c 5000 /dev/zero; sleep 0.1; echo end", log_size_max=1000) as container:
+    record = "dd if=/dev/zero bs=5000 count=1 status=none"
+    with Container(tmp_path / "c", f"{record}; sleep 0.1; echo end", log_size_max=1000) as container:
         container.run().wait()
         assert [r.content for r in container.log()] == [b"end"]
-    with Container(tmp_path / "d", "head -c 5000 /dev/zero", log_size_max=1000) as container:
+    with Container(tmp_path / "d", f"echo begin; sleep 0.1; {record}", log_size_max=1000) as container:
         container.run().wait()
         assert [len(r.content) for r in container.log()] == [5000]
 

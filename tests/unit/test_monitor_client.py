@@ -75,7 +75,9 @@ def test_reply_error(pair: tuple[socket.socket, socket.socket]) -> None:
     assert caught.value.to_dict() == {"step": "mount", "errno": 2, "path": "/a\ufffd", "detail": "d"}
 
 
-@pytest.mark.parametrize("packet", [b"nonsense", b"[]", b"{}", b'{"created":5}', b"\xff", b"x" * 60_000])
+@pytest.mark.parametrize(
+    "packet", [b"nonsense", b"[]", b"{}", b'{"created":5}', b'{"error":{}}', b'{"error":5}', b"\xff", b"x" * 60_000]
+)
 def test_reply_that_is_none(pair: tuple[socket.socket, socket.socket], packet: bytes) -> None:
     ours, theirs = pair
     theirs.send(packet)
