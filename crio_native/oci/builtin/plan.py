@@ -132,10 +132,12 @@ def container_plan(
         out.add("console", "process.terminal", height=size.get("height", 0), width=size.get("width", 0))
     if not container.pause:
         out.add("make_working_directory", "process.cwd", path=process["cwd"])
+    # Before the masks: a masked /etc/passwd is hidden from the command, not from us.
+    _user_step(out, process, container.user)
     _protect_steps(out, spec)
     out.add("pivot_root", RULE + "the root file system becomes /")
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
-    _process_steps(out, process, host, user=container.user, seccomp=seccomp, label="process", wait=True)
+    _process_steps(out, process, host, seccomp=seccomp, wait=True)
     if container.pause:
         out.add("execute_pause", RULE + "a shared PID namespace needs a process")
     else:
@@ -159,7 +161,8 @@ def exec_plan(
         out.add("open_labels", RULE + "labels are written through the host's procfs")
     out.add("enter_container", RULE + "exec enters all namespaces of the init")
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
-    _process_steps(out, process, host, user=None, seccomp=seccomp, label="process", wait=False)
+    _user_step(out, process, None)
+    _process_steps(out, process, host, seccomp=seccomp, wait=False)
     out.add("execute", "process.args", args=list(process["args"]))
     return Plan(False, "", tuple(out.all))
 
@@ -298,24 +301,15 @@ def _protect_steps(out: _Steps, spec: Mapping[str, Any]) -> None:
 
 
 def _process_steps(
-    out: _Steps,
-    process: Mapping[str, Any],
-    host: Host,
-    *,
-    user: UserRequest | None,
-    seccomp: tuple[bytes, int] | None,
-    label: str,
-    wait: bool,
+    out: _Steps, process: Mapping[str, Any], host: Host, *, seccomp: tuple[bytes, int] | None, wait: bool
 ) -> None:
-    out.add("environment", f"{label}.env", entries=list(process.get("env", ())))
-    _user_step(out, process, user)
     for limit in process.get("rlimits", ()):
         number = getattr(resource, limit["type"], None)
         if number is None:
             number = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12}[limit["type"]]
         out.add(
             "limit_resource",
-            f"{label}.rlimits",
+            "process.rlimits",
             resource=number,
             name=limit["type"],
             soft=_signed(limit["soft"]),
@@ -329,30 +323,30 @@ def _process_steps(
     missing = (masks["bounding"] | masks["permitted"]) & ~host.permitted
     if missing:
         raise InvalidArgument(
-            f"{label}.capabilities",
+            "process.capabilities",
             capabilities.names(missing),
             "this process does not have them itself, so it cannot give them",
         )
     no_new_privileges = bool(process.get("noNewPrivileges"))
     if no_new_privileges:
-        out.add("no_new_privileges", f"{label}.noNewPrivileges")
+        out.add("no_new_privileges", "process.noNewPrivileges")
     if seccomp and not no_new_privileges:
         # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, so it comes before the capabilities go.
         out.add("seccomp", "linux.seccomp", program=seccomp[0].hex(), flags=seccomp[1])
-    out.add("limit_bounding_set", f"{label}.capabilities.bounding", keep=masks["bounding"], last=host.last_capability)
-    out.add("change_user", f"{label}.user", umask=process.get("user", {}).get("umask", 0o022))
+    out.add("limit_bounding_set", "process.capabilities.bounding", keep=masks["bounding"], last=host.last_capability)
+    out.add("change_user", "process.user", umask=process.get("user", {}).get("umask", 0o022))
     out.add(
         "set_capabilities",
-        f"{label}.capabilities",
+        "process.capabilities",
         effective=masks["effective"],
         permitted=masks["permitted"],
         inheritable=masks["inheritable"],
         ambient=masks["ambient"],
     )
-    out.add("change_directory", f"{label}.cwd", path=process.get("cwd", "/"))
+    out.add("change_directory", "process.cwd", path=process.get("cwd", "/"))
     labels = _labels(process)
     if labels:
-        out.add("write_labels", f"{label}.selinuxLabel, {label}.apparmorProfile", labels=labels)
+        out.add("write_labels", "process.selinuxLabel, process.apparmorProfile", labels=labels)
     if wait:
         out.add("wait_for_start", RULE + "create and start are two acts")
     if seccomp and no_new_privileges:
@@ -360,6 +354,7 @@ def _process_steps(
 
 
 def _user_step(out: _Steps, process: Mapping[str, Any], user: UserRequest | None) -> None:
+    out.add("environment", "process.env", entries=list(process.get("env", ())))
     if user is not None:
         out.add(
             "find_user",

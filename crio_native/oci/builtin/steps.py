@@ -497,13 +497,10 @@ def take_user(context: Context, uid: int, gid: int, groups: list[int]) -> None:
 
 def find_user(context: Context, user: str, group: str, supplementary: list[int], merge: bool) -> None:
     """Names are looked up in the container's own /etc, whoever wrote it: bounded, and numbers checked."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        context.user = users.find(root, user, group, supplementary, merge)
+        context.user = users.find(context.root, user, group, supplementary, merge)
     except users.NoSuchUser as error:
         raise Refused(error.file, str(error), 0) from None
-    finally:
-        os.close(root)
     context.environment.setdefault("HOME", context.user.home)
 
 
