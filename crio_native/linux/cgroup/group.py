@@ -16,7 +16,7 @@ from .hierarchy import Hierarchy, hierarchy
 
 STEP = "cgroup"
 _PATH_MAX = 1024
-_REMOVE_SECONDS = 1.0  # a killed process leaves its group some time after its parent learned of its end
+_REMOVE_SECONDS = 5.0  # a killed process leaves its group when the kernel has taken its memory apart
 _KILL_SECONDS = 10.0
 _FREEZE_SECONDS = 2.0
 # Controllers that a v2 group is given: those that `resources` and `stats` know.
@@ -195,7 +195,8 @@ class Cgroup:
 
     def _write_v1_devices(self, lines: Sequence[tuple[str, str]]) -> None:
         directory = self._host.v1["devices"] + self.path
-        opened = {file: os.open(f"{directory}/{file}", os.O_WRONLY | os.O_CLOEXEC) for file, _ in lines}
+        names = {file for file, _ in lines}
+        opened = {file: os.open(f"{directory}/{file}", os.O_WRONLY | os.O_CLOEXEC) for file in names}
         try:
             for file, line in lines:
                 os.write(opened[file], line.encode())
@@ -347,9 +348,13 @@ def _make_if_missing(directory: str, made: list[str]) -> None:
 
 def _fill_cpuset(directory: str) -> None:
     """v1: a new cpuset is empty, and no process can join it, unless its parent has clone_children set."""
+    parent = os.path.dirname(directory)
     for file in ("cpuset.cpus", "cpuset.mems"):
-        if not files.read(f"{directory}/{file}").strip():
-            files.write(f"{directory}/{file}", files.read(f"{os.path.dirname(directory)}/{file}"))
+        if files.read(f"{directory}/{file}").strip():
+            continue
+        if not files.read(f"{parent}/{file}").strip():
+            _fill_cpuset(parent)  # somebody else's; the hierarchy's root always has both
+        files.write(f"{directory}/{file}", files.read(f"{parent}/{file}"))
 
 
 def _listed(directory: str) -> list[int]:
