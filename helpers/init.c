@@ -39,9 +39,9 @@ static ssize_t read_file(int fd, char *data, size_t room)
 }
 
 /*
- * Whether a process has executed anything since it was cloned.  It tells a successful execve of the init from its death,
- * both of which close its sync socket: the kernel clears PF_FORKNOEXEC (in field 9 of /proc/PID/stat) before it closes
- * descriptors in execve, and never in exit.
+ * Whether a process has executed anything since it was cloned.  It tells a successful execve of the init from its
+ * death, both of which close its sync socket: the kernel clears PF_FORKNOEXEC (in field 9 of /proc/PID/stat) before
+ * it closes descriptors in execve, and never in exit.
  */
 static bool has_execed(pid_t pid)
 {

@@ -322,7 +322,7 @@ static bool write_file(const char *name, const char *data, size_t size)
 	return written;
 }
 
-/* All output is logged: leaves the exit file, before the socket goes, so that whoever finds no socket finds the file. */
+/* Logs the last output and leaves the exit file, then removes the socket: whoever finds no socket finds the file. */
 static _Noreturn void finish(void)
 {
 	char data[160];

@@ -13,7 +13,7 @@ int pause_main(void)
 {
 	sigset_t wanted;
 
-	/* Blocked, so that sigwaitinfo gets them: the kernel discards an unblocked signal that process 1 has no handler for. */
+	/* Blocked, so that sigwaitinfo gets them: what process 1 neither blocks nor handles, the kernel discards. */
 	sigemptyset(&wanted);
 	sigaddset(&wanted, SIGCHLD);
 	sigaddset(&wanted, SIGTERM);
