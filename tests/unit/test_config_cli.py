@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from crio_native import __version__
 from crio_native.cli import native
+from crio_native.cli.scratch import ScratchDaemon
 from crio_native.config import Config, load
 
 SCRIPT = [sys.executable, "-m", "crio_native.cli.native"]
@@ -118,14 +119,13 @@ def test_who_is_not_root_is_told_in_one_line(verb: list[str]) -> None:
 
 @pytest.mark.root
 def test_check_finds_what_this_host_has_and_changes_nothing(tmp_path: Path) -> None:
-    mounts = Path("/proc/self/mountinfo").read_text()
     root = tmp_path / "not" / "yet" / "there"
     done = subprocess.run([*SCRIPT, "--root", str(root), "check"], capture_output=True, text=True)
     assert "ok       kernel: " in done.stdout
     assert f"overlay: can be mounted on {tmp_path}" in done.stdout
     assert "ok       handler builtin: built in" in done.stdout
     assert list(tmp_path.iterdir()) == []
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 @pytest.mark.root
@@ -149,3 +149,20 @@ def test_nothing_heavy_is_imported_before_the_daemon_runs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[] 1\n"
+
+
+@pytest.mark.root
+def test_status_asks_the_running_daemon(tmp_path: Path) -> None:
+    daemon = ScratchDaemon(Path("/var/tmp"))
+    try:
+        daemon.start()
+        asked = [*SCRIPT, "-c", str(daemon.directory / "crio.conf"), "-d", str(tmp_path), "status"]
+        told = subprocess.run(asked, capture_output=True, text=True)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "RuntimeReady: yes\nNetworkReady: yes\n" in told.stdout
+        given = load(daemon.directory / "crio.conf", tmp_path).config
+        (tmp_path / "10.conf").write_text(subprocess.run([*asked, "config"], capture_output=True, text=True).stdout)
+        assert load(Path(os.devnull), tmp_path).config == given
+        assert given.crio.root == f"{daemon.directory}/root"
+    finally:
+        assert daemon.close() == []
