@@ -36,6 +36,7 @@ from crio_native.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    StepFailed,
 )
 from crio_native.images import layouts, manifests, references
 from crio_native.images.layers import EMPTY, Layers
@@ -70,7 +71,8 @@ class ImageStore:
 
     root: the store's directory, made if missing.  layers_in_parallel: of one pull.  insecure: registries
     ("host[:port]") to speak plain HTTP with, beside those on the loopback.  pinned: patterns as for `pin`.  limits:
-    bounds of one layer.  Raises FailedPrecondition if another process uses the directory.
+    bounds of one layer.  Raises FailedPrecondition if another process uses the directory, StepFailed
+    if it cannot be used.
     """
 
     def __init__(
@@ -83,21 +85,30 @@ class ImageStore:
         limits: Limits | None = None,
     ) -> None:
         self._root, self._parallel, self._insecure = root, layers_in_parallel, frozenset(insecure)
-        self._pinned = tuple(pinned)
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_fd = _lock(root)
-        self._layers = Layers(root, limits)
-        self._records = Records(root / "images.db")
+        self._pinned, self._limits = tuple(pinned), limits
         self._joining = Joining()
         self._closing = threading.Event()
         self._mutex = threading.RLock()  # of the catalogue's next version, and of which layers may go
         self._wanted: Counter[str] = Counter()  # diff ids that pulls in progress count on
         self._catalogue = _Catalogue()
-        with self._mutex:
+        try:
+            self._open()
+        except OSError as error:
+            raise StepFailed("open the image store", error.errno or 0, str(error.filename or root)) from error
+
+    def _open(self) -> None:
+        """All or nothing of it."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as undo:
+            self._lock_fd = _lock(self._root)
+            undo.callback(os.close, self._lock_fd)
+            self._layers = Layers(self._root, self._limits)
+            self._records = Records(self._root / "images.db")
+            undo.callback(self._records.close)
             self._forget_incomplete()
             self._refresh()
-            removed = self._collect()
-        Layers.delete(removed)
+            Layers.delete(self._collect())
+            undo.pop_all()
 
     def close(self) -> None:
         """Let go of the directory; what is still being pulled is given up."""
@@ -134,16 +145,10 @@ class ImageStore:
         return found[0]
 
     def usage(self) -> FsUsage:
-        """What the images take on disk, from what was counted when their layers were unpacked."""
+        """What the layers take on disk, from what was counted when they were unpacked."""
         layers = self._layers.all()
-        files = [self._root / name for name in ("images.db", "images.db-wal")]
-        size = sum(file.stat().st_size for file in files if file.exists())
-        return FsUsage(
-            str(self._root),
-            size + sum(layer.bytes for layer in layers),
-            len(files) + sum(layer.inodes for layer in layers),
-            time.time_ns(),
-        )
+        size, inodes = sum(layer.bytes for layer in layers), sum(layer.inodes for layer in layers)
+        return FsUsage(str(self._root), size, inodes, time.time_ns())
 
     # Adding
 
