@@ -1,6 +1,6 @@
 """How an option is declared, and what follows from the declaration alone.
 
-Here belong `option`, `table` and `named`, the words that `tables` is written in.  Reading files is `load`'s matter,
+Here belong `option`, `table` and `named`, the words that `tables` is written in.  Reading files is `loading`'s matter,
 printing `render`'s.
 """
 
