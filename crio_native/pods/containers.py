@@ -115,6 +115,8 @@ class Containers:
                 raise
             except NotFound:
                 raise FailedPrecondition(f"container {container_id} ended before it was started") from None
+            except FailedPrecondition:
+                pass  # a daemon that was killed had started it, but did not live to record that
             node.store.change(Container, container_id, _started)
 
     def signal_stop(self, container_id: str) -> Future[None]:

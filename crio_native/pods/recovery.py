@@ -7,6 +7,7 @@ Then whatever has no record at all is removed.  One object's failure is logged a
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -30,7 +31,7 @@ def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
     for pod in list(node.store.pods.values()):
         _attempt(f"pod {pod.id}", lambda p=pod: _pod(node, sandboxes, p))
     _attempt("the pod network", lambda: node.network.collect(_networked(node)))
-    _attempt("leftovers", lambda: _sweep(node))
+    _attempt("leftovers", lambda: _sweep(node, sandboxes))
 
 
 def _attempt(what: str, act: object) -> None:
@@ -87,24 +88,27 @@ def _networked(node: Node) -> list[str]:
     return [pod.id for pod in node.store.pods.values() if pod.state == PodState.READY]
 
 
-def _sweep(node: Node) -> None:
-    """Remove the directories that belong to no record: what is left when the state database was lost."""
+def _sweep(node: Node, sandboxes: Sandboxes) -> None:
+    """Remove what belongs to no record: the remains of a state database that was lost."""
     layout = node.layout
     known = set(node.store.pods) | set(node.store.containers)
-    for runtime in node.runtimes.values():
-        for run_dir in _strangers(layout.runroot / "containers", known):
-            runtime.delete(run_dir.name, run_dir, "")
-    for parent in (
-        layout.runroot / "containers",
-        layout.runroot / "sandboxes",
-        layout.root / "containers",
-        layout.root / "sandboxes",
-    ):
-        for directory in _strangers(parent, known):
+    for run_dir in _strangers(layout.runroot / "containers", known):
+        log.warning("removing %s, which belongs to no known container", run_dir)
+        cgroup = _cgroup_of(layout.root / "containers" / run_dir.name)
+        for runtime in node.runtimes.values():
+            runtime.delete(run_dir.name, run_dir, cgroup)
+        trees.remove_tree(run_dir)
+    for place in (layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"):
+        for directory in _strangers(place, known):
             log.warning("removing %s, which belongs to no known pod", directory)
-            if parent == layout.runroot / "sandboxes":
-                node.namespaces.unpin_namespaces(layout.pins(directory.name).values())
-            trees.remove_tree(directory)
+            sandboxes.release(directory.name)
+
+
+def _cgroup_of(bundle: Path) -> str:
+    try:
+        return str(json.loads((bundle / "config.json").read_bytes())["linux"]["cgroupsPath"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _strangers(parent: Path, known: set[str]) -> list[Path]:

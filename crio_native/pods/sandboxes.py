@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Callable
 
 from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
@@ -108,30 +109,22 @@ class Sandboxes:
             node.store.delete(pod)
 
     def dismantle(self, pod: Pod, *, files: bool = True) -> None:
-        """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk.
+        """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk."""
+        _try_all([lambda: self._delete_infra(pod), lambda: self.release(pod.id, files=files)], pod.id)
 
-        Every act is tried even when an earlier one fails; the first failure is raised at the end.
-        """
+    def release(self, pod_id: str, *, files: bool = True) -> None:
+        """The part of `dismantle` that needs no more than an id."""
         node, layout = self._node, self._node.layout
         acts = [
-            lambda: self._delete_infra(pod),
-            lambda: node.network.teardown(pod.id),
-            lambda: node.namespaces.unpin_namespaces(layout.pins(pod.id).values()),
-            lambda: _unmount(str(layout.shm(pod.id))),
-            lambda: trees.remove_tree(layout.pod_run_dir(pod.id)),
+            lambda: node.network.teardown(pod_id),
+            lambda: node.namespaces.unpin_namespaces(layout.pins(pod_id).values()),
+            lambda: _unmount(str(layout.shm(pod_id))),
+            lambda: trees.remove_tree(layout.pod_run_dir(pod_id)),
         ]
         if files:
-            acts.append(lambda: trees.remove_tree(layout.pod_dir(pod.id)))
-            acts.append(lambda: trees.remove_tree(layout.bundle(pod.id)))
-        failures = []
-        for act in acts:
-            try:
-                act()
-            except (CrioError, OSError) as error:
-                log.warning("pod %s: %s", pod.id, error)
-                failures.append(error)
-        if failures:
-            raise failures[0]
+            acts.append(lambda: trees.remove_tree(layout.pod_dir(pod_id)))
+            acts.append(lambda: trees.remove_tree(layout.bundle(pod_id)))
+        _try_all(acts, pod_id)
 
     def watch_infra(self, pod: Pod) -> None:
         """Notice the end of the pod's pause process.  Raises NotFound when it has ended."""
@@ -248,6 +241,19 @@ class Sandboxes:
             # The record stays, in `creating`: it is what a later Remove or start finds the rest by.
             log.error("pod %s could not be undone and is kept for removal: %s", pod.id, error)
             self._node.store.update(Pod, pod.id, state=PodState.NOT_READY)
+
+
+def _try_all(acts: list[Callable[[], None]], pod_id: str) -> None:
+    """Do every act, also when an earlier one fails; the first failure is raised at the end."""
+    failures = []
+    for act in acts:
+        try:
+            act()
+        except (CrioError, OSError) as error:
+            log.warning("pod %s: %s", pod_id, error)
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _check(config: PodConfig) -> None:

@@ -80,7 +80,7 @@ def test_seccomp_and_no_new_privileges(cri: Client) -> None:
 def test_a_local_seccomp_profile(cri: Client) -> None:
     path = cri.daemon.directory / "no-mkdir.json"
     rule = '{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":95}'
-    path.write_text('{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[%s]}' % rule)
+    path.write_text(f'{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}')
     local = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=str(path))
     script = "mkdir /tmp/x 2>&1 || true"
     assert "not supported" in shell(cri, script, security={"seccomp": local})
@@ -142,7 +142,7 @@ def test_an_absent_mount_source_is_made(cri: Client, tmp_path: Path) -> None:
 def test_the_dev_directory(cri: Client) -> None:
     output = shell(
         cri,
-        "ls /dev; echo x > /dev/null; head -c 3 /dev/zero | wc -c; head -c1 /dev/sda 2>&1; mknod /tmp/n c 1 3 2>&1; true",
+        "ls /dev; echo x > /dev/null; head -c 3 /dev/zero | wc -c; head -c1 /dev/sda 2>&1; true",
     )
     names = set(output.split())
     assert {"null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "shm", "mqueue", "fd"} <= names

@@ -221,7 +221,7 @@ def test_host_network_and_pid(cri: Client) -> None:
     assert cri.call("PodSandboxStatus", pod_sandbox_id=pod).status.network.ip == ""
     options = pb.NamespaceOption(network=pb.NODE, pid=pb.NODE, ipc=pb.NODE)
     script = "for n in net pid ipc uts; do readlink /proc/self/ns/$n; done; sleep 300 & exit 0"
-    code, output = cri.run("sh", "-c", script, pod=pod, security={"namespace_options": options})
+    _, output = cri.run("sh", "-c", script, pod=pod, security={"namespace_options": options})
     kinds = ("net", "pid", "ipc", "uts")
     assert output.split() == [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in kinds]
 
