@@ -28,6 +28,7 @@ from crio_native.cli import busybox, isolation
 from crio_native.cli.scratch import ScratchDaemon, wait_for
 from crio_native.errors import CrioError, Unavailable
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a shell's background job would ignore the first
 PORT = 8080
 SCRIPT = f"""\
 echo "hello from $(hostname): I am pid $$, uid $(id -u), on $(uname -s) $(uname -r)"
@@ -61,7 +62,7 @@ def main(once: bool, scratch: Path) -> None:
     """Start a daemon of its own, run a pod, show its isolation, serve until Ctrl-C; leave nothing behind."""
     if os.geteuid() != 0:
         raise SystemExit("the demonstration makes namespaces and mounts: run it as root")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
         daemon = ScratchDaemon(scratch)
@@ -88,7 +89,7 @@ def main(once: bool, scratch: Path) -> None:
 def demonstrate(daemon: ScratchDaemon) -> None:
     """The stages, each with its time."""
     with stage("build an image of busybox-static"):
-        reference = busybox.build_layout(daemon.directory / "layout", "demo")
+        reference = busybox.build_layout(daemon.directory / "busybox", "demo")
     with stage("start the daemon"):
         version = daemon.start()
     with stage("import the image"):
@@ -118,7 +119,7 @@ def serve(daemon: ScratchDaemon) -> None:
     """Until a signal comes; raises Unavailable when the daemon ends by itself."""
     console.print("[bold]Try next[/], in another terminal:")
     console.print(f"  export CRIO_NATIVE_SOCKET=unix://{daemon.socket}", soft_wrap=True)
-    for words in ("ps", "exec demo sh -c 'id; mount | head -5'", "run --rm demo echo hello"):
+    for words in ("ps", "exec demo sh -c 'id; mount | head -5'", "run --rm localhost/busybox:demo echo hello"):
         console.print(f"  {_shown(Path(sys.executable).with_name('crioctl'))} {words}", soft_wrap=True)
     console.print("Serving; Ctrl-C removes everything that this made.")
     try:
@@ -130,7 +131,7 @@ def serve(daemon: ScratchDaemon) -> None:
 
 def clean_up(daemon: ScratchDaemon) -> int:
     """Remove everything; a second Ctrl-C must not leave half.  Returns the exit status: 1 when something is left."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with stage("remove everything"):
         problems = daemon.close()
