@@ -163,7 +163,7 @@ class Containers:
                 return
             self.kill(container_id)
             self._await_end(container_id)
-            node.store.update(Container, container_id, state=ContainerState.REMOVING)
+            node.store.update(Container, container_id, wait=False, state=ContainerState.REMOVING)
             self._free(container)
             if container.log_path.startswith(str(layout.logs)):
                 trees.remove_tree(Path(container.log_path).parent)

@@ -100,7 +100,7 @@ class Sandboxes:
             pod = node.store.pods.get(pod_id)
             if pod is None:
                 return
-            node.store.update(Pod, pod_id, state=PodState.REMOVING)
+            node.store.update(Pod, pod_id, wait=False, state=PodState.REMOVING)
             stage("removing the containers")
             for container in node.store.of_pod(pod_id):
                 self._containers.remove(container.id)

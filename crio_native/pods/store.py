@@ -1,8 +1,8 @@
 """The durable records of pods and containers: an index in memory over one SQLite file.
 
 Readers use the index and take no lock.  A writer's change is in the index at once and on the disk when the call returns
-(or later, in order, with ``wait=False``).  One thread owns the connection and commits whatever has queued up together:
-twenty pods at once cost one flush, not forty.
+(or soon after, in order, with ``wait=False``).  Whoever gets to write commits whatever has queued up together: twenty
+pods at once cost a few flushes, not forty.
 
     pods (                                  containers (
         id    TEXT PRIMARY KEY,                 id     TEXT PRIMARY KEY,
@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -59,11 +59,12 @@ class Store:
         self._tables: dict[type, dict[str, Any]] = {Pod: {}, Container: {}}
         self._names: dict[str, str] = {}
         self._listeners: list[Callable[[type, str, Record | None], None]] = []
-        self._queue: queue.SimpleQueue[tuple[Statement | None, Future[None]]] = queue.SimpleQueue()
+        self._queue: deque[tuple[Statement, Future[None]]] = deque()
+        self._writing = threading.Lock()
         self._database = _open(path)
         self._load()
-        self._writer = threading.Thread(target=self._write, name="store", daemon=True)
-        self._writer.start()
+        # Only for changes that nobody waits for; who waits writes in his own thread.
+        self._background = ThreadPoolExecutor(1, "store")
 
     @property
     def pods(self) -> Mapping[str, Pod]:
@@ -106,7 +107,7 @@ class Store:
             self._names[record.name] = record.id
             done = self._publish(type(record), record.id, record, _insert(record))
         try:
-            done.result()
+            self._flush(done)
         except BaseException:
             with self._lock:
                 self._forget(record)
@@ -120,11 +121,13 @@ class Store:
         with self._lock:
             old = self.get(kind, object_id)
             record = make(old)
-            if record is old:
-                return record
+            if record == old:
+                return old
             done = self._publish(kind, object_id, record, _update(record))
         if wait:
-            done.result()
+            self._flush(done)
+        else:
+            self._background.submit(self._flush, done)
         return record
 
     def update(self, kind: type[R], object_id: str, *, wait: bool = True, **changes: Any) -> R:
@@ -136,11 +139,10 @@ class Store:
         with self._lock:
             self._forget(record)
             done = self._submit((f"DELETE FROM {_table(type(record))} WHERE id = ?", (record.id,)))
-        done.result()
+        self._flush(done)
 
     def close(self) -> None:
-        self._submit(None).result()
-        self._writer.join()
+        self._background.shutdown()
         self._database.close()
 
     def _publish(self, kind: type, object_id: str, record: Record, statement: Statement) -> Future[None]:
@@ -155,32 +157,25 @@ class Store:
             for listener in self._listeners:
                 listener(type(record), record.id, None)
 
-    def _submit(self, statement: Statement | None) -> Future[None]:
+    def _submit(self, statement: Statement) -> Future[None]:
         done: Future[None] = Future()
-        self._queue.put((statement, done))
+        self._queue.append((statement, done))
         return done
 
-    def _write(self) -> None:
-        closing = False
-        while not closing:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            closing = any(statement is None for statement, _ in batch)
-            if self._commit([statement for statement, _ in batch if statement is not None]) is None:
-                for _, done in batch:
-                    done.set_result(None)
-            else:
-                self._commit_one_by_one(batch)
-
-    def _commit_one_by_one(self, batch: list[tuple[Statement | None, Future[None]]]) -> None:
-        """One bad change must not take its neighbours with it."""
-        for statement, done in batch:
-            failed = self._commit([statement]) if statement is not None else None
-            if failed is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failed)
+    def _flush(self, wanted: Future[None]) -> None:
+        """Have all that is queued on the disk, `wanted` included; raises what became of that one."""
+        with self._writing:
+            if not wanted.done():
+                batch = [self._queue.popleft() for _ in range(len(self._queue))]
+                failed = self._commit([statement for statement, _ in batch])
+                for statement, done in batch:
+                    # One bad change must not take its neighbours with it.
+                    error = failed and (self._commit([statement]) if len(batch) > 1 else failed)
+                    if error is None:
+                        done.set_result(None)
+                    else:
+                        done.set_exception(error)
+        wanted.result()
 
     def _commit(self, statements: list[Statement]) -> Internal | None:
         try:
