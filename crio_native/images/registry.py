@@ -40,7 +40,8 @@ PIECE = 256 << 10
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HOSTS = {DEFAULT_REGISTRY: "registry-1.docker.io"}
-_CHALLENGE = re.compile(r'([a-z]+)="([^"]{0,2048})"')
+_BEARER = re.compile(r"(?i)\bbearer\s+(.*)")
+_PARAMETER = re.compile(r'([a-z]+)="([^"]{0,2048})"')
 
 Result = TypeVar("Result")
 
@@ -225,8 +226,8 @@ class Repository:
         new = urlsplit(target)
         if new.scheme not in ("http", "https") or not new.netloc or (scheme == "https" and new.scheme == "http"):
             raise Unavailable(
-                f"registry {self._reference.registry} redirected to {target[:200]!r}, which is not followed: it is "
-                "no web address, or leaves TLS"
+                f"registry {self._reference.registry} points to {target[:200]!r}, which is not followed: it is no "
+                "web address, or leaves TLS"
             )
 
     def _accept(self, response: BaseHTTPResponse) -> BaseHTTPResponse:
@@ -262,15 +263,16 @@ class Repository:
 
     def _log_in(self, challenge: str) -> None:
         """Answer a WWW-Authenticate challenge (RFC 7235; the token flow of Docker's registries)."""
-        scheme, _, rest = challenge.partition(" ")
-        values = dict(_CHALLENGE.findall(rest))
-        if scheme.lower() == "bearer" and "realm" in values:
+        bearer = _BEARER.search(challenge)
+        values = dict(reversed(_PARAMETER.findall(bearer[1]))) if bearer else {}  # the first of a name is its own
+        if "realm" in values:
             self._authorization = f"Bearer {self._token(values)}"
-        elif scheme.lower() == "basic" and self._credentials:
+        elif "basic" in challenge.lower() and self._credentials:
             self._authorization = self._basic(self._credentials)
         else:
+            scheme = challenge.partition(" ")[0][:20] or "some"
             raise PermissionRefused(
-                f"registry {self._reference.registry} wants {scheme or 'some'} authentication for "
+                f"registry {self._reference.registry} wants {scheme} authentication for "
                 f"{self._reference.repository}, and no credentials for it were given"
             )
 

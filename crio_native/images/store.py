@@ -339,7 +339,9 @@ class ImageStore:
             raise NotFound("image", image_id, "it is not in the store; pull or load it first")
         lowers: dict[str, None] = {}  # a set in order: overlayfs refuses a layer that comes twice, and the upper
         owner = None  # occurrence shows all that the lower one would
-        for layer in filter(None, map(self._layers.get, reversed(image.layers))):
+        for diff_id in reversed(image.layers):
+            if not (layer := self._layers.get(diff_id)):
+                raise Internal(f"image {image_id} has lost layer {diff_id}: remove it and pull it again")
             lowers[layer.lower] = None
             owner = owner or layer.owner
             if layer.opaque:  # the kernel does not look for this mark on a layer's own root

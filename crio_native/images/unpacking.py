@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -113,7 +114,9 @@ def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) ->
     except TimeoutError:
         raise DeadlineExceeded(f"{what}: the unpacker did not finish within {REPORT_TIMEOUT:.0f} s") from None
     if not packet:
-        raise Internal(f"{what}: the unpacker died with status {child.wait()}")
+        status = child.wait()
+        hint = ", killed by the kernel: it used too much memory or time" if status == 128 + signal.SIGKILL else ""
+        raise Internal(f"{what}: the unpacker died with status {status}{hint}")
     answer = json.loads(packet)
     if "error" in answer:
         raise _error(what, answer["error"])

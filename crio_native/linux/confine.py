@@ -40,7 +40,8 @@ def alone() -> None:
         return
     syscalls.close_range(0)
     _, status = os.waitpid(child, 0)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)  # as a shell says "by a signal"
 
 
 def into_directory(path: str, keep: Iterable[str]) -> None:
@@ -67,12 +68,13 @@ def into_directory(path: str, keep: Iterable[str]) -> None:
     syscalls.capset(kept, kept, 0)
 
 
-def limit_resources(*, memory: int, files: int, file_size: int) -> None:
-    """Hard limits: bytes of address space, open descriptors, bytes of one file; no core dumps."""
+def limit_resources(*, memory: int, files: int, file_size: int, cpu: int) -> None:
+    """Hard limits: bytes of address space, open descriptors, bytes of one file, CPU seconds; no core dumps."""
     wanted = {
         resource.RLIMIT_AS: memory,
         resource.RLIMIT_NOFILE: files,
         resource.RLIMIT_FSIZE: file_size,
+        resource.RLIMIT_CPU: cpu,
         resource.RLIMIT_CORE: 0,
     }
     for which, value in wanted.items():

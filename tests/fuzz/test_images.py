@@ -22,7 +22,7 @@ from ..images_support import member
 from ..images_support import tar as make_tar
 
 LIMITS = Limits(entries=100, bytes=1 << 20, depth=20, ratio=50, ratio_from=1 << 16)
-QUICK = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(data: bytes, compression: str = "none") -> list[tuple[tar.Entry, bytes]]:

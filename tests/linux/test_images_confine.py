@@ -24,7 +24,7 @@ os.mknod(sys.argv[2] + "/zero", 0o020666, os.makedev(1, 5))
 with open(sys.argv[2] + "/program", "wb") as file:
     file.write(b"#!/program\\n")
 os.chmod(sys.argv[2] + "/program", 0o755)
-confine.limit_resources(memory=1 << 30, files=64, file_size=1 << 20)
+confine.limit_resources(memory=1 << 30, files=64, file_size=1 << 20, cpu=60)
 confine.alone()
 confine.into_directory(sys.argv[2], CAPABILITIES)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from crio_native.errors import CrioError, InvalidArgument, ResourceExhausted, StepFailed
+from crio_native.errors import CrioError, Internal, InvalidArgument, ResourceExhausted, StepFailed
 from crio_native.images.unpacker import Limits
 from crio_native.images.unpacking import Unpacked, unpack
 
@@ -428,6 +430,22 @@ def test_errors_of_the_source_come_through_and_no_child_is_left(target: Path) ->
         unpack(target, broken())
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_child_that_is_killed_is_told(target: Path) -> None:
+    def murder() -> Iterator[bytes]:
+        yield tar(member("x", data=b"1" * 2000))[:1024]
+        while not list(target.iterdir()):
+            time.sleep(0.01)
+        os.kill(grandchild(), signal.SIGKILL)
+
+    def grandchild() -> int:
+        me = os.getpid()
+        (outer,) = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+        return int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
+
+    with pytest.raises(Internal, match="layer: the unpacker died with status 137, killed"):
+        unpack(target, murder())
 
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:

@@ -262,8 +262,11 @@ def test_a_redirect_never_leaves_tls() -> None:
 # Authentication
 
 
-def test_an_anonymous_token_is_fetched_once_and_used(hostile: HostileRegistry) -> None:
-    challenge = f'Bearer realm="http://{hostile.address}/token",service="reg",scope="repository:app:pull"'
+@pytest.mark.parametrize("before", ["", 'Basic realm="other", '])
+@pytest.mark.parametrize("after", ["", ', Basic realm="other"'])
+def test_an_anonymous_token_is_fetched_once_and_used(hostile: HostileRegistry, before: str, after: str) -> None:
+    bearer = f'Bearer realm="http://{hostile.address}/token",service="reg",scope="repository:app:pull"'
+    challenge = before + bearer + after
 
     def guarded(request: BaseHTTPRequestHandler) -> None:
         if request.headers.get("Authorization") == "Bearer t0k":

@@ -25,6 +25,7 @@ from crio_native.linux import confine
 
 CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP")
 MEMORY = 1 << 30  # bytes; a million directories' times fit
+CPU_SECONDS = 3600  # ten times what the largest layer takes; names can be made that take for ever to resolve
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         confine.die_with_parent(int(parent))
         confine.alone()
-        confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes)
+        confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes, cpu=CPU_SECONDS)
         confine.into_directory(directory, CAPABILITIES)
         os.umask(0)
         result = _unpack(report, Stream(0, compression, limits), limits, layer=kind == "layer")
