@@ -5,6 +5,7 @@ python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon]
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -36,6 +37,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
     """Measure ours beside crun, runc and conmon; without KINDS, everything."""
     chosen = kinds or KINDS
+    console.print(
+        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors: much load blurs all that follows"
+    )
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
         results: list[Result] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +39,8 @@ class Result:
         return "[green]reached[/]" if reached else "[red]missed[/]"
 
     def to_dict(self) -> dict[str, object]:
-        return {**asdict(self), "ratio": self.ratio}
+        names = ("name", "unit", "ours", "peer", "peer_name", "ratio", "goal")
+        return {name: getattr(self, name) for name in names}
 
 
 def compare(name: str, ours: Sequence[float], peers: dict[str, tuple[Sequence[float], float]]) -> list[Result]:
