@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import platform
 import struct
@@ -19,7 +18,7 @@ READ, WRITE, MKNOD = 2, 4, 1  # BPF_DEVCG_ACC_*
 ANY = -1  # any type, any major, any minor
 BLOCK, CHAR = 1, 2  # BPF_DEVCG_DEV_*
 
-_NUMBER = {"x86_64": 321, "aarch64": 280}
+_NUMBER = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _PROG_LOAD, _PROG_ATTACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 13, 15, 16
 _TYPE_CGROUP_DEVICE = 15
 _ATTACH_CGROUP_DEVICE = 6
@@ -154,17 +153,14 @@ class _Info(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _system_call() -> ctypes._NamedFuncPointer:
-    prototype = ctypes.CDLL(None, use_errno=True).syscall
-    prototype.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
-    prototype.restype = ctypes.c_long
-    return prototype
+# Not among `syscalls`, which hold the GIL: the verifier takes half a millisecond, and an attach may wait for another.
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
+_syscall.restype = ctypes.c_long
 
 
 def _bpf(command: int, attributes: ctypes.Structure) -> int:
-    number = _NUMBER[platform.machine()]
-    result = _system_call()(number, command, ctypes.addressof(attributes), ctypes.sizeof(attributes))
+    result = _syscall(_NUMBER, command, ctypes.addressof(attributes), ctypes.sizeof(attributes))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "bpf")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
+from crio_native.linux import syscalls
 from crio_native.linux.cgroup import Cgroup, Hierarchy, hierarchy
 
 MIB = 1 << 20
@@ -37,11 +38,12 @@ def group() -> Iterator[Cgroup]:
 
 
 class Member:
-    """A child that joins the group and then does body; its exit status is body's return value."""
+    """A child that is born in the group, or joins it, and then does body; its exit status is body's return value."""
 
     def __init__(self, group: Cgroup, body: Callable[[], int | None]) -> None:
         ready, tell = os.pipe()
-        self.pid = os.fork()
+        directory = group.descriptor()
+        self.pid = syscalls.clone3(0, exit_signal=signal.SIGCHLD, cgroup=directory)
         if self.pid == 0:
             try:
                 for path in group.join_files():
@@ -52,6 +54,8 @@ class Member:
                 os._exit(body() or 0)
             finally:
                 os._exit(99)
+        if directory is not None:
+            os.close(directory)
         os.close(tell)
         joined = os.read(ready, 1)
         os.close(ready)
@@ -117,13 +121,27 @@ def test_a_failed_create_leaves_nothing(group: Cgroup) -> None:
     assert not any(os.path.exists(f"{mount}{group.path}/a") for mount in host.mounts)
 
 
+def test_a_cpuset_that_somebody_left_empty_is_filled(group: Cgroup) -> None:
+    cpuset = hierarchy().v1.get("cpuset")
+    if cpuset is None:
+        return  # v2 has no empty cpusets, and a hybrid without cpuset none at all
+    with open(f"{cpuset}{group.path}/cgroup.clone_children", "w") as file:
+        file.write("0")
+    os.mkdir(f"{cpuset}{group.path}/foreign")
+    Cgroup(f"{group.path}/foreign/ours").create()
+    assert Member(Cgroup(f"{group.path}/foreign/ours"), lambda: 0).wait() == 0
+
+
 def test_removing_takes_what_the_container_made_below(group: Cgroup) -> None:
     Cgroup(f"{group.path}/its/own").create()
     group.remove()
     assert not group.exists()
 
 
-def test_removing_refuses_while_processes_live_and_leaves_the_group_whole(group: Cgroup) -> None:
+def test_removing_refuses_while_processes_live_and_leaves_the_group_whole(
+    group: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crio_native.linux.cgroup.group._REMOVE_SECONDS", 0.2)
     member = Member(group, sleep_long)
     with pytest.raises(StepFailed, match=f"processes {member.pid} live in it") as caught:
         group.remove()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .packages import Rig
+from .packages import Rig, RigUnavailable
 
 DISK_SIZE = 64 << 20
 CGROUP_MODES = ("v2", "v1", "hybrid")
@@ -53,7 +53,11 @@ class Guest:
     """A running guest.  `read` gives its next message, `kill` ends it; both cope with one that has ended."""
 
     def __init__(self, rig: Rig, configuration: Configuration, command: list[str], environment: dict[str, str]) -> None:
-        """Boot it and have its first process run command, in this directory, with environment."""
+        """Boot it and have its first process run command, in this directory, with environment.
+
+        Raises RigUnavailable.
+        """
+        memory_directory = _memory_directory(configuration.memory)
         self._directory = Path(tempfile.mkdtemp(prefix="crio-native-vm-"))
         self._console = self._directory / "console"
         self._pending = b""
@@ -90,7 +94,7 @@ class Guest:
                 stdout=console,
                 stderr=console,
                 pass_fds=[write_end],
-                env={"TMPDIR": "/dev/shm"},  # where the guest's memory is mapped from
+                env={"TMPDIR": memory_directory},
                 start_new_session=True,
             )
         os.close(write_end)
@@ -127,3 +131,16 @@ class Guest:
             pass
         os.close(self._messages)
         shutil.rmtree(self._directory)
+
+
+def _memory_directory(size: str) -> str:
+    """Where the guest's memory can be: a file that the kernel program maps, executable.  Raises RigUnavailable.
+
+    A tmpfs where there is a good one; in a container /dev/shm is often small, or forbids execution.
+    """
+    needed = int(size[:-1]) * {"M": 1 << 20, "G": 1 << 30}[size[-1]]
+    for directory in ("/dev/shm", "/tmp", "/var/tmp"):
+        about = os.statvfs(directory)
+        if about.f_bavail * about.f_frsize > needed and not about.f_flag & os.ST_NOEXEC:
+            return directory
+    raise RigUnavailable(f"neither /dev/shm nor /tmp nor /var/tmp can hold the guest's {size} of executable memory")

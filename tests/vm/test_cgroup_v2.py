@@ -6,14 +6,13 @@ import errno
 import functools
 import mmap
 import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from crio_native.errors import StepFailed
-from crio_native.linux import bpf, syscalls
+from crio_native.linux import bpf
 from crio_native.linux.cgroup import Cgroup, hierarchy
 
 from ..linux.cgroup_behaviour import *  # noqa: F403  (the tests)
@@ -95,14 +94,13 @@ def test_a_parent_with_processes_cannot_have_limited_groups_below(group: Cgroup)
 
 
 def test_a_process_is_born_in_its_group(group: Cgroup) -> None:
-    directory = group.descriptor()
-    assert directory is not None
-    pid = syscalls.clone3(syscalls.CLONE_INTO_CGROUP, exit_signal=signal.SIGCHLD, cgroup=directory)
-    if pid == 0:
+    assert group.join_files() == []
+
+    def look() -> int:
         with open("/proc/self/cgroup") as file:
-            os._exit(0 if file.read() == f"0::{group.path}\n" else 1)
-    os.close(directory)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            return int(file.read() != f"0::{group.path}\n")
+
+    assert Member(group, look).wait() == 0
 
 
 def test_memory_events_tell_why(group: Cgroup) -> None:
