@@ -14,6 +14,7 @@ import signal
 import socket
 import socketserver
 import subprocess
+import sys
 import tarfile
 import textwrap
 import threading
@@ -26,6 +27,7 @@ from typing import Any
 
 import pytest
 
+from crio_native.images import Image, ImageStore
 from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from crio_native.images.model import Platform
 
@@ -130,8 +132,6 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
 
 def in_private_mounts(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run Python in a mount namespace of its own: what it mounts ends with it.  Raises if it fails."""
-    import sys
-
     command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -296,3 +296,40 @@ def hostile() -> Iterator[HostileRegistry]:
     server = HostileRegistry()
     yield server
     server.close()
+
+
+# A store
+
+DIR = tarfile.DIRTYPE
+BASE = tar(member("bin", DIR), member("bin/sh", data=b"shell", mode=0o755), member("etc/motd", data=b"old"))
+TOP = tar(member("etc/.wh.motd"), member("etc/issue", data=b"new"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ImageStore]:
+    made = ImageStore(tmp_path / "store")
+    yield made
+    made.close()
+
+
+def load(store: ImageStore, tmp_path: Path, name: str, *layers: bytes) -> Image:
+    """Load an image of these layers as localhost/NAME:latest."""
+    (image,) = store.load(f"oci:{write_layout(tmp_path / name, picture(*layers))}")
+    return image
+
+
+def assert_nothing_left(root: Path, layers: int = 0) -> None:
+    """The store holds so many layers and no scraps."""
+    assert list((root / "tmp").iterdir()) == []
+    assert len(list((root / "layers").iterdir())) == layers + 1
+
+
+def lower_of(store: ImageStore, image: Image, container: Path, layer: int = 0) -> Path:
+    """The directory of an image's layer, counted from the top; container: where to prepare a root."""
+    overlay = store.prepare_root(image.id, made_directory(container))
+    return Path(overlay.base) / overlay.lowers[layer]
+
+
+def made_directory(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
