@@ -1,0 +1,177 @@
+"""Every act on disk and kernel fails once, and the daemon dies once before and after each: nothing half-made stays."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+
+from ..cri.conftest import Client, close, log_text, new_client
+from ..cri.test_bad_input import directories
+from ..machine import machine_state
+from .faulty_daemon import POINTS
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+class Faulty(Client):
+    """A client whose daemon takes orders to fail."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client.daemon)
+        self.image = client.image
+        self.order = self.daemon.directory / "fault"
+
+    def start_faulty(self) -> None:
+        directory = self.daemon.directory
+        command = [sys.executable, "-m", "tests.fault.faulty_daemon", self.order]
+        with self.daemon.log.open("ab") as log:
+            self.daemon.process = subprocess.Popen(
+                [*command, directory / "crio.conf", directory / "crio.conf.d"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                cwd=Path(__file__).parents[2],
+            )
+        self.channel.close()
+        self.connect()
+        self.runtime.Version(pb.VersionRequest(), timeout=20, wait_for_ready=True)
+
+    def life(self) -> None:
+        """A pod with a pause process and a container, from the first call to the last."""
+        pod = self.pod(self.config())
+        container = self.start(pod, "sleep", "600", name="life")
+        self.call("StopContainer", container_id=container, timeout=0)
+        self.call("RemoveContainer", container_id=container)
+        self.call("StopPodSandbox", pod_sandbox_id=pod)
+        self.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    def config(self) -> Any:
+        return self.pod_config("life", namespaces={"pid": pb.POD})
+
+    def assert_clean(self) -> None:
+        assert self.pods() == [] and self.containers() == []
+
+        def left() -> Any:
+            named = machine_state(self.daemon.directory.name)
+            found = {what: sorted(named[what]) for what in ("mounts", "namespace pins")}
+            found["cgroups"] = [name for name in named["cgroups"] if len(Path(name).name) > 60]
+            found["files"] = [str(path) for path in directories(self)]
+            return {what: names for what, names in found.items() if names}
+
+        try:
+            self.until(lambda: not left(), 5)
+        except AssertionError:
+            pytest.fail(f"left behind: {left()}\n{self.daemon.log_tail(20)}")
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Faulty]:
+    client = new_client()
+    yield Faulty(client)
+    close(client)
+
+
+MAKING = [
+    (point, when)
+    for point in POINTS
+    if not point.endswith(("delete", "teardown", "unpin_namespaces", "remove_tree"))
+    for when in ("before", "after")
+    if (point, when) != ("store.insert", "after")  # it either raises or has recorded the object
+]
+# The passages in the life of one pod at which the daemon is killed.
+DYING = [(point, 1) for point in POINTS] + [
+    *(("store.change", number) for number in range(2, 8)),
+    *((point, 2) for point in ("store.insert", "store.delete", "runtime.create", "runtime.start", "runtime.delete")),
+    ("remove_tree", 3),
+]
+
+
+@pytest.fixture(scope="module")
+def failing(faulty: Faulty) -> Iterator[Faulty]:
+    faulty.stop_daemon()
+    faulty.start_faulty()
+    yield faulty
+    faulty.restart()
+
+
+@pytest.mark.parametrize(("point", "when"), MAKING)
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_act_fails(failing: Faulty, point: str, when: str, number: int) -> None:
+    """The call says what failed, nothing of the object stays, and the same call then succeeds.
+
+    The first passage is most often the pod's (or its pause process's), the second the container's.
+    """
+    failing.order.write_text(f"{point} {when} fail {number}")
+    try:
+        failing.life()
+        fired = not failing.order.exists()
+        assert not fired, "a failure was not told to anybody"
+    except grpc.RpcError as error:
+        assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL), error.details()
+        assert f"injected at {point}" in error.details()
+    failing.order.unlink(missing_ok=True)
+    for pod in failing.pods():
+        failing.remove_pod(pod.id)
+    failing.assert_clean()
+    failing.life()
+    failing.assert_clean()
+
+
+@pytest.mark.parametrize(
+    "point", ["store.delete", "network.teardown", "remove_tree", "runtime.delete", "unpin_namespaces"]
+)
+def test_an_act_of_removal_fails(failing: Faulty, point: str) -> None:
+    """The call says so, and asking again removes the rest."""
+    pod = failing.pod(failing.config())
+    failing.start(pod, "sleep", "600", name="life")
+    failing.order.write_text(f"{point} before fail 1")
+    try:
+        failing.call("RemovePodSandbox", pod_sandbox_id=pod)
+    except grpc.RpcError as error:
+        assert f"injected at {point}" in error.details()
+    assert not failing.order.exists()
+    failing.call("RemovePodSandbox", pod_sandbox_id=pod)
+    failing.assert_clean()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("point", "number"), DYING)
+def test_the_daemon_dies(faulty: Faulty, point: str, when: str, number: int) -> None:
+    """Killed there, and started again: each object is usable or gone."""
+    faulty.stop_daemon()
+    faulty.start_faulty()
+    faulty.order.write_text(f"{point} {when} kill {number}")
+    with pytest.raises(grpc.RpcError):
+        faulty.life()
+    assert faulty.daemon.process is not None and faulty.daemon.process.wait(5) == -signal.SIGKILL
+    assert not faulty.order.exists()
+    faulty.start_daemon()
+    for container in faulty.containers():
+        assert_usable_container(faulty, container)
+    for pod in faulty.pods():
+        if pod.state == pb.SANDBOX_READY:
+            code, output = faulty.run("sh", "-c", "echo usable; cat /etc/hostname", pod=pod.id)
+            assert code == 0 and output.startswith("usable\n")
+        faulty.remove_pod(pod.id)
+    faulty.assert_clean()
+    faulty.life()
+
+
+def assert_usable_container(faulty: Faulty, container: Any) -> None:
+    if container.state == pb.CONTAINER_CREATED:
+        faulty.call("StartContainer", container_id=container.id)
+    if faulty.status(container.id).state == pb.CONTAINER_RUNNING:
+        assert faulty.exec(container.id, "echo", "usable").stdout == b"usable\n"
+        assert log_text(faulty.status(container.id).log_path) == ""
+    faulty.call("StopContainer", container_id=container.id, timeout=0)
+    assert faulty.status(container.id).state == pb.CONTAINER_EXITED
