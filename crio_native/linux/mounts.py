@@ -5,8 +5,9 @@ Pure data and parsing (runtime-spec, config-linux "mounts"); the calls themselve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -125,7 +126,6 @@ _ATTRIBUTE_OF = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Options:
     """A parsed option list.
 
@@ -134,13 +134,20 @@ class Options:
     the runtime itself acts on.
     """
 
-    flags: int = 0
-    cleared: int = 0
-    propagation: tuple[int, ...] = ()
-    data: str = ""
-    tree_set: int = 0
-    tree_clear: int = 0
-    extensions: frozenset[str] = frozenset()
+    __slots__ = ("cleared", "data", "extensions", "flags", "propagation", "tree_clear", "tree_set")
+
+    def __init__(
+        self,
+        flags: int,
+        cleared: int,
+        propagation: tuple[int, ...],
+        data: str,
+        tree_set: int,
+        tree_clear: int,
+        extensions: frozenset[str],
+    ) -> None:
+        self.flags, self.cleared, self.propagation, self.data = flags, cleared, propagation, data
+        self.tree_set, self.tree_clear, self.extensions = tree_set, tree_clear, extensions
 
 
 def parse(options: Iterable[str]) -> Options:

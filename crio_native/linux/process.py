@@ -71,20 +71,3 @@ def _sealed_copy(path: str) -> int:
     )
     fcntl.fcntl(copy, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return copy
-
-
-def prefault() -> None:
-    """Copy all pages that this clone still shares with its parent, now rather than one by one when they are written.
-
-    A clone of an interpreter writes nearly all of them, for every object that is looked at counts its references.
-    """
-    with open("/proc/self/maps", "rb", buffering=0) as file:
-        lines = b"".join(iter(lambda: file.read(65536), b"")).splitlines()
-    for line in lines:
-        span, permissions, *_ = line.split()
-        if permissions == b"rw-p":
-            start, end = (int(address, 16) for address in span.split(b"-"))
-            try:
-                syscalls.populate_writable(start, end - start)
-            except OSError:
-                return  # an older kernel; the faults come later then

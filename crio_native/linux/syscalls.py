@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
-from typing import Any
+
+TYPE_CHECKING = False  # as typing's, which a launcher would import for nothing
+if TYPE_CHECKING:
+    from typing import Any
 
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
@@ -29,7 +31,6 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "setdomainname": 171,
         "seccomp": 317,
         "personality": 135,
-        "madvise": 28,
     },
     "aarch64": {
         "mount": 40,
@@ -44,7 +45,6 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "setdomainname": 162,
         "seccomp": 277,
         "personality": 92,
-        "madvise": 233,
     },
 }
 # Calls added since Linux 5.0 have the same number on every architecture.
@@ -59,7 +59,7 @@ _COMMON = {
     "openat2": 437,
     "mount_setattr": 442,
 }
-_MACHINE = platform.machine()
+_MACHINE = os.uname().machine
 if _MACHINE not in _NUMBERS:
     raise ImportError(f"crio-native knows no system call numbers for {_MACHINE}; it runs on {', '.join(_NUMBERS)}")
 NUMBER: dict[str, int] = {**_NUMBERS[_MACHINE], **_COMMON}
@@ -107,8 +107,6 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 SECCOMP_SET_MODE_FILTER = 1
-MADV_POPULATE_WRITE = 23
-
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
@@ -186,7 +184,6 @@ _keyctl = _bind("keyctl", c_int, c_void_p, c_ulong, c_ulong, c_ulong)
 _setdomainname = _bind("setdomainname", c_char_p, c_ulong)
 _seccomp = _bind("seccomp", c_uint, c_uint, c_void_p)
 _personality = _bind("personality", c_ulong)
-_madvise = _bind("madvise", c_ulong, c_ulong, c_int)
 _open_tree = _bind("open_tree", c_int, c_char_p, c_uint)
 _move_mount = _bind("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
 _fsopen = _bind("fsopen", c_char_p, c_uint)
@@ -270,11 +267,6 @@ def setdomainname(name: str) -> None:
 
 def personality(persona: int) -> None:
     _check(_personality(persona))
-
-
-def populate_writable(start: int, length: int) -> None:
-    """Fault a writable mapping in now (Linux 5.14): a private one gets its own copies of shared pages."""
-    _check(_madvise(start, length, MADV_POPULATE_WRITE))
 
 
 def seccomp_filter(program: bytes, flags: int = 0) -> int:

@@ -50,20 +50,14 @@ def test_v1_has_each_hierarchy_once_the_named_one_too(tmp_path: Path) -> None:
 
 
 def test_hybrid_leaves_to_the_unified_hierarchy_what_it_does_better(tmp_path: Path) -> None:
-    host = detected(tmp_path, HYBRID, "pids")
+    host = detected(tmp_path, HYBRID)
     assert host.mode == "hybrid"
     assert host.mounts[0] == host.unified and len(host.mounts) == 5
     assert [host.version_of(name) for name in ("memory", "devices", "freezer")] == [1, 2, 0]
 
 
 def test_hybrid_on_an_old_kernel_uses_the_v1_freezer(tmp_path: Path) -> None:
-    assert detected(tmp_path, HYBRID, "pids", kernel="5.4.0").version_of("freezer") == 1
-
-
-def test_hybrid_does_without_a_unified_hierarchy_that_has_no_controllers(tmp_path: Path) -> None:
-    host = detected(tmp_path, HYBRID)
-    assert host.mode == "hybrid" and host.unified == "" and len(host.mounts) == 4
-    assert host.version_of("freezer") == 1
+    assert detected(tmp_path, HYBRID, kernel="5.4.0").version_of("freezer") == 1
 
 
 def test_mount_points_with_blanks(tmp_path: Path) -> None:

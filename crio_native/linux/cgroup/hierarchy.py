@@ -24,7 +24,7 @@ class Hierarchy:
     """The mounted control groups.
 
     mode: v2 when all is in one unified hierarchy, v1 when there is none, hybrid when there are both.
-    unified: mount point of cgroup2, "" on v1, and on a hybrid host where cgroup2 has no controllers.
+    unified: mount point of cgroup2, "" on v1.
     v1: controller -> mount point, of those that are used through their own hierarchy.  v2: those that are used through
     the unified one.
     mounts: every hierarchy's mount point, the unified one first.  A container's group is made in all of them, used or
@@ -74,13 +74,8 @@ def detect(root: str) -> Hierarchy:
                 v1 |= {name: point for name in options.split(",") if name in _V1_CONTROLLERS}
     if not mounts:
         raise RuntimeError("no control groups are mounted: mount cgroup2 on /sys/fs/cgroup")
-    mode: Mode = "v1" if not unified else "hybrid" if len(mounts) > 1 else "v2"
-    if mode == "hybrid" and not _read_controllers(unified):
-        # It could kill and freeze, but to join it costs milliseconds: an RCU grace period for a process that moves,
-        # or a clone at a moment when the init should be there already.  v1 does both too.
-        mounts = {device: point for device, point in mounts.items() if point != unified}
-        unified = ""
     points = sorted(mounts.values(), key=lambda point: point != unified)
+    mode: Mode = "v1" if not unified else "hybrid" if len(points) > 1 else "v2"
     if unified and _kernel(root) >= (5, 14):
         v1 = {name: point for name, point in v1.items() if name not in _BETTER_UNIFIED}
     v2 = _unified_controllers(unified) if unified else frozenset()
@@ -89,12 +84,8 @@ def detect(root: str) -> Hierarchy:
 
 def _unified_controllers(unified: str) -> frozenset[str]:
     """Those of the files' names, and the device controller, which is a BPF program and has no file."""
-    return _read_controllers(unified) | {"devices"}
-
-
-def _read_controllers(unified: str) -> frozenset[str]:
     with open(os.path.join(unified, "cgroup.controllers")) as file:
-        return frozenset(file.read().split())
+        return frozenset(file.read().split()) | {"devices"}
 
 
 def _kernel(root: str) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import prctl
+
+import crio_native
 from crio_native.errors import (
     DeadlineExceeded,
     Internal,
@@ -40,6 +43,8 @@ from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process
 
 log = logging.getLogger(__name__)
 
+# The launcher's interpreter runs without `site`: what that imports would be copied into every container's init.
+BOOT = "import sys; sys.path += sys.argv[3:]; from crio_native.oci.builtin.launcher import main; main()"
 START_SECONDS = 20.0  # for a launcher to come up on a slow machine
 
 
@@ -93,7 +98,7 @@ class Launchers:
         """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
         self._revive()
         channel = self._creates if request["op"] == "create" else self._requests
-        wire.send(channel, json.dumps(request).encode(), descriptors)
+        wire.send(channel, wire.pack(request), descriptors)
 
     def pin_namespaces(
         self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
@@ -165,13 +170,18 @@ class Launchers:
         """
         numbers = [self._requests_end.fileno(), self._creates_end.fileno()]
         return subprocess.Popen(
-            [sys.executable, "-I", "-m", "crio_native.oci.builtin.launcher", *map(str, numbers)],
+            [sys.executable, "-I", "-S", "-c", BOOT, *map(str, numbers), *_module_paths()],
             executable=f"/proc/{os.getpid()}/fd/{self._executable}",
             pass_fds=numbers,
             stdin=subprocess.DEVNULL,
             cwd="/",
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
         )
+
+
+def _module_paths() -> list[str]:
+    """Where a launcher finds this package, and prctl."""
+    return [os.path.dirname(os.path.dirname(crio_native.__file__)), os.path.dirname(prctl.__file__)]
 
 
 def receive(reply: socket.socket, seconds: float | None, stage: str) -> dict[str, Any]:
@@ -298,7 +308,7 @@ class BuiltinRuntime:
             "op": "create",
             "new_pid_namespace": plan.new_pid_namespace,
             "join_pid": plan.join_pid,
-            "steps": json.dumps([(step.name, step.args) for step in plan.steps]),  # passed on unread to the init
+            "steps": [(step.name, dict(step.args)) for step in plan.steps],
             "terminal": terminal,
             "stdin": container.stdin,
             "monitor": {
@@ -391,7 +401,7 @@ class BuiltinRuntime:
             "start_time": process_.start_time,
             "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
             "cgroup": descriptor is not None,
-            "steps": [(step.name, step.args) for step in plan.steps],
+            "steps": [(step.name, dict(step.args)) for step in plan.steps],
         }
         extra = [descriptor] if descriptor is not None else []
         reply, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

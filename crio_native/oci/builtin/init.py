@@ -6,79 +6,75 @@ object of `errors.StepFailed`.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import _socket
 import fcntl
-import json
 import os
-import signal
-import socket
-from typing import Any, NoReturn
 
 import prctl
 
 from crio_native.linux import process, syscalls
 from crio_native.oci.builtin import steps, wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Plan = list[tuple[str, dict[str, Any]]]
+
 FIRST_FREE = 32  # above every descriptor number that an exec'ed program gets from us
+NO_STREAM = (-1, -1)
 
 
-def predecessor(creates: socket.socket, taken: int) -> NoReturn:
-    """A spare: waits for a `create` request, makes the init run it, and execs the C monitor in its own place, so that
-    the monitor is the init's real parent.
+def predecessor(creates: _socket.socket, taken: int) -> NoReturn:
+    """A spare: waits for a `create` request, clones the init for it, and execs the C monitor in its own place, so that
+    the monitor is the init's real parent.  It was cloned before the request was there, to be out of its time.
 
-    The init is cloned before the request is there, in a PID namespace of its own, and waits too: that takes both
-    clones out of the request's time.  This process stays out of all other namespaces of the container.
     taken: a byte is written to it when the spare is one no more.
     """
-    process.prefault()
-    channel, init = _clone_init(True, None, spare=True)
     data, descriptors = wire.receive(creates)
     if not data:
-        os._exit(0)  # the daemon has ended; the init sees the end of its channel
+        os._exit(0)  # the daemon has ended
     os.write(taken, b"x")
-    become_monitor(json.loads(data), descriptors, channel, init)
+    become_monitor(wire.unpack(data), descriptors)
 
 
-def become_monitor(request: dict[str, Any], descriptors: list[int], channel: socket.socket, init: int) -> NoReturn:
-    """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a cgroup to be born in (v2)."""
+def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a v2 cgroup to be born in.
+
+    This process stays out of the container's namespaces, but for a PID namespace to join, which takes effect in
+    children only.
+    """
     reply, *cgroup = descriptors
+    init = 0
     try:
-        if cgroup or not request["new_pid_namespace"]:
-            channel.close()  # which ends the spare init: this container's must be born elsewhere
-            if request["join_pid"]:
-                syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
-            channel, init = _clone_init(request["new_pid_namespace"], cgroup[0] if cgroup else None)
+        if request["join_pid"]:
+            syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         stdin, stdout, stderr = _pipes(request)
-        streams = [fd for fd in (stdin[0], stdout[1], stderr[1]) if fd >= 0]
-        wire.send(channel, request["steps"].encode(), streams)
+        flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
+        init = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup[0] if cgroup else None)
+        if init == 0:
+            run_init(request["steps"], theirs.fileno(), [stdin[0], stdout[1], stderr[1]])
         monitor = request["monitor"]
-        wanted = {3: channel.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
+        wanted = {3: ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
         wanted |= {number: fd for number, fd in ((6, stdin[1]), (7, stdout[0]), (8, stderr[0])) if fd >= 0}
         _arrange(wanted)
         reply = 4
-        _restore_signals()
+        steps.restore_signals()
         os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(init)], {})
     except BaseException as error:
-        os.kill(init, signal.SIGKILL)
-        wire.tell(reply, {"error": _describe("monitor", error)})
+        if init > 0:
+            os.kill(init, _signal.SIGKILL)
+        wire.tell(reply, {"error": describe("monitor", error)})
         os._exit(1)
-
-
-def _clone_init(new_pid_namespace: bool, cgroup: int | None, *, spare: bool = False) -> tuple[socket.socket, int]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    flags = syscalls.CLONE_NEWPID if new_pid_namespace else 0
-    init = syscalls.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=cgroup)
-    if init == 0:
-        _run_init(theirs.fileno(), spare)
-    theirs.close()
-    return ours, init
 
 
 def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """(read, write) of stdin, stdout and stderr; -1 where there is none."""
-    none = (-1, -1)
     if request["terminal"]:
-        return none, none, none
-    return os.pipe2(os.O_CLOEXEC) if request["stdin"] else none, os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        return NO_STREAM, NO_STREAM, NO_STREAM
+    return os.pipe2(os.O_CLOEXEC) if request["stdin"] else NO_STREAM, os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
 
 
 def _arrange(wanted: dict[int, int]) -> None:
@@ -90,31 +86,14 @@ def _arrange(wanted: dict[int, int]) -> None:
     syscalls.close_range(FIRST_FREE)
 
 
-def _run_init(sync: int, spare: bool) -> NoReturn:
+def run_init(plan: Plan, sync: int, stdio: list[int]) -> NoReturn:
     """The container's first process.  Its only descriptors: stdio, and the monitor's socket as 3."""
-    os.dup2(sync, 3, inheritable=False) if sync != 3 else None
-    syscalls.close_range(4)
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
     prctl.set_name("crio-init")
-    if spare:
-        process.prefault()
-    data, descriptors = wire.receive(channel)
-    if not data:
-        os._exit(0)
-    _take_streams(descriptors)
-    failure = _run(json.loads(data), steps.Context(channel))
-    channel.send(b"E" + json.dumps(failure).encode())
+    _take_descriptors(stdio, [sync])
+    channel = wire.channel(3)
+    failure = run(plan, steps.Context(channel))
+    channel.send(b"E" + wire.encode(failure).encode())
     os._exit(1)
-
-
-def _take_streams(descriptors: list[int]) -> None:
-    """stdin is /dev/null unless it was given; with a terminal nothing is, and the terminal comes in a step."""
-    null = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)] * (3 - len(descriptors))
-    streams = [*null, *descriptors]
-    for number, fd in enumerate(streams):
-        os.dup2(fd, number)
-    for fd in set(streams):
-        os.close(fd)
 
 
 def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[int]) -> NoReturn:
@@ -122,20 +101,25 @@ def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[i
 
     status: closed by a successful exec, else gets the failure.
     """
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if -1 in stdio else -1
-    sources = [null if fd < 0 else fd for fd in stdio]
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in (*sources, status, container)]
-    for number, fd in enumerate(high):
-        os.dup2(fd, number, inheritable=number < 3)
-    syscalls.close_range(5)
+    _take_descriptors(stdio, [status, container])
     context = steps.Context(None)
     context.container = 4
-    failure = _run(request["steps"], context)
+    failure = run(request["steps"], context)
     wire.tell(3, {"error": failure})
     os._exit(127)
 
 
-def _run(plan: list[tuple[str, dict[str, Any]]], context: steps.Context) -> dict[str, Any]:
+def _take_descriptors(stdio: list[int], others: list[int]) -> None:
+    """stdio (-1: /dev/null) as 0 to 2, the others close-on-exec from 3 on, and nothing else open."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if -1 in stdio else -1
+    sources = [null if fd < 0 else fd for fd in stdio]
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in (*sources, *others)]
+    for number, fd in enumerate(moved):
+        os.dup2(fd, number, inheritable=number < 3)
+    syscalls.close_range(len(moved))
+
+
+def run(plan: Plan, context: steps.Context) -> dict[str, Any]:
     """Run the steps; returns only when one fails, with its description."""
     os.umask(0)  # device modes mean what they say; the process's own umask comes with its user
     name = ""
@@ -143,11 +127,12 @@ def _run(plan: list[tuple[str, dict[str, Any]]], context: steps.Context) -> dict
         for name, arguments in plan:
             steps.STEPS[name](context, **arguments)
     except BaseException as error:
-        return _describe(name, error)
+        return describe(name, error)
     return {"step": name, "errno": 0, "path": "", "detail": "the plan ended without an exec"}
 
 
-def _describe(step: str, error: BaseException) -> dict[str, Any]:
+def describe(step: str, error: BaseException) -> dict[str, Any]:
+    """A failure as `errors.StepFailed.from_dict` reads it."""
     if isinstance(error, steps.Refused):
         return {"step": step, "errno": error.number, "path": error.path, "detail": error.why}
     if isinstance(error, OSError):
@@ -158,9 +143,3 @@ def _describe(step: str, error: BaseException) -> dict[str, Any]:
         text = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
         return {"step": step, "errno": number, "path": text, "detail": detail}
     return {"step": step, "errno": 0, "path": "", "detail": f"{type(error).__name__}: {error}"}
-
-
-def _restore_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
 """A launcher: the warm, single-threaded process that makes containers, by cloning itself.
 
-Started by `client.Launchers` as `python -I -m crio_native.oci.builtin.launcher REQUESTS CREATES`: two SEQPACKET
-sockets that all launchers share, so that whichever is idle takes the next request.  A request is a JSON packet with
+Started by `client.Launchers` as `python -I -S -c BOOT REQUESTS CREATES PATH...`: two SEQPACKET
+sockets that all launchers share, so that whichever is idle takes the next request.  A request is a packet with
 descriptors, first its own reply socket.  `exec`, `namespaces` and `ping` come on REQUESTS and are served here;
 `create` comes on CREATES and is served by a spare (see `init.predecessor`), cloned before it is needed.  A launcher
 holds no state that outlives a request but its running execs; one that dies loses only those.
@@ -9,19 +9,21 @@ holds no state that outlives a request but its running execs; one that dies lose
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import _socket
 import gc
-import json
 import os
 import select
-import signal
-import socket
 import sys
-from typing import Any, NoReturn
 
 import prctl
 
 from crio_native.linux import mounts, process, syscalls
 from crio_native.oci.builtin import init, steps, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 REFILL_DELAY = 4  # ms; a new spare is cloned when the container that took the last one has been made
 
@@ -29,20 +31,20 @@ REFILL_DELAY = 4  # ms; a new spare is cloned when the container that took the l
 class Exec:
     """A running exec: its pid and the daemon's reply socket, on which `kill` may come and the end is told."""
 
-    def __init__(self, pid: int, reply: socket.socket) -> None:
+    def __init__(self, pid: int, reply: _socket.socket) -> None:
         self.pid, self.reply = pid, reply
 
 
 class Launcher:
-    def __init__(self, requests: socket.socket, creates: socket.socket) -> None:
+    def __init__(self, requests: _socket.socket, creates: _socket.socket) -> None:
         self.requests, self.creates = requests, creates
         self.execs: dict[int, Exec] = {}  # by pid
         self.spare = 0  # pid of the waiting spare, 0 for none
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.taken, self.taken_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
         self.poll = select.poll()
         for fd in (requests.fileno(), self.taken, self.wakeup):
             self.poll.register(fd, select.POLLIN)
@@ -94,9 +96,9 @@ class Launcher:
 
     def clone(self, flags: int, cgroup: int | None = None) -> int:
         """clone3; in the child Python's signal handling is detached from our wakeup pipe."""
-        pid = syscalls.clone3(flags, exit_signal=signal.SIGCHLD, cgroup=cgroup)
+        pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
         if pid == 0:
-            signal.set_wakeup_fd(-1)
+            _signal.set_wakeup_fd(-1)
         return pid
 
     def exec(self, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -114,7 +116,7 @@ class Launcher:
         except OSError as error:
             wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
             return
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=os.dup(reply))
+        channel = wire.channel(os.dup(reply))
         self.execs[pid] = Exec(pid, channel)
         self.poll.register(channel, select.POLLIN)
         wire.tell(reply, {"started": pid})
@@ -148,9 +150,9 @@ class Launcher:
             if running.reply.fileno() == fd:
                 self.poll.unregister(fd)  # one command is all there is; a closed peer would poll ready for ever
                 try:
-                    os.kill(-running.pid, signal.SIGKILL)  # not reaped yet, so the group is still this one
+                    os.kill(-running.pid, _signal.SIGKILL)  # not reaped yet, so the group is still this one
                 except ProcessLookupError:
-                    os.kill(running.pid, signal.SIGKILL)  # before its setsid
+                    os.kill(running.pid, _signal.SIGKILL)  # before its setsid
                 return
 
     def reap(self) -> None:
@@ -182,7 +184,7 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
     try:
         if request["hostname"]:
             step = "set_hostname"
-            socket.sethostname(request["hostname"])
+            _socket.sethostname(request["hostname"])
         step = "set_sysctls"
         steps.set_sysctls(steps.Context(None), request["sysctls"])
         step = "pin_namespace"
@@ -191,9 +193,8 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
         step = "netlink"
         sockets = []
         if "net" in request["paths"]:
-            sockets = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0).detach()]
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=reply)
-        socket.send_fds(channel, [b'{"pinned":true}'], sockets)
+            sockets = [_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0).detach()]
+        wire.send(wire.channel(reply), b'{"pinned":true}', sockets)
     except OSError as error:
         wire.tell(
             reply, {"error": {"step": step, "errno": error.errno or 0, "path": error.filename or "", "detail": ""}}
@@ -204,21 +205,19 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
         os._exit(0)
 
 
-def receive(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def receive(requests: _socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next request; ({}, []) at the end of the daemon; None when another launcher was faster."""
     try:
-        data, descriptors = wire.receive(requests, socket.MSG_DONTWAIT)
+        data, descriptors = wire.receive(requests, _socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
-    return (json.loads(data) if data else {}), descriptors
+    return (wire.unpack(data) if data else {}), descriptors
 
 
 def main() -> None:
-    requests, creates = (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=int(number)) for number in sys.argv[1:3]
-    )
-    requests.set_inheritable(False)
-    creates.set_inheritable(False)
+    requests, creates = (wire.channel(int(number)) for number in sys.argv[1:3])
+    for channel in (requests, creates):
+        os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     prctl.set_name("crio-launcher")
     prctl.set_dumpable(0)  # no process of a container may look into a clone of us (CVE-2019-5736)
@@ -229,7 +228,3 @@ def main() -> None:
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()
     launcher.serve()
-
-
-if __name__ == "__main__":
-    main()

@@ -332,7 +332,7 @@ def _process_steps(
         out.add("no_new_privileges", "process.noNewPrivileges")
     if seccomp and not no_new_privileges:
         # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, so it comes before the capabilities go.
-        out.add("seccomp", "linux.seccomp", program=seccomp[0].hex(), flags=seccomp[1])
+        out.add("seccomp", "linux.seccomp", program=seccomp[0], flags=seccomp[1])
     out.add("limit_bounding_set", "process.capabilities.bounding", keep=masks["bounding"], last=host.last_capability)
     out.add("change_user", "process.user", umask=process.get("user", {}).get("umask", 0o022))
     out.add(
@@ -350,7 +350,7 @@ def _process_steps(
     if wait:
         out.add("wait_for_start", RULE + "create and start are two acts")
     if seccomp and no_new_privileges:
-        out.add("seccomp", "linux.seccomp", program=seccomp[0].hex(), flags=seccomp[1])
+        out.add("seccomp", "linux.seccomp", program=seccomp[0], flags=seccomp[1])
 
 
 def _user_step(out: _Steps, process: Mapping[str, Any], user: UserRequest | None) -> None:

@@ -7,22 +7,25 @@ after `pivot_root` no path of the host may be used; what needs the host's /proc 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import _socket
 import errno
 import fcntl
 import os
 import resource
-import signal
-import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
-from typing import Any
 
 import prctl
 
 from crio_native.linux import capabilities, inroot, mounts, process, syscalls
-from crio_native.oci.builtin import users
+from crio_native.oci.builtin import users, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _GPTPEER = 0x5441  # TIOCGPTPEER: the terminal's other end, without going through a path (CVE-2025-52565)
 
@@ -38,7 +41,7 @@ class Refused(Exception):
 class Context:
     """What steps hand on to later steps of the same init."""
 
-    def __init__(self, sync: socket.socket | None) -> None:
+    def __init__(self, sync: _socket.socket | None) -> None:
         self.sync = sync  # to the monitor; None for an exec
         self.root = -1  # O_PATH descriptor of the new root, until pivot_root
         self.terminal = -1  # slave end of the pty
@@ -87,7 +90,7 @@ def new_namespaces(context: Context, flags: int) -> None:
 
 
 def set_hostname(context: Context, name: str) -> None:
-    socket.sethostname(name)
+    _socket.sethostname(name)
 
 
 def set_domainname(context: Context, name: str) -> None:
@@ -345,7 +348,7 @@ def console(context: Context, height: int, width: int) -> None:
     if height or width:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     assert context.sync is not None
-    socket.send_fds(context.sync, [b"C"], [master])
+    wire.send(context.sync, b"C", [master])
     os.close(master)
     tree = syscalls.open_tree(
         context.terminal, "", syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
@@ -519,8 +522,8 @@ def no_new_privileges(context: Context) -> None:
     prctl.set_no_new_privs(1)
 
 
-def seccomp(context: Context, program: str, flags: int) -> None:
-    syscalls.seccomp_filter(bytes.fromhex(program), flags)
+def seccomp(context: Context, program: bytes, flags: int) -> None:
+    syscalls.seccomp_filter(program, flags)
 
 
 def limit_bounding_set(context: Context, keep: int, last: int) -> None:
@@ -581,9 +584,8 @@ def wait_for_start(context: Context) -> None:
     sync = context.sync
     assert sync is not None
     user = context.user
-    groups = ",".join(str(gid) for gid in user.groups)
-    home = users.json_string(user.home)
-    sync.send(f'R{{"uid":{user.uid},"gid":{user.gid},"groups":[{groups}],"home":{home}}}'.encode())
+    resolved = {"uid": user.uid, "gid": user.gid, "groups": user.groups, "home": user.home}
+    sync.send(b"R" + wire.encode(resolved).encode())
     if sync.recv(16) != b"S":
         os._exit(0)  # the monitor is gone, and with it whoever could want us to start
 
@@ -591,7 +593,7 @@ def wait_for_start(context: Context) -> None:
 def execute(context: Context, args: list[str]) -> None:
     environment = context.environment
     path = _search(args[0], environment.get("PATH", ""))
-    _reset_signals()
+    restore_signals()
     syscalls.close_range(3, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     os.execve(path, args, environment)
 
@@ -602,14 +604,15 @@ def open_pause_program(context: Context, path: str) -> None:
 
 def execute_pause(context: Context) -> None:
     """Exec a program of the host by a descriptor that was opened before the host went out of view."""
-    _reset_signals()
+    restore_signals()
     os.execve(context.program, ["pause", "pause"], {})
 
 
-def _reset_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD):  # what Python or we changed
-        signal.signal(number, signal.SIG_DFL)
+def restore_signals() -> None:
+    """What Python or a launcher changed goes back to how a program expects it."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGCHLD):
+        _signal.signal(number, _signal.SIG_DFL)
 
 
 def _search(name: str, path: str) -> str:

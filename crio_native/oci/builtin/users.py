@@ -6,24 +6,22 @@ The files are a stranger's: read below the root's descriptor, bounded, malformed
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
 from crio_native.linux import inroot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 MAX_FILE = 4 << 20
 MAX_ID = 2**32 - 2
 MAX_GROUPS = 65536  # NGROUPS_MAX
 
-json_string = json.dumps
 
+class User:
+    """Who a command runs as, in numbers."""
 
-class User(NamedTuple):
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: str
+    def __init__(self, uid: int, gid: int, groups: tuple[int, ...], home: str) -> None:
+        self.uid, self.gid, self.groups, self.home = uid, gid, groups, home
 
 
 class NoSuchUser(Exception):
