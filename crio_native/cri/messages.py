@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,8 @@ _STATES = {
     ContainerState.EXITED: pb.CONTAINER_EXITED,
     ContainerState.REMOVING: pb.CONTAINER_EXITED,
 }
-_SIGNALS = {name.removeprefix("SIGNAL_"): number for name, number in pb.Signal.items()}
+_SIGNALS: dict[str, int] = {name.removeprefix("SIGNAL_"): number for name, number in pb.Signal.items()}
+_PLAIN = {"SIGRTMINPLUS0": "SIGRTMIN", "SIGRTMAXMINUS0": "SIGRTMAX"}
 
 
 def pod_state(pod: Pod) -> int:
@@ -81,12 +83,10 @@ def container_status(container: Container) -> Any:
 
 
 def _signal(number: int) -> int:
-    import signal
-
     if number >= 34:
         low, high = number - 34, 64 - number
         name = f"SIGRTMINPLUS{low}" if low <= 15 else f"SIGRTMAXMINUS{high}"
-        return _SIGNALS.get(name.removesuffix("PLUS0").replace("MAXMINUS0", "MAX"), 0)
+        return _SIGNALS.get(_PLAIN.get(name, name), 0)
     return _SIGNALS.get(signal.Signals(number).name, 0) if number in signal.valid_signals() else 0
 
 

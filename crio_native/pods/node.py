@@ -2,78 +2,41 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument, Unimplemented
-from crio_native.oci.runtime import Overlay, Runtime
+from crio_native.images import ImageStore
+from crio_native.network import PodNetwork
+from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.runtime import Runtime
 from crio_native.pods.exits import ExitWatcher
 from crio_native.pods.host import Host
 from crio_native.pods.locks import KeyedLocks
+from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Layout
-from crio_native.pods.spec_security import Profiles
 from crio_native.pods.store import Store
 
 Stage = Callable[[str], None]
 """Told what a long act is doing now, for the error of a call that runs out of time."""
 
 
-class Namespaces(Protocol):
-    """Makes and removes pinned namespaces (the launchers)."""
-
-    def pin_namespaces(
-        self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
-    ) -> socket.socket | None: ...
-
-    def unpin_namespaces(self, paths: Iterable[Path]) -> None: ...
-
-
-class Network(Protocol):
-    """The pod network (`network.PodNetwork`)."""
-
-    def setup(
-        self,
-        sandbox_id: str,
-        netlink: socket.socket,
-        *,
-        netns_path: Path,
-        name: str = "",
-        namespace: str = "",
-        uid: str = "",
-        port_mappings: Sequence[Any] = (),
-    ) -> Any: ...
-
-    def teardown(self, sandbox_id: str) -> None: ...
-
-    def collect(self, live: Collection[str]) -> Any: ...
-
-
-class Images(Protocol):
-    """The image store (`images.ImageStore`)."""
-
-    def get(self, ref: str) -> Any: ...
-
-    def prepare_root(self, image_id: str, container_dir: Path) -> Overlay: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Node:
-    """runtimes: an executor for each handler that this version can run.  workers: where ends are cleaned up after."""
+    """runtimes: an executor for each handler that this version can run.  namespaces: who makes and pins them.
+    workers: where ends are cleaned up after."""
 
     settings: RuntimeTable
     host: Host
     layout: Layout
     store: Store
-    images: Images
-    network: Network
-    namespaces: Namespaces
+    images: ImageStore
+    network: PodNetwork
+    namespaces: Launchers
     runtimes: Mapping[str, Runtime]
-    profiles: Profiles
+    profiles: SeccompProfiles
     exits: ExitWatcher
     workers: ThreadPoolExecutor
     locks: KeyedLocks = field(default_factory=KeyedLocks)

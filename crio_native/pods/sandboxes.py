@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 
@@ -188,12 +189,12 @@ class Sandboxes:
         if infra is not None:
             self.watch_infra(pod)
 
-    def _connect(self, pod: Pod, netlink: object) -> tuple[str, ...]:
+    def _connect(self, pod: Pod, netlink: socket.socket) -> tuple[str, ...]:
         meta = pod.config.metadata
         mappings = () if self._node.settings.disable_hostport_mapping else _port_mappings(pod.config)
         attachment = self._node.network.setup(
             pod.id,
-            netlink,  # type: ignore[arg-type]
+            netlink,
             netns_path=self._node.layout.pins(pod.id)["net"],
             name=meta.name,
             namespace=meta.namespace,

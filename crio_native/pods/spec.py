@@ -16,6 +16,7 @@ from crio_native.errors import InvalidArgument
 from crio_native.oci.runtime import UserRequest
 from crio_native.pods import spec_mounts, spec_process, spec_resources, spec_security
 from crio_native.pods.host import Host
+from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.values import Device, NamespaceMode, NamespaceOption, to_json
 
@@ -29,7 +30,7 @@ class Node:
     settings: RuntimeTable
     host: Host
     layout: Layout
-    profiles: spec_security.Profiles
+    profiles: SeccompProfiles
 
 
 @dataclass(frozen=True, slots=True)

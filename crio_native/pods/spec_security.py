@@ -8,10 +8,11 @@ asks for it by name, never dropped in silence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.pods.host import Host
+from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.values import ContainerSecurity, NamespaceMode, ProfileType, SecurityProfile
 
 MASKED_PATHS = (
@@ -32,15 +33,6 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 _WHERE = "config.linux.security_context"
 
 
-class Profiles(Protocol):
-    """Where seccomp profiles come from (`oci.seccomp` behind a cache)."""
-
-    def default(self, path: str, capabilities: Sequence[str]) -> dict[str, Any]:
-        """RuntimeDefault: the profile at path, or the built-in one when path is ""."""
-
-    def localhost(self, path: str, capabilities: Sequence[str]) -> dict[str, Any]: ...
-
-
 def profile(asked: SecurityProfile | None, path: str, field: str) -> SecurityProfile:
     """The profile that the structured field or the deprecated path names."""
     if asked is not None:
@@ -56,7 +48,12 @@ def profile(asked: SecurityProfile | None, path: str, field: str) -> SecurityPro
 
 
 def seccomp(
-    security: ContainerSecurity, profiles: Profiles, capabilities: Sequence[str], *, default: str, privileged: str
+    security: ContainerSecurity,
+    profiles: SeccompProfiles,
+    capabilities: Sequence[str],
+    *,
+    default: str,
+    privileged: str,
 ) -> dict[str, Any] | None:
     """The `linux.seccomp` object, None for unconfined.
 

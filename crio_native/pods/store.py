@@ -76,13 +76,14 @@ class Store:
 
     def get(self, kind: type[R], object_id: str) -> R:
         """The record.  Raises NotFound."""
-        record = self._tables[kind].get(object_id)
+        record: R | None = self._tables[kind].get(object_id)
         if record is None:
             raise NotFound(_word(kind), object_id)
         return record
 
     def by_name(self, kind: type[R], name: str) -> R | None:
-        return self._tables[kind].get(self._names.get(name, ""))
+        found: R | None = self._tables[kind].get(self._names.get(name, ""))
+        return found
 
     def of_pod(self, pod_id: str) -> list[Container]:
         return [c for c in list(self._tables[Container].values()) if c.pod_id == pod_id]
@@ -188,9 +189,10 @@ class Store:
         return None
 
     def _load(self) -> None:
-        for kind in (Pod, Container):
+        kinds: tuple[type[Pod], type[Container]] = (Pod, Container)
+        for kind in kinds:
             for (text,) in self._database.execute(f"SELECT record FROM {_table(kind)}"):
-                record = from_json(kind, json.loads(text))
+                record: Record = from_json(kind, json.loads(text))
                 self._tables[kind][record.id] = record
                 self._names[record.name] = record.id
 

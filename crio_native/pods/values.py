@@ -13,7 +13,6 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -275,11 +274,15 @@ class Shape:
     inner: Any
 
 
-@cache
+_SHAPES: dict[type, dict[str, Shape]] = {}
+
+
 def shapes(cls: type) -> Mapping[str, Shape]:
     """The shape of each field of a value class, worked out once."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: _shape(hints[f.name]) for f in dataclasses.fields(cls)}
+    if cls not in _SHAPES:
+        hints = typing.get_type_hints(cls)
+        _SHAPES[cls] = {f.name: _shape(hints[f.name]) for f in dataclasses.fields(cls)}
+    return _SHAPES[cls]
 
 
 def _shape(hint: Any) -> Shape:

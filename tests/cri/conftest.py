@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -64,7 +65,8 @@ class Client:
 
     def pod(self, config: Any = None, *, handler: str = "", seconds: float = SECONDS, **fields: Any) -> str:
         config = config or self.pod_config(**fields)
-        return self.call("RunPodSandbox", config=config, runtime_handler=handler, seconds=seconds).pod_sandbox_id
+        answer = self.call("RunPodSandbox", config=config, runtime_handler=handler, seconds=seconds)
+        return str(answer.pod_sandbox_id)
 
     def container_config(self, *command: str, name: str = "", attempt: int = 0, **fields: Any) -> Any:
         """security and resources: fields of the linux configuration."""
@@ -84,7 +86,8 @@ class Client:
 
     def create(self, pod: str, *command: str, config: Any = None, seconds: float = SECONDS, **fields: Any) -> str:
         config = config or self.container_config(*command, **fields)
-        return self.call("CreateContainer", pod_sandbox_id=pod, config=config, seconds=seconds).container_id
+        answer = self.call("CreateContainer", pod_sandbox_id=pod, config=config, seconds=seconds)
+        return str(answer.container_id)
 
     def start(self, pod: str, *command: str, **fields: Any) -> str:
         container = self.create(pod, *command, **fields)
@@ -137,11 +140,15 @@ class Client:
 
     def start_daemon(self, env: dict[str, str] | None = None) -> None:
         """Start the daemon again on the same directories."""
-        import os
-
         program = Path(sys.executable).with_name("crio-native")
         directory = self.daemon.directory
-        command = [program, "--config", directory / "crio.conf", "--config-dir", directory / "crio.conf.d"]
+        command: list[Path | str] = [
+            program,
+            "--config",
+            directory / "crio.conf",
+            "--config-dir",
+            directory / "crio.conf.d",
+        ]
         with self.daemon.log.open("ab") as log:
             self.daemon.process = subprocess.Popen(
                 command,

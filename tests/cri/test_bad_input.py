@@ -209,11 +209,12 @@ def test_an_image_that_does_not_exist(cri: Client, tmp_path: Path) -> None:
 
 
 def test_ids_that_mean_nothing(cri: Client) -> None:
+    call: Any = cri.call
     for method, field in (("ContainerStatus", "container_id"), ("PodSandboxStatus", "pod_sandbox_id")):
         with refused(Code.NOT_FOUND, "f00"):
-            cri.call(method, **{field: "f00"})
+            call(method, **{field: "f00"})
         with refused(INVALID, field):
-            cri.call(method, **{field: ""})
+            call(method, **{field: ""})
     with refused(Code.NOT_FOUND):
         cri.create("f" * 64, "true")
     pod = cri.pod()
@@ -221,7 +222,7 @@ def test_ids_that_mean_nothing(cri: Client) -> None:
     for method in ("ExecSync", "ReopenContainerLog"):
         extra = {"cmd": ["true"]} if method == "ExecSync" else {}
         with refused(Code.FAILED_PRECONDITION, "created"):
-            cri.call(method, container_id=container, **extra)
+            call(method, container_id=container, **extra)
 
 
 def daemon_output(*flags: str, **options: Any) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -105,7 +106,7 @@ def test_filters(cri: Client) -> None:
     first = cri.start(one, "sleep", "60", labels={"tier": "x"})
     second = cri.create(two, "sleep", "60")
 
-    def pods(**fields: object) -> set[str]:
+    def pods(**fields: Any) -> set[str]:
         return {p.id for p in cri.call("ListPodSandbox", filter=pb.PodSandboxFilter(**fields)).items}
 
     assert pods() == {one, two}

@@ -60,7 +60,7 @@ def test_the_end_of_the_pause_process_is_noticed_after_a_restart(fresh: Client) 
     os.kill(json.loads(info)["pid"], signal.SIGKILL)
 
     def state() -> bool:
-        return fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status.state == pb.SANDBOX_NOTREADY
+        return bool(fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status.state == pb.SANDBOX_NOTREADY)
 
     fresh.until(state)
 
@@ -134,7 +134,7 @@ def test_a_damaged_database_is_told(fresh: Client) -> None:
 
     directory = fresh.daemon.directory
     program = Path(sys.executable).with_name("crio-native")
-    command = [program, "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d"]
+    command = [str(program), "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "state.db" in done.stderr and "Traceback" not in done.stderr
 

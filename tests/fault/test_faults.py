@@ -32,7 +32,7 @@ class Faulty(Client):
 
     def start_faulty(self) -> None:
         directory = self.daemon.directory
-        command = [sys.executable, "-m", "tests.fault.faulty_daemon", self.order]
+        command: list[Path | str] = [sys.executable, "-m", "tests.fault.faulty_daemon", self.order]
         with self.daemon.log.open("ab") as log:
             self.daemon.process = subprocess.Popen(
                 [*command, directory / "crio.conf", directory / "crio.conf.d"],
