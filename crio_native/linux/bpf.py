@@ -9,16 +9,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 READ, WRITE, MKNOD = 2, 4, 1  # BPF_DEVCG_ACC_*
 ANY = -1  # any type, any major, any minor
 BLOCK, CHAR = 1, 2  # BPF_DEVCG_DEV_*
 
-_NUMBER = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+_NUMBER = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _PROG_LOAD, _PROG_ATTACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 13, 15, 16
 _TYPE_CGROUP_DEVICE = 15
 _ATTACH_CGROUP_DEVICE = 6
@@ -29,15 +30,25 @@ _LOG_SIZE = 1 << 16
 NAME = b"crio_native"  # how a program of ours is known among others; 15 characters at most
 
 
-@dataclass(frozen=True, slots=True)
 class Rule:
     """One device rule.  type: BLOCK, CHAR or ANY; major, minor: number or ANY; access: READ | WRITE | MKNOD."""
 
-    allow: bool
-    type: int
-    major: int
-    minor: int
-    access: int
+    __slots__ = ("access", "allow", "major", "minor", "type")
+
+    def __init__(self, allow: bool, type: int, major: int, minor: int, access: int) -> None:
+        self.allow, self.type, self.major, self.minor, self.access = allow, type, major, minor, access
+
+    def _key(self) -> tuple[int, ...]:
+        return self.allow, self.type, self.major, self.minor, self.access
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Rule{self._key()}"
 
 
 # Instructions: opcode, destination | source << 4, offset, immediate.

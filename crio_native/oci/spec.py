@@ -7,12 +7,15 @@ know (does the source exist, is the limit too small) is not checked here.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from _collections_abc import Mapping  # without the package around it, which costs as much as all of this file
 
 from crio_native.errors import InvalidArgument
 from crio_native.linux import capabilities
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 NAMESPACES = ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time")
 RLIMITS = (
@@ -23,10 +26,8 @@ MAX_STRING = 128 * 1024  # the kernel's own bound of one argument (MAX_ARG_STRLE
 MAX_ITEMS = 10_000
 MAX_ID = 2**32 - 2
 _UTS_SYSCTLS = ("kernel.domainname", "kernel.hostname")
-_IPC_SYSCTLS = re.compile(
-    r"kernel\.(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs\.mqueue\.[\w.-]+", re.ASCII
-)
-_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./*-]*")
+_IPC_SYSCTLS = r"kernel\.(msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)|fs\.mqueue\.[\w.-]+"
+_SYSCTL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_./*-]*"
 # What may be mounted below /proc: files that only inform, which runtimes replace by a container's own view.
 _PROC_TARGETS = frozenset(
     "/proc/cpuinfo /proc/diskstats /proc/meminfo /proc/stat /proc/swaps /proc/uptime /proc/loadavg /proc/slabinfo "
@@ -38,7 +39,8 @@ def validate(spec: Mapping[str, Any]) -> None:
     """Raise InvalidArgument for the first thing in `spec` that the specification, or this runtime, cannot accept."""
     _object(spec, "config")
     version = _string(spec.get("ociVersion"), "ociVersion")
-    if not re.match(r"1\.\d+\.\d+", version):
+    major, *others = version.partition("-")[0].partition("+")[0].split(".")
+    if major != "1" or len(others) != 2 or not all(part.isdecimal() for part in others):
         raise InvalidArgument("ociVersion", version, "must be a 1.x version of the runtime specification")
     root = _object(spec.get("root"), "root")
     _string(root.get("path"), "root.path")
@@ -203,12 +205,12 @@ def _sysctls(sysctls: Mapping[str, Any], namespaces: Mapping[str, str]) -> None:
     for name, value in sysctls.items():
         field = f"linux.sysctl[{name!r}]"
         _string(value, field)
-        if not _SYSCTL_NAME.fullmatch(name) or ".." in name:
+        if not _matches(_SYSCTL_NAME, name) or ".." in name:
             raise InvalidArgument(field, name, "is not a sysctl name")
         dotted = name.replace("/", ".")
         if dotted.startswith("net."):
             needed = "network"
-        elif _IPC_SYSCTLS.fullmatch(dotted):
+        elif _matches(_IPC_SYSCTLS, dotted):
             needed = "ipc"
         elif dotted in _UTS_SYSCTLS:
             needed = "uts"
@@ -230,6 +232,13 @@ def _mappings(mappings: list[Any], field: str) -> None:
         for before, after in itertools.pairwise(spans):
             if after[0] < before[1]:
                 raise InvalidArgument(field, mappings, f"the {name} ranges overlap")
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether all of the text fits.  The import is as dear as all else here, and few containers need it."""
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII) is not None
 
 
 def _typed(value: Any, field: str, kind: type | tuple[type, ...], words: str) -> Any:

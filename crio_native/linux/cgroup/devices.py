@@ -6,15 +6,17 @@ access, and what no rule allows is denied.
 
 from __future__ import annotations
 
-import functools
+import _thread
 import os
-import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from crio_native.errors import InvalidArgument
 
 from .. import bpf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 _RULES_MAX = 512
 _PREFIX = "linux.resources.devices"
@@ -64,7 +66,6 @@ def _matches_all(rule: bpf.Rule) -> bool:
     return rule.type == bpf.ANY and rule.access == _ALL_ACCESS
 
 
-@functools.lru_cache(maxsize=64)
 def v1_lines(rules: tuple[bpf.Rule, ...]) -> tuple[tuple[str, str], ...]:
     """(file, line) writes that bring a v1 group from any state to these rules.
 
@@ -103,7 +104,7 @@ class _Programs:
     _MAX = 32
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._loaded: dict[tuple[bpf.Rule, ...], int] = {}
 
     def attach(self, group: int, rules: tuple[bpf.Rule, ...]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's C half
 import errno
 import os
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 
 from . import devices, files, resources, stats
 from .hierarchy import Hierarchy, hierarchy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
 STEP = "cgroup"
 _PATH_MAX = 1024
@@ -260,7 +263,7 @@ class Cgroup:
                 pass  # no freezer here, or one process will not stop: signal what can be had, and look again
             for pid in self.processes():
                 try:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, _signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             self.thaw()

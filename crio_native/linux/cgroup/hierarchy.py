@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-Mode = Literal["v2", "hybrid", "v1"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Literal
+
+    Mode = Literal["v2", "hybrid", "v1"]
 
 _V1_CONTROLLERS = frozenset(
     "cpu cpuacct cpuset memory devices freezer blkio pids hugetlb net_cls net_prio rdma".split()
@@ -19,7 +19,6 @@ _V1_CONTROLLERS = frozenset(
 _BETTER_UNIFIED = frozenset(("devices", "freezer", "cpuacct"))
 
 
-@dataclass(frozen=True, slots=True)
 class Hierarchy:
     """The mounted control groups.
 
@@ -32,11 +31,12 @@ class Hierarchy:
     neighbours' groups.
     """
 
-    mode: Mode
-    unified: str
-    v1: Mapping[str, str]
-    v2: frozenset[str]
-    mounts: tuple[str, ...]
+    __slots__ = ("mode", "mounts", "unified", "v1", "v2")
+
+    def __init__(
+        self, mode: Mode, unified: str, v1: Mapping[str, str], v2: frozenset[str], mounts: tuple[str, ...]
+    ) -> None:
+        self.mode, self.unified, self.v1, self.v2, self.mounts = mode, unified, v1, v2, mounts
 
     def mount_of(self, controller: str) -> str | None:
         """Where the controller's files are; None when this host does not have it."""
@@ -49,10 +49,14 @@ class Hierarchy:
         return 1 if controller in self.v1 else 2 if controller in self.v2 else 0
 
 
-@functools.cache
+_this_host: list[Hierarchy] = []
+
+
 def hierarchy() -> Hierarchy:
     """This host's, looked up once."""
-    return detect("/")
+    if not _this_host:
+        _this_host.append(detect("/"))
+    return _this_host[0]
 
 
 def detect(root: str) -> Hierarchy:
@@ -91,9 +95,11 @@ def _unified_controllers(unified: str) -> frozenset[str]:
 def _kernel(root: str) -> tuple[int, ...]:
     """The kernel's version, major and minor."""
     with open(os.path.join(root, "proc/sys/kernel/osrelease")) as file:
-        return tuple(int(part) for part in re.findall(r"\d+", file.read())[:2])
+        major, minor, *_ = file.read().split(".")
+    return int(major), int(minor.partition("-")[0])
 
 
 def _unescaped(path: str) -> str:
     """A mountinfo field as a path: blanks and the like are octal there."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+    first, *others = path.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in others)

@@ -8,12 +8,15 @@ InvalidArgument with the field's path.  Device rules are in `devices`.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from _collections_abc import Mapping, Sequence  # without the package around it
 
 from crio_native.errors import InvalidArgument, StepFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 _I64_MAX = 2**63 - 1
 _U64_MAX = 2**64 - 1
@@ -24,9 +27,9 @@ _TEXT_MAX = 4096
 MEMORY_MIN = 512 * 1024
 
 _PREFIX = "linux.resources."
-_CPU_LIST = re.compile(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?\n?")
-_PAGE_SIZE = re.compile(r"[1-9]\d{0,9}[KMG]B")
-_UNIFIED_FILE = re.compile(r"[a-z0-9_]+(\.[a-zA-Z0-9_-]+)+")
+_CPU_LIST = r"(\d+(-\d+)?(,\d+(-\d+)?)*)?\n?"
+_PAGE_SIZE = r"[1-9]\d{0,9}[KMG]B"
+_UNIFIED_FILE = r"[a-z0-9_]+(\.[a-zA-Z0-9_-]+)+"
 
 
 class Host(Protocol):
@@ -39,14 +42,13 @@ class Host(Protocol):
         """The file's text; None when the kernel has no such file.  (A few answer "" where reading is refused.)"""
 
 
-@dataclass(frozen=True, slots=True)
 class Write:
     """One write(2) to one file of one controller.  field: the OCI field that it comes from, without the prefix."""
 
-    controller: str
-    file: str
-    value: str
-    field: str
+    __slots__ = ("controller", "field", "file", "value")
+
+    def __init__(self, controller: str, file: str, value: str, field: str) -> None:
+        self.controller, self.file, self.value, self.field = controller, file, value, field
 
 
 def plan(resources: Mapping[str, Any], host: Host) -> tuple[list[Write], list[str]]:
@@ -244,7 +246,7 @@ class _Planner:
         if not wanted or self._without("cpuset", wanted, "cpu"):
             return
         for name, value in wanted.items():
-            if not isinstance(value, str) or len(value) > _TEXT_MAX or not _CPU_LIST.fullmatch(value):
+            if not isinstance(value, str) or len(value) > _TEXT_MAX or not _matches(_CPU_LIST, value):
                 raise InvalidArgument(f"{_PREFIX}cpu.{name}", value, "must be a list like '0-3,7'")
             self._write("cpuset", f"cpuset.{name}", value.strip(), f"cpu.{name}")
 
@@ -318,7 +320,7 @@ class _Planner:
         for index, entry in enumerate(entries):
             field = f"hugepageLimits[{index}]"
             size = entry.get("pageSize")
-            if not isinstance(size, str) or not _PAGE_SIZE.fullmatch(size):
+            if not isinstance(size, str) or not _matches(_PAGE_SIZE, size):
                 raise InvalidArgument(f"{_PREFIX}{field}.pageSize", size, "must be a size like '2MB'")
             limit = _required(entry, "limit", f"{field}.limit", 0, _U64_MAX)
             suffix = "max" if self._host.version("hugetlb") == 2 else "limit_in_bytes"
@@ -335,7 +337,7 @@ class _Planner:
             return
         for device, limits in _bounded(rdma, "rdma").items():
             field = f"rdma.{device}"
-            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", device) or not isinstance(limits, Mapping):
+            if not _matches(r"[A-Za-z0-9_.-]{1,64}", device) or not isinstance(limits, Mapping):
                 raise InvalidArgument(_PREFIX + field, limits, "must be an object named by an RDMA device")
             parts = [device]
             for name, key in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object")):
@@ -356,7 +358,7 @@ class _Planner:
         for index, entry in enumerate(priorities):
             field = f"network.priorities[{index}]"
             name = entry.get("name")
-            if not isinstance(name, str) or not re.fullmatch(r"[^\s/]{1,15}", name):
+            if not isinstance(name, str) or not _matches(r"[^\s/]{1,15}", name):
                 raise InvalidArgument(f"{_PREFIX}{field}.name", name, "must be the name of a network interface")
             priority = _required(entry, "priority", f"{field}.priority", 0, _U32_MAX)
             self._write("net_prio", "net_prio.ifpriomap", f"{name} {priority}", field)
@@ -365,7 +367,7 @@ class _Planner:
         """Raw v2 files.  A name that is not a plain ``controller.file`` could leave the group's directory."""
         for file, value in _bounded(self._section("unified"), "unified").items():
             field = f"unified.{file}"
-            if not _UNIFIED_FILE.fullmatch(file) or len(file) > 255:
+            if not _matches(_UNIFIED_FILE, file) or len(file) > 255:
                 raise InvalidArgument(_PREFIX + "unified", file, "keys must be names of cgroup v2 files")
             if not isinstance(value, str) or len(value) > _TEXT_MAX:
                 raise InvalidArgument(_PREFIX + field, value, f"must be a string of at most {_TEXT_MAX} characters")
@@ -378,6 +380,13 @@ class _Planner:
                 )
             for line in value.splitlines() or [value]:  # one write a line, as the kernel takes them
                 self._write(controller, file, line, field)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether all of the text fits.  The import is as dear as all else here, and few containers need it."""
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII) is not None
 
 
 def _number(section: Mapping[str, Any], name: str, field: str, low: int, high: int) -> int | None:

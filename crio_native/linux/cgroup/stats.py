@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from . import files
 from .hierarchy import Hierarchy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _V1_UNLIMITED = 1 << 62  # v1 says "no limit" as the largest multiple of a page
 

@@ -8,15 +8,18 @@ arguments, and the part of config.json (or the rule of ours) that asked for it.
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from crio_native.errors import InvalidArgument
 from crio_native.linux import capabilities, mounts, syscalls
 from crio_native.oci import spec as specs
-from crio_native.oci.runtime import ContainerSpec, ExecSpec, UserRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from crio_native.oci.runtime import ContainerSpec, ExecSpec, UserRequest
 
 UNSHARE_FLAG = {
     "mount": syscalls.CLONE_NEWNS,
@@ -53,7 +56,6 @@ DEVICE_LINKS = (
 RULE = "rule: "  # prefix of a step's source that is no field of config.json
 
 
-@dataclass(frozen=True, slots=True)
 class Host:
     """What a plan has to know of the machine.
 
@@ -61,28 +63,29 @@ class Host:
     oom_score_adj: our own, the least that a process without CAP_SYS_RESOURCE can have.
     """
 
-    last_capability: int
-    permitted: int
-    oom_score_adj: int = 0
+    __slots__ = ("last_capability", "oom_score_adj", "permitted")
+
+    def __init__(self, last_capability: int, permitted: int, oom_score_adj: int = 0) -> None:
+        self.last_capability, self.permitted, self.oom_score_adj = last_capability, permitted, oom_score_adj
 
 
-@dataclass(frozen=True, slots=True)
 class Step:
     """One system call, or one small group of them; `name` is the function in `steps` that makes it."""
 
-    name: str
-    args: Mapping[str, Any]
-    source: str
+    __slots__ = ("args", "name", "source")
+
+    def __init__(self, name: str, args: Mapping[str, Any], source: str) -> None:
+        self.name, self.args, self.source = name, args, source
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What happens, in order.  new_pid_namespace: whether the init is cloned into one.  join_pid: one that the init's
     parent enters first instead; both concern the parent because a process never changes its own PID namespace."""
 
-    new_pid_namespace: bool
-    join_pid: str
-    steps: tuple[Step, ...]
+    __slots__ = ("join_pid", "new_pid_namespace", "steps")
+
+    def __init__(self, new_pid_namespace: bool, join_pid: str, steps: tuple[Step, ...]) -> None:
+        self.new_pid_namespace, self.join_pid, self.steps = new_pid_namespace, join_pid, steps
 
 
 class _Steps:
