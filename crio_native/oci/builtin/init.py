@@ -52,15 +52,16 @@ def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
             syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         stdin, stdout, stderr = _pipes(request)
-        flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
-        init = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup[0] if cgroup else None)
-        if init == 0:
-            run_init(request["steps"], theirs.fileno(), [stdin[0], stdout[1], stderr[1]])
         monitor = request["monitor"]
         wanted = {3: ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
         wanted |= {number: fd for number, fd in ((6, stdin[1]), (7, stdout[0]), (8, stderr[0])) if fd >= 0}
-        _arrange(wanted)
+        init_needs = _arrange(wanted, [stdin[0], stdout[1], stderr[1], theirs.fileno(), *cgroup])
         reply = 4
+        flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
+        # From here to the exec as little as possible: what either writes, the kernel copies first.
+        init = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=init_needs[4] if cgroup else None)
+        if init == 0:
+            run_init(request["steps"], init_needs[3], init_needs[:3])
         steps.restore_signals()
         os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(init)], {})
     except BaseException as error:
@@ -77,13 +78,18 @@ def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], t
     return os.pipe2(os.O_CLOEXEC) if request["stdin"] else NO_STREAM, os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
 
 
-def _arrange(wanted: dict[int, int]) -> None:
-    """Move descriptors to the given numbers, inheritable, and close every other above 2."""
-    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for number, fd in wanted.items()}
+def _arrange(wanted: dict[int, int], others: list[int]) -> list[int]:
+    """Move descriptors to the given numbers, inheritable; close every other above 2 but `others`.
+
+    Returns where the others are now: above FIRST_FREE and close-on-exec.
+    """
+    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 2 * FIRST_FREE) for number, fd in wanted.items()}
+    kept = [fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in others]
     syscalls.close_range(3, FIRST_FREE - 1)
     for number, fd in moved.items():
         os.dup2(fd, number)
-    syscalls.close_range(FIRST_FREE)
+    syscalls.close_range(2 * FIRST_FREE)
+    return kept
 
 
 def run_init(plan: Plan, sync: int, stdio: list[int]) -> NoReturn:

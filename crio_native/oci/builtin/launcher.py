@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-REFILL_DELAY = 4  # ms; a new spare is cloned when the container that took the last one has been made
+REFILL_DELAY = 15  # ms; a new spare is cloned when the container that took the last one is likely to run
 
 
 class Exec:
