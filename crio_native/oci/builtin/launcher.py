@@ -148,6 +148,10 @@ class Launcher:
         """`kill` from the daemon, or its going away, which ends the exec too: nobody would read its output."""
         for running in self.execs.values():
             if running.reply.fileno() == fd:
+                try:
+                    running.reply.recv(16)  # closing a socket with something unread would lose what we tell at the end
+                except OSError:
+                    pass
                 self.poll.unregister(fd)  # one command is all there is; a closed peer would poll ready for ever
                 try:
                     os.kill(-running.pid, _signal.SIGKILL)  # not reaped yet, so the group is still this one

@@ -1,0 +1,147 @@
+"""Containers in their cgroups: on the host's own hierarchies, and on a kernel with cgroup v2."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.oci.runtime import ExecSpec
+
+from ..machine import assert_machine_unchanged, machine_state
+from .conftest import Box, Container
+
+PARENT = "/crio-native-test-oci"
+
+
+def limited(box: Box, *args: str, **resources: object) -> Container:
+    spec = box.spec(*args)
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{os.path.basename(box.directory)}-{len(box.containers)}"
+    spec["linux"]["resources"] = resources
+    return box.create(spec)
+
+
+def is_member(pid: int, cgroup: str) -> bool:
+    """Whether the process is in the group in every hierarchy of this host."""
+    lists = [Path(mount + cgroup, "cgroup.procs").read_text().split() for mount in hierarchy().mounts]
+    return all(str(pid) in pids for pids in lists)
+
+
+def the_init_is_born_in_its_group(box: Box) -> None:
+    container = limited(box, pids={"limit": 20})
+    assert is_member(container.process.pid, container.cgroup)
+
+
+def an_exec_is_born_in_the_group(box: Box) -> None:
+    container = limited(box, pids={"limit": 20}).start()
+    request = {**container.spec.spec["process"], "args": ["sleep", "100"]}
+    session = box.runtime.exec(container.spec.id, container.process, container.cgroup, ExecSpec(request))
+    assert is_member(session.pid, container.cgroup)
+    assert len(Cgroup(container.cgroup).processes()) == 2
+    session.kill()
+    assert session.result().code == 137
+    session.close()
+
+
+def memory_beyond_the_limit_is_told_as_such(box: Box) -> None:
+    spec = limited(
+        box, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M", memory={"limit": 32 << 20, "swap": 32 << 20}
+    )
+    status = spec.start().wait()
+    assert status.oom_killed and status.code != 0
+
+
+def forks_beyond_the_limit_fail(box: Box) -> None:
+    container = limited(box, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do sleep 9 & done", pids={"limit": 4}).start()
+    container.wait()
+    assert "fork" in container.output("stderr")
+
+
+def a_device_that_is_not_allowed_is_refused(box: Box) -> None:
+    rules = [{"allow": False, "access": "rwm"}]
+    spec = box.spec("sh", "-c", "head -c1 /dev/zero | wc -c; head -c1 /dev/kmsg || echo refused")
+    spec["linux"]["devices"] = [{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{os.path.basename(box.directory)}"
+    spec["linux"]["resources"] = {"devices": rules}
+    container = box.create(spec).start()
+    container.wait()
+    assert container.output() == "1\nrefused\n"
+
+
+def killing_all_reaches_every_process(box: Box) -> None:
+    container = limited(box, "sh", "-c", "sleep 100 & sleep 100 & echo up; wait").start()
+    while "up" not in container.output():
+        time.sleep(0.01)
+    box.runtime.kill_all(container.spec.id, container.cgroup)
+    assert container.wait().signal == 9
+    deadline = time.monotonic() + 10
+    while Cgroup(container.cgroup).processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def an_update_changes_the_live_limit(box: Box) -> None:
+    container = limited(box, memory={"limit": 64 << 20}).start()
+    box.runtime.update(container.spec.id, container.cgroup, {"memory": {"limit": 96 << 20}})
+    stats = box.runtime.stats(container.spec.id, container.cgroup)
+    assert stats.memory_limit == 96 << 20 and stats.cpu_usage and stats.memory_usage and stats.pids == 1
+
+
+def the_container_sees_its_own_group_as_the_root(box: Box) -> None:
+    spec = box.spec("sh", "-c", "cat /proc/self/cgroup; ls /sys/fs/cgroup; echo x > /sys/fs/cgroup/x || echo read-only")
+    options = ["nosuid", "noexec", "nodev", "relatime", "ro"]
+    spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options})
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{os.path.basename(box.directory)}"
+    container = box.create(spec).start()
+    container.wait()
+    paths, rest = container.output().split("\n", 1)[0], container.output()
+    assert paths.endswith(":/") and "read-only" in rest
+    assert PARENT not in rest
+
+
+def a_limit_that_is_too_small_is_refused(box: Box) -> None:
+    before = machine_state("crio-native-test-oci")
+    with pytest.raises(Exception, match="memory"):
+        limited(box, memory={"limit": 4096})
+    assert_machine_unchanged(before, "crio-native-test-oci/")
+
+
+BEHAVIOUR = [
+    the_init_is_born_in_its_group,
+    an_exec_is_born_in_the_group,
+    memory_beyond_the_limit_is_told_as_such,
+    forks_beyond_the_limit_fail,
+    a_device_that_is_not_allowed_is_refused,
+    killing_all_reaches_every_process,
+    an_update_changes_the_live_limit,
+    the_container_sees_its_own_group_as_the_root,
+    a_limit_that_is_too_small_is_refused,
+]
+
+
+def by_name(function: Callable[[Box], None]) -> str:
+    return function.__name__
+
+
+@pytest.fixture(autouse=True)
+def parent_group() -> object:
+    yield
+    parent = Cgroup(PARENT)
+    if parent.exists():
+        parent.remove()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("behaviour", BEHAVIOUR, ids=by_name)
+def test_on_this_host(box: Box, behaviour: Callable[[Box], None]) -> None:
+    behaviour(box)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("behaviour", BEHAVIOUR, ids=by_name)
+def test_on_cgroup_v2(box: Box, behaviour: Callable[[Box], None]) -> None:
+    behaviour(box)
