@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from crio_native.errors import CrioError, InvalidArgument
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
 
 CONFIG_MAX = 16 << 20  # bytes of a config.json
 
@@ -87,16 +87,18 @@ def isolation_command(args: Sequence[str], root: str = "") -> int:
     given = parser.parse_args(args)
     if (given.id is None) == (given.pid is None) or (given.pid is None) != (given.config is None):
         parser.error("give a container's id, or --pid and --config")
-    pid, config = (given.pid, given.config) if given.pid is not None else _container(given.id, root)
-    return isolation.print_report(pid, read_config(config), given.json)
+    pid, config = (given.pid, read_config(given.config)) if given.id is None else _container(given.id, root)
+    return isolation.print_report(pid, config, given.json)
 
 
-def _container(name: str, root: str) -> tuple[int, Path]:
-    """(pid, bundle) of a container of crio-oci.  Raises NotFound."""
+def _container(name: str, root: str) -> tuple[int, Mapping[str, Any]]:
+    """(pid, config) of a container of crio-oci that runs.  Raises NotFound, FailedPrecondition."""
     from crio_native.oci.builtin.standalone import state
 
-    found = state.load(root, name)
-    return found.pid, Path(found.bundle)
+    found = state.load(root or state.DEFAULT_ROOT, name)
+    if not found.alive():
+        raise FailedPrecondition(f"container not running: {name!r} is {found.status()}")
+    return found.pid, found.config()
 
 
 def bundle_of(path: Path) -> Path:

@@ -213,7 +213,7 @@ def replace_device_program(cgroup: int, program: int) -> None:
     Programs of others (systemd's, say) stay.  Raises OSError.
     """
     attributes = _Attach(cgroup, program, _ATTACH_CGROUP_DEVICE, _F_ALLOW_MULTI)
-    old = _our_program(cgroup)
+    old = our_program(cgroup)
     if old is None:
         _bpf(_PROG_ATTACH, attributes)
         return
@@ -224,8 +224,8 @@ def replace_device_program(cgroup: int, program: int) -> None:
         os.close(old)
 
 
-def _our_program(cgroup: int) -> int | None:
-    """A descriptor of our program on the group; None when there is none."""
+def our_program(cgroup: int) -> int | None:
+    """A descriptor of our program on the group, which the caller closes; None when there is none.  Raises OSError."""
     ids = (ctypes.c_uint32 * _ATTACHED_MAX)()
     query = _Query(cgroup, _ATTACH_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), _ATTACHED_MAX)
     _bpf(_PROG_QUERY, query)

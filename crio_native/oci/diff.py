@@ -32,6 +32,7 @@ SENSITIVE_PATHS = frozenset(
 )
 SECCOMP_FIELDS = {"defaultAction": REACH, "defaultErrnoRet": MINOR, "architectures": LIMIT, "flags": MINOR}
 SECCOMP_FIELDS |= {"listenerPath": MINOR, "listenerMetadata": MINOR}
+OWN = "'s"  # the beginning of a predicate about something that the container has: "'s /proc/sys is writable"
 PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 LIMIT_WORDS = {
     "memory.limit": "bytes of memory",
@@ -92,17 +93,25 @@ def diff(a: Spec, b: Spec) -> list[Difference]:
         if (key[:1] in left) != (key[:1] in right) and len(key) > 1:
             continue  # told with the thing that it belongs to
         if one and other and one.predicate != other.predicate:
-            text = f"B {other.predicate}; A {one.predicate}"
+            text = f"{_said('B', other)}; {_said('A', one)}"
         elif one and not other:
-            text = f"A {one.predicate}; B does not"
+            text = f"{_said('A', one)}; {_denied('B', one)}"
         elif other and not one:
-            text = f"B {other.predicate}; A does not"
+            text = f"{_said('B', other)}; {_denied('A', other)}"
         else:
             continue
         weight = max(fact.weight for fact in (one, other) if fact)
         found.append(Difference(weight, " ".join(key), text))
     found += _seccomp(_profile(a), _profile(b))
     return sorted(found, key=lambda difference: -difference.weight)
+
+
+def _said(who: str, fact: Fact) -> str:
+    return f"{who}{'' if fact.predicate.startswith(OWN) else ' '}{fact.predicate}"
+
+
+def _denied(who: str, fact: Fact) -> str:
+    return f"{who}{OWN} is not" if fact.predicate.startswith(OWN) else f"{who} does not"
 
 
 def facts(spec: Spec) -> Iterator[Fact]:
@@ -233,11 +242,11 @@ def _paths(spec: Spec) -> Iterator[Fact]:
     }
     for path in sorted({*SENSITIVE_PATHS, *hidden, *read_only}):
         if _covered(path, hidden):
-            words = f"has {path} masked"
+            words = f"{OWN} {path} is masked"
         elif _covered(path, read_only):
-            words = f"has {path} read-only"
+            words = f"{OWN} {path} is read-only"
         else:
-            words = f"has {path} as the kernel makes it, writable where the user may"
+            words = f"{OWN} {path} is writable"
         yield Fact((path,), ESCAPE if path in SENSITIVE_PATHS else CONTAIN, words)
     writable = not (spec["root"].get("readonly") or False)
     yield Fact(("root",), CONTAIN, "may write to its root file system" if writable else "has a read-only root")
@@ -272,10 +281,10 @@ def _mounts(spec: Spec) -> Iterator[Fact]:
                 yield Fact((key, name), weight, f"mounts {target} {name}")
             else:
                 yield Fact((key, name), weight, f"{words} {target}")
-        for kind_ in options.propagation:
+        for kind_ in options.propagation[-1:]:
             words = mounts.flag_names(kind_).lower().replace("ms_", "")
             weight = ESCAPE if kind_ & mounts.MS_SHARED else LIMIT
-            yield Fact((key, "propagation", words), weight, f"has the mount propagation {words} on {target}")
+            yield Fact((f"propagation of {target}",), weight, f"has the mount propagation {words} on {target}")
         recursive = mounts.attribute_names(options.tree_set), mounts.attribute_names(options.tree_clear)
         if options.tree_set or options.tree_clear:
             words = f"sets {recursive[0]} and clears {recursive[1]} on all below {target}"

@@ -127,7 +127,7 @@ class _Story:
 
 def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
     mounts = hierarchy().mounts
-    yield "cgroup", "linux.cgroupsPath", [f"mkdir({calls.quoted(mount + cgroup.path)}, 0755)" for mount in mounts]
+    yield "make_cgroup", "linux.cgroupsPath", [f"mkdir({calls.quoted(mount + cgroup.path)}, 0755)" for mount in mounts]
     writes, warnings = resources.plan(wanted, _UnmadeGroup())
     lines = [
         f"write({calls.quoted(f'{hierarchy().mount_of(write.controller)}{cgroup.path}/{write.file}')}, "
@@ -135,7 +135,7 @@ def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[s
         for write in writes
     ]
     if writes or warnings:
-        yield "limits", "linux.resources", [*lines, *(f"nothing: {warning}" for warning in warnings)]
+        yield "limit_cgroup", "linux.resources", [*lines, *(f"nothing: {warning}" for warning in warnings)]
     if wanted.get("devices"):
         yield (
             "device_rules",

@@ -12,6 +12,7 @@ import pytest
 
 from crio_native.cli import busybox, isolation
 from crio_native.cli.scratch import mounts_below
+from crio_native.errors import NotFound
 
 
 def test_skopeo_reads_the_layout(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_the_summary_tells_an_isolated_process_from_a_free_one() -> None:
 
 
 def test_a_process_that_is_not_there() -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFound):
         isolation.describe(2**22 + 1)
 
 

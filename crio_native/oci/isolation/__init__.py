@@ -1,0 +1,57 @@
+"""What the kernel says about a running container, compared with what its config.json asked for.
+
+`report` is the whole; `subject` reads one process, `credentials`, `files` and `limits` each compare a part.  Nothing is
+changed, and nothing that the container says of itself is believed: what is read is /proc of the host, the control
+groups' files, and the container's root through descriptors that never leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from crio_native.oci import spec as specs
+from crio_native.oci.isolation import credentials, files, limits
+from crio_native.oci.isolation.finding import Finding, Verdict
+from crio_native.oci.isolation.subject import Subject
+
+__all__ = ["Finding", "Subject", "Verdict", "report"]
+
+_PARTS: tuple[Callable[[Subject, Mapping[str, Any]], Iterator[Finding]], ...] = (
+    credentials.namespaces,
+    credentials.mappings,
+    credentials.user,
+    credentials.capability_sets,
+    credentials.privileges,
+    credentials.labels,
+    files.mounted,
+    files.root,
+    files.masked,
+    files.read_only,
+    files.devices,
+    files.descriptors,
+    limits.cgroup,
+    limits.resources,
+    limits.device_rules,
+    limits.rlimits,
+    limits.oom_score,
+)
+
+
+def report(pid: int, spec: Mapping[str, Any]) -> list[Finding]:
+    """Every comparison, in a fixed order.  pid: the container's init, in the caller's PID namespace.
+
+    What cannot be read has the verdict `Verdict.UNKNOWN` and the reason as what was found.  Raises InvalidArgument for
+    a spec that the executor would refuse, NotFound when there is no such process.
+    """
+    specs.validate(spec)
+    found: list[Finding] = []
+    with Subject(pid) as subject:
+        for part in _PARTS:
+            try:
+                found += part(subject, spec)
+            except OSError as error:
+                subject.check_alive()
+                field = part.__name__.replace("_", " ")
+                found.append(Finding(field, "", f"cannot be read: {error}", Verdict.UNKNOWN))
+    return found

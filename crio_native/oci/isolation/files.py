@@ -1,0 +1,272 @@
+"""What the process sees and holds of files: mounts, masks, devices, descriptors."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from crio_native.linux import mountinfo, mounts
+from crio_native.oci import spec as specs
+from crio_native.oci.builtin.plan import DEFAULT_DEVICES
+from crio_native.oci.isolation.credentials import own_namespace
+from crio_native.oci.isolation.finding import Finding, Verdict, compared
+from crio_native.oci.isolation.subject import Probe, Subject
+
+Spec = Mapping[str, Any]
+FLAGS = {"ro": mounts.MS_RDONLY, "nosuid": mounts.MS_NOSUID, "nodev": mounts.MS_NODEV, "noexec": mounts.MS_NOEXEC}
+NULL = os.makedev(1, 3)
+PTY_MAJOR = 136
+DEVICES_MAX = 10_000  # entries of /dev that are looked at
+DEVICES_DEPTH = 4
+DESCRIPTORS_MAX = 4096
+# Column of the inode in the tables of /proc/PID/net: whoever's sockets are in none belongs to another namespace.
+SOCKET_TABLES = {"unix": 6, "netlink": 9, "packet": 8}
+SOCKET_TABLES |= dict.fromkeys(("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6"), 9)
+
+
+def mounted(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    """The mounts that were asked for, each with its flags; then those that nobody asked for."""
+    explained: set[str] = {"/"}
+    asked = {specs.normalise(mount["destination"]): mount for mount in spec.get("mounts") or ()}
+    for index, (target, mount) in enumerate(asked.items()):
+        field = f"mounts[{index}] {target}"
+        probe = None
+        for probe in subject.probes(target):
+            explained.add(probe.at)
+            yield _mount(field, mount, probe)
+        if probe is None:
+            yield Finding(field, _asked_words(mount), "is not there", Verdict.DIFFERENT)
+    linux = spec.get("linux") or {}
+    others = [*(linux.get("maskedPaths") or ()), *(linux.get("readonlyPaths") or ()), "/dev/console"]
+    others += [device["path"] for device in linux.get("devices") or ()] + [path for path, _, _ in DEFAULT_DEVICES]
+    for path in others:
+        explained |= {probe.at for probe in subject.probes(path)}
+    deep = {specs.normalise(target) for target, mount in asked.items() if _brings_others(mount)}
+    capable = "CAP_SYS_ADMIN" in ((spec["process"].get("capabilities") or {}).get("effective") or ())
+    for found in subject.mounts.values():
+        if found.point in explained or any(found.point.startswith(top + "/") for top in deep):
+            continue
+        words = f"{found.fstype} from {found.source}{found.root}, {','.join(sorted(found.options))}"
+        # With CAP_SYS_ADMIN it may have made the mount itself.
+        verdict = Verdict.DIFFERENT if capable else Verdict.WEAKER
+        yield Finding(f"mount {found.point}", "not asked for", words, verdict)
+
+
+def _brings_others(mount: Mapping[str, Any]) -> bool:
+    options = mounts.parse(mount.get("options") or ())
+    return bool(options.flags & mounts.MS_REC) or mount.get("type") in ("rbind", "cgroup")
+
+
+def _is_bind(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type") in ("bind", "rbind") or bool(
+        mounts.parse(mount.get("options") or ()).flags & mounts.MS_BIND
+    )
+
+
+def _asked_words(mount: Mapping[str, Any]) -> str:
+    flags = mounts.parse(mount.get("options") or ()).flags
+    names = [name for name, flag in FLAGS.items() if flags & flag]
+    kind = f"the host's {mount.get('source')}" if _is_bind(mount) else mount.get("type")
+    return " ".join([str(kind), *names])
+
+
+def _mount(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
+    asked = _asked_words(mount)
+    found = probe.mount
+    if found is None or not probe.mount_point:
+        return Finding(field, asked, "no mount is there", Verdict.WEAKER)
+    options = mounts.parse(mount.get("options") or ())
+    wanted = {name for name, flag in FLAGS.items() if options.flags & flag}
+    has = {name for name in FLAGS if name in found.options} | ({"ro"} if found.read_only else set())
+    words = " ".join([found.fstype, *(name for name in FLAGS if name in has)])
+    missing = wanted - has
+    shared = any(entry.startswith("shared:") for entry in found.fields)
+    if shared and not any(kind & mounts.MS_SHARED for kind in options.propagation):
+        return Finding(field, asked, f"{words}, shared with other mount namespaces", Verdict.WEAKER)
+    if missing:
+        return Finding(field, asked, f"{words}; without {' '.join(sorted(missing))}", Verdict.WEAKER)
+    if _is_bind(mount):
+        if not _same_file(mount.get("source", ""), probe):
+            return Finding(field, asked, f"{words}, not what the source is now", Verdict.DIFFERENT)
+    elif found.fstype not in _types(mount.get("type", "")):
+        return Finding(field, asked, f"{words}, another file system", Verdict.WEAKER)
+    return compared(field, asked, words, weaker=False, same=wanted == has)
+
+
+def _types(kind: str) -> tuple[str, ...]:
+    """A cgroup mount is a tmpfs with the v1 hierarchies below it, or cgroup2."""
+    return ("cgroup", "cgroup2", "tmpfs") if kind == "cgroup" else (kind,)
+
+
+def _same_file(source: str, probe: Probe) -> bool:
+    try:
+        found = os.stat(source)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (probe.status.st_dev, probe.status.st_ino)
+
+
+def root(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    found = next((mount for mount in reversed(list(subject.mounts.values())) if mount.point == "/"), None)
+    if found is None:
+        yield Finding("root", "", "no mount at /", Verdict.UNKNOWN)
+        return
+    asked = bool(spec["root"].get("readonly"))
+    words = ("writable", "read-only")
+    yield compared(
+        "root.readonly",
+        words[asked],
+        words[found.read_only],
+        weaker=asked and not found.read_only,
+        same=asked == found.read_only,
+    )
+    wanted = (spec.get("linux") or {}).get("rootfsPropagation") or "slave"
+    fields = ", ".join(found.fields) or "private"
+    shared = any(entry.startswith("shared:") for entry in found.fields)
+    allowed = "shared" in wanted
+    yield compared("linux.rootfsPropagation", wanted, fields, weaker=shared and not allowed, same=True)
+    if subject.namespace("mnt") == own_namespace("mnt"):
+        return
+    for name in ("cwd", "exe"):
+        inside = subject.mount_of(name) in subject.mounts
+        where = f"{subject.link(name)}{'' if inside else ', outside its mount namespace'}"
+        yield compared(f"process {name}", "inside its mount namespace", where, weaker=not inside, same=inside)
+
+
+def masked(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    for path in (spec.get("linux") or {}).get("maskedPaths") or ():
+        found, weaker = "is not there", False
+        for probe in subject.probes(path):
+            found, weaker = _mask(probe)
+        yield compared(f"linux.maskedPaths {path}", "masked", found, weaker=weaker, same=not weaker)
+
+
+def _mask(probe: Probe) -> tuple[str, bool]:
+    mode = probe.status.st_mode
+    if stat.S_ISCHR(mode) and probe.status.st_rdev == NULL:
+        return "the null device", False
+    if stat.S_ISDIR(mode) and probe.mount_point and probe.mount and probe.mount.read_only:
+        if not os.listdir(f"/proc/self/fd/{probe.descriptor}"):
+            return f"an empty, read-only {probe.mount.fstype}", False
+        return "a directory with entries", True
+    return "a directory" if stat.S_ISDIR(mode) else "a file", True
+
+
+def read_only(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    for path in (spec.get("linux") or {}).get("readonlyPaths") or ():
+        found, weaker = "is not there", False
+        for probe in subject.probes(path):
+            weaker = not (probe.mount and probe.mount.read_only)
+            found = "on a writable mount" if weaker else "read-only"
+        yield compared(f"linux.readonlyPaths {path}", "read-only", found, weaker=weaker, same=not weaker)
+
+
+def devices(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    """Device files below /dev that nobody asked for, and asked ones that are missing."""
+    entries = (spec.get("linux") or {}).get("devices") or ()
+    asked = {specs.normalise(entry["path"]): _number(entry) for entry in entries if entry["type"] != "p"}
+    known = {os.makedev(major, minor) for _, major, minor in DEFAULT_DEVICES} | {os.makedev(5, 2), *asked.values()}
+    for path, number in asked.items():
+        same = False
+        for probe in subject.probes(path):
+            same = probe.status.st_rdev == number
+        words = f"{os.major(number)}:{os.minor(number)}"
+        found = words if same else "something else, or nothing"
+        yield Finding(f"linux.devices {path}", words, found, Verdict.SAME if same else Verdict.DIFFERENT)
+    if any(specs.normalise(mount["destination"]) == "/dev" and _is_bind(mount) for mount in spec.get("mounts") or ()):
+        return
+    extra = [
+        f"{path} ({'b' if stat.S_ISBLK(found.st_mode) else 'c'} {os.major(found.st_rdev)}:{os.minor(found.st_rdev)})"
+        for probe in subject.probes("/dev")
+        for path, found in _nodes(subject, probe.descriptor, "/dev", 0)
+        if found.st_rdev not in known and os.major(found.st_rdev) != PTY_MAJOR
+    ]
+    yield compared(
+        "device files",
+        "the default and asked ones",
+        ", ".join(extra[:20]) or "no others",
+        weaker=bool(extra),
+        same=not extra,
+    )
+
+
+def _number(device: Mapping[str, Any]) -> int:
+    return os.makedev(device.get("major", 0), device.get("minor", 0))
+
+
+def _nodes(subject: Subject, directory: int, path: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    """Device files that work: none does on a mount with nodev.  Links are not followed."""
+    mount = subject.mounts.get(mountinfo.id_of(directory))
+    names = os.listdir(f"/proc/self/fd/{directory}")[:DEVICES_MAX]
+    for name in names:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode) and depth < DEVICES_DEPTH:
+            inner = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                yield from _nodes(subject, inner, f"{path}/{name}", depth + 1)
+            finally:
+                os.close(inner)
+        elif (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)) and mount and "nodev" not in mount.options:
+            yield f"{path}/{name}", found
+
+
+def descriptors(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    """Open descriptors of what is outside: files on no mount of the container's, sockets of another namespace."""
+    own_mounts = subject.namespace("mnt") != own_namespace("mnt")
+    own_network = "network" in specs.namespace_paths(spec)
+    sockets = _sockets(subject) if own_network else frozenset()
+    numbers = sorted(int(name) for name in subject.names("fd"))
+    given = {0, 1, 2} | _passed(spec)
+    leaks = 0
+    for number in numbers[:DESCRIPTORS_MAX]:
+        try:
+            target = subject.link(f"fd/{number}")
+            outside = _outside(subject, number, target, own_mounts, own_network, sockets)
+            directory = stat.S_ISDIR(subject.stat(f"fd/{number}").st_mode)
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if not outside:
+            continue
+        leaks += 1
+        passed = number in given and not directory
+        asked = "passed on" if passed else "not asked for"
+        yield Finding(f"descriptor {number}", asked, outside, Verdict.DIFFERENT if passed else Verdict.WEAKER)
+    if not leaks:
+        yield Finding("descriptors", "none of the host's", f"none of the host's among {len(numbers)}", Verdict.SAME)
+
+
+def _passed(spec: Spec) -> set[int]:
+    """Descriptors of socket activation, which LISTEN_FDS counts from 3."""
+    for entry in spec["process"].get("env") or ():
+        name, _, value = entry.partition("=")
+        if name == "LISTEN_FDS" and value.isascii() and value.isdigit() and len(value) < 5:
+            return set(range(3, 3 + int(value)))
+    return set()
+
+
+def _outside(
+    subject: Subject, number: int, target: str, own_mounts: bool, own_network: bool, sockets: frozenset[int]
+) -> str:
+    """What of the host's a descriptor is, in words; "" when it is the container's own."""
+    if target.startswith("socket:["):
+        if own_network and int(target[8:-1]) not in sockets:
+            return f"{target} of another network namespace"
+        return ""
+    if not target.startswith("/") or target.startswith("/memfd:") or not own_mounts:
+        return ""  # pipes, eventfds and the like belong to whoever holds them
+    mount = int(mountinfo.field(subject.text(f"fdinfo/{number}"), "mnt_id"))
+    return "" if mount in subject.mounts else f"{target} on a mount that is not the container's"
+
+
+def _sockets(subject: Subject) -> frozenset[int]:
+    found = set()
+    for name, column in SOCKET_TABLES.items():
+        try:
+            lines = subject.text(f"net/{name}").splitlines()[1:]
+        except OSError:
+            continue  # a protocol that this kernel does not have
+        rows = (line.split() for line in lines)
+        found |= {int(row[column]) for row in rows if len(row) > column and row[column].isdigit()}
+    return frozenset(found)
