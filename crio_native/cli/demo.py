@@ -121,8 +121,8 @@ def serve(daemon: ScratchDaemon) -> None:
     console.print(f"  export CRIO_NATIVE_SOCKET=unix://{daemon.socket}", soft_wrap=True)
     for words in ("ps", "exec demo sh -c 'id; mount | head -5'", "run --rm localhost/busybox:demo echo hello"):
         console.print(f"  {_shown(Path(sys.executable).with_name('crioctl'))} {words}", soft_wrap=True)
-    console.print("Serving; Ctrl-C removes everything that this made.")
     try:
+        console.print("Serving; Ctrl-C removes everything that this made.")
         daemon.wait()
     except KeyboardInterrupt:
         return

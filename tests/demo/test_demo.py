@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..machine import machine_state
+from ..machine import Machine, assert_machine_unchanged, machine_state
 
 COMMAND = (sys.executable, "-m", "crio_native.cli.demo")
 SECONDS = 60
@@ -52,17 +52,17 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, rest
 
 
-def assert_nothing_left(scratch: Path) -> None:
-    """Every name that a demonstration makes holds its directory's random part."""
+@pytest.fixture
+def before() -> Machine:
+    """Our processes and descriptors; of the names, none: what a demonstration will call its own is not known yet."""
+    return machine_state("crio-native-demonstration")
+
+
+def assert_nothing_left(scratch: Path, before: Machine, text: str = "") -> None:
+    """Every name that a demonstration makes holds the random part of its directory's."""
     assert list(scratch.iterdir()) == []
     assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(scratch) in line]
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert not [line for line in listing.splitlines() if str(scratch) in line]
-
-
-def assert_names_gone(suffix: str) -> None:
-    state = machine_state(suffix)
-    assert not any(state[kind] for kind in ("mounts", "namespace pins", "cgroups", "links")), state
+    assert_machine_unchanged(before, suffix_of(text) if text else str(scratch))
 
 
 def suffix_of(text: str) -> str:
@@ -71,7 +71,7 @@ def suffix_of(text: str) -> str:
     return found[1]
 
 
-def test_once_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
+def test_once_shows_everything_and_leaves_nothing(tmp_path: Path, before: Machine) -> None:
     with demonstration("--once", "--scratch", str(tmp_path)) as process:
         status, text = finish(process)
     assert status == 0, text
@@ -83,22 +83,20 @@ def test_once_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert subjects["no_new_privs"] == "yes"
     assert subjects["seccomp"].startswith("filter")
     assert "67108864" in subjects["  limits"]
-    assert_nothing_left(tmp_path)
-    assert_names_gone(suffix_of(text))
+    assert_nothing_left(tmp_path, before, text)
 
 
-def test_ctrl_c_while_serving(tmp_path: Path) -> None:
+def test_ctrl_c_while_serving(tmp_path: Path, before: Machine) -> None:
     with demonstration("--scratch", str(tmp_path)) as process:
         text = read_until(process, "Serving")
         os.killpg(process.pid, signal.SIGINT)
         status, rest = finish(process)
     assert status == 0, rest
-    assert_nothing_left(tmp_path)
-    assert_names_gone(suffix_of(text))
+    assert_nothing_left(tmp_path, before, text)
 
 
 @pytest.mark.parametrize("stage", ["build an image", "start the daemon", "import the image", "create the container"])
-def test_ctrl_c_after_a_stage(tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_after_a_stage(tmp_path: Path, before: Machine, stage: str) -> None:
     """Twice: the second must not cut the removal short."""
     with demonstration("--scratch", str(tmp_path)) as process:
         read_until(process, stage)
@@ -106,10 +104,10 @@ def test_ctrl_c_after_a_stage(tmp_path: Path, stage: str) -> None:
         os.killpg(process.pid, signal.SIGINT)
         status, rest = finish(process)
     assert status == 130, rest
-    assert_nothing_left(tmp_path)
+    assert_nothing_left(tmp_path, before)
 
 
-def test_a_daemon_that_is_killed(tmp_path: Path) -> None:
+def test_a_daemon_that_is_killed(tmp_path: Path, before: Machine) -> None:
     """Its container lives on; the demonstration ends it."""
     with demonstration("--scratch", str(tmp_path)) as process:
         text = read_until(process, "Serving")
@@ -119,28 +117,27 @@ def test_a_daemon_that_is_killed(tmp_path: Path) -> None:
         status, rest = finish(process)
     assert status == 1
     assert "the daemon ended by itself" in rest
-    assert_nothing_left(tmp_path)
-    assert_names_gone(suffix_of(text))
+    assert_nothing_left(tmp_path, before, text)
 
 
-def test_a_daemon_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_start(tmp_path: Path, before: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINER_LOG_LEVEL", "loud")
     with demonstration("--once", "--scratch", str(tmp_path)) as process:
         status, text = finish(process)
     assert status == 1
     assert "the daemon ended; the end of its log" in text
     assert "loud" in text
-    assert_nothing_left(tmp_path)
+    assert_nothing_left(tmp_path, before)
 
 
-def test_a_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
+def test_a_directory_too_deep_for_a_socket(tmp_path: Path, before: Machine) -> None:
     deep = tmp_path / ("deep" * 25)
     deep.mkdir()
     with demonstration("--once", "--scratch", str(deep)) as process:
         status, text = finish(process)
     assert status == 1
     assert re.match(r"scratch: longer than the \d+ bytes", text)
-    assert_nothing_left(deep)
+    assert_nothing_left(deep, before)
 
 
 def test_not_root() -> None:
