@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,13 +159,23 @@ class Client:
                 process_group=0,
                 env={**os.environ, **(env or {})},
             )
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Wait for a daemon that was just started; gRPC's own way of waiting looks only once a second."""
         self.channel.close()
+        self.until(lambda: can_connect(self.daemon.socket), 20)
         self.connect()
-        self.runtime.Version(pb.VersionRequest(), timeout=20, wait_for_ready=True)
+        self.call("Version")
 
     def restart(self, number: int = signal.SIGTERM) -> None:
         self.stop_daemon(number)
         self.start_daemon()
+
+
+def can_connect(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def log_text(path: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import Client, refused
+from .conftest import Client, can_connect, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -253,7 +253,7 @@ def scratch_flags(directory: Path, listen: Path | str) -> list[str]:
 
 
 def test_a_socket_in_use(cri: Client, tmp_path: Path) -> None:
-    before = machine_state()
+    before = machine_state(tmp_path.name)
     code, error = daemon_output(*scratch_flags(tmp_path, cri.daemon.socket))
     assert code == 1 and "already listening" in error and str(cri.daemon.socket) in error
     assert "Traceback" not in error
@@ -265,7 +265,7 @@ def test_a_socket_in_use(cri: Client, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 120)
     code, error = daemon_output(*scratch_flags(tmp_path, long))
     assert code == 1 and "107 bytes" in error
-    assert_machine_unchanged(before)
+    assert_machine_unchanged(before, tmp_path.name)
 
 
 def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
@@ -281,11 +281,6 @@ def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
         daemon.send_signal(signal.SIGTERM)
         daemon.communicate(timeout=20)
     assert daemon.returncode == 0 and not stale.exists()
-
-
-def can_connect(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def test_not_root(tmp_path: Path) -> None:

@@ -121,18 +121,25 @@ def test_filters(cri: Client) -> None:
     assert (item.pod_sandbox_id, item.state) == (two, pb.CONTAINER_CREATED)
 
 
+def trapping(cri: Client, pod: str, action: str, **fields: Any) -> str:
+    """A container whose shell has set a trap: a first process without one gets no signal at all."""
+    script = f"trap {action}; echo ready; while :; do sleep 0.05; done"
+    container = cri.start(pod, "sh", "-c", script, **fields)
+    path = cri.status(container).log_path
+    cri.until(lambda: "ready" in log_text(path))
+    return container
+
+
 def test_stop_signal_and_grace(cri: Client) -> None:
     pod = cri.pod()
-    polite = cri.start(pod, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
+    polite = trapping(cri, pod, "'exit 3' TERM")
     cri.call("StopContainer", container_id=polite, timeout=10)
     assert cri.status(polite).exit_code == 3
-    config = cri.container_config("sh", "-c", "trap 'exit 4' USR1; while :; do sleep 0.05; done")
-    config.stop_signal = pb.SIGNAL_SIGUSR1
-    other = cri.start(pod, config=config)
+    other = trapping(cri, pod, "'exit 4' USR1", stop_signal=pb.SIGNAL_SIGUSR1)
     cri.call("StopContainer", container_id=other, timeout=10)
     assert cri.status(other).exit_code == 4
     assert cri.status(other).stop_signal == pb.SIGNAL_SIGUSR1
-    deaf = cri.start(pod, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+    deaf = trapping(cri, pod, "'' TERM")
     start = time.monotonic()
     cri.call("StopContainer", container_id=deaf, timeout=1)
     assert 0.9 < time.monotonic() - start < 5
@@ -141,7 +148,7 @@ def test_stop_signal_and_grace(cri: Client) -> None:
 
 def test_a_long_grace_can_be_cut_short(cri: Client) -> None:
     pod = cri.pod()
-    deaf = cri.start(pod, "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
+    deaf = trapping(cri, pod, "'' TERM")
     slow = cri.runtime.StopContainer.future(pb.StopContainerRequest(container_id=deaf, timeout=86400), timeout=30)
     time.sleep(0.3)
     assert cri.status(deaf).state == pb.CONTAINER_RUNNING, "a status must not wait for a stop"

@@ -42,9 +42,7 @@ class Faulty(Client):
                 process_group=0,
                 cwd=Path(__file__).parents[2],
             )
-        self.channel.close()
-        self.connect()
-        self.runtime.Version(pb.VersionRequest(), timeout=20, wait_for_ready=True)
+        self.reconnect()
 
     def life(self) -> None:
         """A pod with a pause process and a container, from the first call to the last."""
@@ -77,8 +75,11 @@ class Faulty(Client):
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[Faulty]:
     client = new_client()
-    yield Faulty(client)
-    close(client)
+    client.stop_daemon()
+    faulty = Faulty(client)
+    faulty.start_faulty()
+    yield faulty
+    close(faulty)
 
 
 MAKING = [
@@ -96,66 +97,56 @@ DYING = [(point, 1) for point in POINTS] + [
 ]
 
 
-@pytest.fixture(scope="module")
-def failing(faulty: Faulty) -> Iterator[Faulty]:
-    faulty.stop_daemon()
-    faulty.start_faulty()
-    yield faulty
-    faulty.restart()
-
-
 @pytest.mark.parametrize(("point", "when"), MAKING)
 @pytest.mark.parametrize("number", [1, 2])
-def test_an_act_fails(failing: Faulty, point: str, when: str, number: int) -> None:
+def test_an_act_fails(faulty: Faulty, point: str, when: str, number: int) -> None:
     """The call says what failed, nothing of the object stays, and the same call then succeeds.
 
     The first passage is most often the pod's (or its pause process's), the second the container's.
     """
-    failing.order.write_text(f"{point} {when} fail {number}")
+    faulty.order.write_text(f"{point} {when} fail {number}")
     try:
-        failing.life()
-        fired = not failing.order.exists()
+        faulty.life()
+        fired = not faulty.order.exists()
         assert not fired, "a failure was not told to anybody"
     except grpc.RpcError as error:
         assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL), error.details()
         assert f"injected at {point}" in error.details()
-    failing.order.unlink(missing_ok=True)
-    for pod in failing.pods():
-        failing.remove_pod(pod.id)
-    failing.assert_clean()
-    failing.life()
-    failing.assert_clean()
+    faulty.order.unlink(missing_ok=True)
+    for pod in faulty.pods():
+        faulty.remove_pod(pod.id)
+    faulty.assert_clean()
+    faulty.life()
+    faulty.assert_clean()
 
 
 @pytest.mark.parametrize(
     "point", ["store.delete", "network.teardown", "remove_tree", "runtime.delete", "unpin_namespaces"]
 )
-def test_an_act_of_removal_fails(failing: Faulty, point: str) -> None:
+def test_an_act_of_removal_fails(faulty: Faulty, point: str) -> None:
     """The call says so, and asking again removes the rest."""
-    pod = failing.pod(failing.config())
-    failing.start(pod, "sleep", "600", name="life")
-    failing.order.write_text(f"{point} before fail 1")
+    pod = faulty.pod(faulty.config())
+    faulty.start(pod, "sleep", "600", name="life")
+    faulty.order.write_text(f"{point} before fail 1")
     try:
-        failing.call("RemovePodSandbox", pod_sandbox_id=pod)
+        faulty.call("RemovePodSandbox", pod_sandbox_id=pod)
     except grpc.RpcError as error:
         assert f"injected at {point}" in error.details()
-    assert not failing.order.exists()
-    failing.call("RemovePodSandbox", pod_sandbox_id=pod)
-    failing.assert_clean()
+    assert not faulty.order.exists()
+    faulty.call("RemovePodSandbox", pod_sandbox_id=pod)
+    faulty.assert_clean()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("point", "number"), DYING)
 def test_the_daemon_dies(faulty: Faulty, point: str, when: str, number: int) -> None:
     """Killed there, and started again: each object is usable or gone."""
-    faulty.stop_daemon()
-    faulty.start_faulty()
     faulty.order.write_text(f"{point} {when} kill {number}")
     with pytest.raises(grpc.RpcError):
         faulty.life()
     assert faulty.daemon.process is not None and faulty.daemon.process.wait(5) == -signal.SIGKILL
     assert not faulty.order.exists()
-    faulty.start_daemon()
+    faulty.start_faulty()
     for container in faulty.containers():
         assert_usable_container(faulty, container)
     for pod in faulty.pods():
