@@ -282,7 +282,7 @@ class BuiltinRuntime:
                 cgroup_files=joined,
                 cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
                 seccomp=_compiled(linux.get("seccomp")),
-                pause_program=str(monitor.binary_path()),
+                pause_program=_monitor_program() if container.pause else "",
             )
             created = self._launch(container, plan, cgroup, descriptor)
         except BaseException:
@@ -312,7 +312,7 @@ class BuiltinRuntime:
             "terminal": terminal,
             "stdin": container.stdin,
             "monitor": {
-                "path": str(monitor.binary_path()),
+                "path": _monitor_program(),
                 "arguments": arguments,
                 "run_dir": str(container.run_dir),
             },
@@ -464,6 +464,11 @@ class BuiltinRuntime:
             return wanted
         log.warning("container %s: this host cannot give %s", container_id, ", ".join(sorted(excess)))
         return {**wanted, "capabilities": {kind: [n for n in names if n not in excess] for kind, names in sets.items()}}
+
+
+@functools.cache
+def _monitor_program() -> str:
+    return str(monitor.binary_path())
 
 
 def _number(name: str) -> int:
