@@ -13,7 +13,7 @@ import sys
 import click
 
 from crio_native import __version__
-from crio_native.cli.ctl import containers, images, node, run, show
+from crio_native.cli.ctl import containers, images, isolation, node, run, show
 from crio_native.cli.ctl.client import Client
 from crio_native.errors import CrioError
 
@@ -61,6 +61,7 @@ for command in (
     containers.exec_,
     containers.logs,
     containers.inspect,
+    isolation.isolation,
     images.images,
     images.pull,
     images.load,

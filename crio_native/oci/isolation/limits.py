@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +16,26 @@ from crio_native.oci.isolation.finding import Finding, Verdict, compared
 from crio_native.oci.isolation.subject import Subject
 
 Spec = Mapping[str, Any]
-RLIMITS = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12}  # Python has no names for them
+# As /proc/PID/limits calls them.
+LIMIT_NAMES = {
+    "RLIMIT_AS": "address space",
+    "RLIMIT_CORE": "core file size",
+    "RLIMIT_CPU": "cpu time",
+    "RLIMIT_DATA": "data size",
+    "RLIMIT_FSIZE": "file size",
+    "RLIMIT_LOCKS": "file locks",
+    "RLIMIT_MEMLOCK": "locked memory",
+    "RLIMIT_MSGQUEUE": "msgqueue size",
+    "RLIMIT_NICE": "nice priority",
+    "RLIMIT_NOFILE": "open files",
+    "RLIMIT_NPROC": "processes",
+    "RLIMIT_RSS": "resident set",
+    "RLIMIT_RTPRIO": "realtime priority",
+    "RLIMIT_RTTIME": "realtime timeout",
+    "RLIMIT_SIGPENDING": "pending signals",
+    "RLIMIT_STACK": "stack size",
+}
+NO_LIMIT = 2**64 - 1  # RLIM_INFINITY
 INFINITE = float("inf")
 # Files in which less is stricter, and an ancestor's value binds too.
 BOUNDS = frozenset(
@@ -202,12 +221,22 @@ def _covered(entry: str, rules: set[str]) -> bool:
 
 
 def rlimits(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    found = _rlimits(subject.text("limits"))
     for entry in spec["process"].get("rlimits") or ():
-        number = RLIMITS.get(entry["type"]) or getattr(resource, entry["type"])
-        soft, hard = (value if value >= 0 else 2**64 - 1 for value in resource.prlimit(subject.pid, number))
-        asked, found = (f"{one}, at most {other}" for one, other in ((entry["soft"], entry["hard"]), (soft, hard)))
+        soft, hard = found.get(LIMIT_NAMES[entry["type"]], (NO_LIMIT, NO_LIMIT))
+        asked, has = (f"{one}, at most {other}" for one, other in ((entry["soft"], entry["hard"]), (soft, hard)))
         weaker = hard > entry["hard"]
-        yield compared(f"process.rlimits {entry['type']}", asked, found, weaker=weaker, same=asked == found)
+        yield compared(f"process.rlimits {entry['type']}", asked, has, weaker=weaker, same=asked == has)
+
+
+def _rlimits(text: str) -> dict[str, tuple[int, int]]:
+    """The kernel's name -> soft and hard limit.  (prlimit(2) would need CAP_SYS_RESOURCE for another user's.)"""
+    rows = (re.split(r"\s{2,}", line.strip()) for line in text.splitlines()[1:])
+    return {row[0].removeprefix("Max "): (_rlimit(row[1]), _rlimit(row[2])) for row in rows if len(row) > 2}
+
+
+def _rlimit(word: str) -> int:
+    return int(word) if word.isdigit() else NO_LIMIT
 
 
 def oom_score(subject: Subject, spec: Spec) -> Iterator[Finding]:

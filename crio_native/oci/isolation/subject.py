@@ -126,8 +126,9 @@ class Subject:
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
-            at = os.readlink(f"/proc/self/fd/{descriptor}")
-            mount = self.mounts.get(mountinfo.id_of(descriptor))
-            yield Probe(descriptor, os.fstat(descriptor), at, mount)
+            at, status = os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor)
+            if status.st_nlink == 0:  # the file that was mounted has been replaced in its own directory
+                at = at.removesuffix(" (deleted)")
+            yield Probe(descriptor, status, at, self.mounts.get(mountinfo.id_of(descriptor)))
         finally:
             os.close(descriptor)

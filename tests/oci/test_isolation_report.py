@@ -1,0 +1,267 @@
+"""The report against real containers: nothing is weaker where nothing is, and each weakness is seen."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crio_native.cli import crioctl, lab
+from crio_native.errors import InvalidArgument, NotFound
+from crio_native.oci.isolation import Finding, Verdict, report
+
+from ..cri.conftest import Client, cri, shared  # noqa: F401  fixtures
+from .conftest import Box, Container
+
+pytestmark = pytest.mark.root
+
+CGROUP = f"/crio-native-isolation-{os.getpid()}"
+
+
+def full_spec(box: Box) -> dict[str, Any]:
+    """A container with something in every field that the report compares."""
+    spec = box.spec()
+    spec["mounts"] += [
+        {"destination": "/data", "type": "bind", "source": str(box.directory), "options": ["rbind", "ro", "nosuid"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+    ]
+    spec["process"] |= {
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}],
+        "oomScoreAdj": 500,
+        "user": {"uid": 1000, "gid": 1000, "additionalGids": [7]},
+    }
+    # What a user keeps of these the kernel decides: none.
+    spec["process"]["capabilities"] |= {"effective": [], "permitted": []}
+    spec["linux"] |= {
+        "cgroupsPath": CGROUP,
+        "resources": {
+            "memory": {"limit": 64 << 20},
+            "pids": {"limit": 50},
+            "cpu": {"quota": 50_000, "period": 100_000, "shares": 512, "cpus": "0"},
+            "devices": [{"allow": False, "access": "rwm"}],
+        },
+        "seccomp": {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+        },
+        "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
+    }
+    return spec
+
+
+@pytest.fixture
+def full(box: Box) -> Iterator[Container]:
+    container = box.create(full_spec(box)).start()
+    assert container.exec("true") == (0, "")  # by then the init has execed
+    yield container
+
+
+def weaker(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.field: finding for finding in findings if finding.weaker}
+
+
+def test_a_container_is_as_asked(full: Container) -> None:
+    findings = report(full.process.pid, full.spec.spec)
+    assert {finding.field: finding for finding in findings if finding.verdict is not Verdict.SAME} == {}
+    fields = " ".join(finding.field for finding in findings)
+    for part in ("namespaces", "capabilities", "seccomp", "mounts", "maskedPaths", "devices", "descriptors", "memory"):
+        assert part in fields
+
+
+def set_at(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        holder: Any = spec
+        for part in path[:-1]:
+            holder = holder[part]
+        holder[path[-1]] = to
+
+    return change
+
+
+def add_to(*path: Any, entry: Any) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        holder: Any = spec
+        for part in path:
+            holder = holder[part]
+        holder.append(entry)
+
+    return change
+
+
+# What is asked for after the container was made without it, and the field that must be found weaker.
+ASKED_FOR_MORE = {
+    "process.capabilities.bounding": set_at("process", "capabilities", "bounding", to=["CAP_KILL"]),
+    "mounts[1] /dev": add_to("mounts", 1, "options", entry="noexec"),
+    "linux.maskedPaths /proc/uptime": add_to("linux", "maskedPaths", entry="/proc/uptime"),
+    "linux.maskedPaths /proc/tty": add_to("linux", "maskedPaths", entry="/proc/tty"),
+    "linux.readonlyPaths /tmp": add_to("linux", "readonlyPaths", entry="/tmp"),
+    "linux.resources.memory.limit": set_at("linux", "resources", "memory", "limit", to=32 << 20),
+    "linux.resources.pids.limit": set_at("linux", "resources", "pids", "limit", to=10),
+    "linux.resources.cpu.quota": set_at("linux", "resources", "cpu", "quota", to=10_000),
+    "process.rlimits RLIMIT_NOFILE": set_at(
+        "process", "rlimits", 0, to={"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}
+    ),
+    "process.oomScoreAdj": set_at("process", "oomScoreAdj", to=900),
+    "process.user.additionalGids": set_at("process", "user", "additionalGids", to=[]),
+    "root.readonly": set_at("root", "readonly", to=True),
+    "linux.namespaces user": add_to("linux", "namespaces", entry={"type": "user"}),
+    "process.apparmorProfile": set_at("process", "apparmorProfile", to="strict"),
+    "process.selinuxLabel": set_at("process", "selinuxLabel", to="a:b:c"),
+    "mounts[7] /etc": add_to("mounts", entry={"destination": "/etc", "type": "tmpfs", "options": []}),
+    "linux.cgroupsPath memory": set_at("linux", "cgroupsPath", to="/elsewhere"),
+}
+
+
+@pytest.mark.parametrize("field", ASKED_FOR_MORE)
+def test_what_is_weaker_than_asked_is_seen(full: Container, field: str) -> None:
+    asked = copy.deepcopy(dict(full.spec.spec))
+    if field == "linux.namespaces user":
+        asked["linux"]["uidMappings"] = asked["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1}]
+    ASKED_FOR_MORE[field](asked)
+    found = weaker(report(full.process.pid, asked))
+    assert field in found, list(found)
+
+
+# What the container was made without, against the full spec: the other way round.
+MADE_WITHOUT = {
+    "linux.seccomp": lambda spec: spec["linux"].pop("seccomp"),
+    "process.noNewPrivileges": lambda spec: spec["process"].pop("noNewPrivileges"),
+    "linux.namespaces network": lambda spec: spec["linux"]["namespaces"].remove({"type": "network"}),
+    "linux.namespaces pid": lambda spec: spec["linux"]["namespaces"].remove({"type": "pid"}),
+    "mounts[5] /data": lambda spec: spec["mounts"][5]["options"].remove("ro"),
+    "linux.resources.devices": lambda spec: spec["linux"]["resources"].pop("devices"),
+    "device files": lambda spec: spec["linux"]["devices"].append(
+        {"path": "/dev/loop9", "type": "b", "major": 7, "minor": 9}
+    ),
+    "process.user.uid": lambda spec: spec["process"]["user"].update(uid=0),
+    "mount /extra": lambda spec: spec["mounts"].append({"destination": "/extra", "type": "tmpfs", "source": "x"}),
+}
+
+
+@pytest.mark.parametrize("field", MADE_WITHOUT)
+def test_a_container_that_was_made_weaker_is_seen(box: Box, field: str) -> None:
+    asked = full_spec(box)
+    spec = copy.deepcopy(asked)
+    MADE_WITHOUT[field](spec)
+    container = box.create(spec).start()
+    container.exec("true")
+    assert field in weaker(report(container.process.pid, asked))
+
+
+def test_a_file_that_replaced_the_mounts_source_is_told(box: Box) -> None:
+    """A kubelet replaces files by rename; the container keeps the old one."""
+    source = box.directory / "file"
+    source.write_text("old")
+    spec = box.spec()
+    spec["mounts"].append({"destination": "/file", "type": "bind", "source": str(source), "options": ["bind"]})
+    container = box.create(spec).start()
+    (box.directory / "new").write_text("new")
+    (box.directory / "new").rename(source)
+    found = {finding.field: finding.verdict for finding in report(container.process.pid, spec)}
+    assert found["mounts[5] /file"] is Verdict.DIFFERENT
+
+
+def leaky_process(box: Box) -> subprocess.Popen[bytes]:
+    """A process with a root of its own that holds a directory and a socket of the host."""
+    program = f"""
+import os, socket, sys
+leak = os.open("/", os.O_RDONLY | os.O_DIRECTORY); os.set_inheritable(leak, True)
+pair = socket.socketpair(); [end.set_inheritable(True) for end in pair]
+os.execvp("unshare", ["unshare", "-mn", "--propagation", "private", "sh", "-c",
+    "mount --rbind {box.root} {box.root} && cd {box.root} && pivot_root . tmp && exec /bin/busybox chroot . /bin/sh -c "
+    "'/bin/busybox umount -l /tmp; exec /bin/sleep 1000'"])
+"""
+    return subprocess.Popen([sys.executable, "-c", program], close_fds=False, stdin=subprocess.DEVNULL)
+
+
+def test_leaked_descriptors_are_seen(box: Box) -> None:
+    process = leaky_process(box)
+    try:
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            assert process.poll() is None
+        spec = box.spec()
+        spec["linux"]["namespaces"] = [{"type": "mount"}, {"type": "network"}]
+        del spec["hostname"]
+        found = [finding for finding in report(process.pid, spec) if finding.field.startswith("descriptor ")]
+        leaks = " ".join(finding.found for finding in found if finding.weaker)
+        assert "/ on a mount that is not the container's" in leaks
+        assert "of another network namespace" in leaks
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_containers_own_sockets_and_files_are_no_leak(box: Box) -> None:
+    container = box.create(box.spec("sh", "-c", "exec 5</etc/passwd 6<>/dev/shm/x; sleep 1000")).start()
+    container.exec("true")
+    assert "descriptors" in {finding.field for finding in report(container.process.pid, container.spec.spec)}
+
+
+def test_a_process_that_has_ended(box: Box) -> None:
+    container = box.run("true")
+    with pytest.raises(NotFound):
+        report(container.process.pid, container.spec.spec)
+    with pytest.raises(NotFound):
+        report(2**22 + 1, container.spec.spec)
+
+
+def test_a_wrong_config_is_refused(full: Container) -> None:
+    with pytest.raises(InvalidArgument, match="ociVersion"):
+        report(full.process.pid, {})
+
+
+def test_hostile_names_do_not_reach_the_terminal(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    (box.root / "\x1b[31mevil").mkdir()
+    (box.root / "\x1b[31mevil/sleep").write_bytes((box.root / "bin/busybox").read_bytes())
+    (box.root / "\x1b[31mevil/sleep").chmod(0o755)
+    spec = box.spec("/\x1b[31mevil/sleep", "1000")
+    container = box.create(spec).start()
+    container.exec("true")
+    config = box.directory / "config.json"
+    config.write_text(json.dumps(spec))
+    assert lab.isolation_command(["--pid", str(container.process.pid), "--config", str(config)]) in (0, 1)
+    shown = capsys.readouterr().out
+    assert "evil" in shown and "\x1b" not in shown
+
+
+def test_the_command_says_it_in_json_and_by_its_exit_code(
+    full: Container, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(full.spec.spec))
+    words = ["--json", "--pid", str(full.process.pid), "--config", str(tmp_path)]
+    assert lab.isolation_command(words) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {"field", "asked", "found", "verdict", "weaker"} == set(rows[0])
+    asked = {**full.spec.spec, "root": {**full.spec.spec["root"], "readonly": True}}
+    (tmp_path / "config.json").write_text(json.dumps(asked))
+    assert lab.isolation_command(words) == 1
+    assert [row["field"] for row in json.loads(capsys.readouterr().out) if row["weaker"]] == ["root.readonly"]
+    assert lab.isolation_command(words[1:]) == 1
+    assert "! weaker    root.readonly\tread-only\twritable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["--pid", "1"], ["a", "--pid", "1"], ["--config", "x", "a"], ["--pid", "x"]])
+def test_a_wrong_command_line(words: list[str]) -> None:
+    with pytest.raises(lab.WrongUsage, match="usage"):
+        lab.isolation_command(words)
+
+
+def test_crioctl_shows_a_pods_container(cri: Client, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    pod = cri.pod()
+    container = cri.start(pod, "sleep", "1000", security={"no_new_privs": True, "masked_paths": ["/proc/keys"]})
+    with pytest.raises(SystemExit) as end:
+        crioctl.main(["--socket", str(cri.daemon.socket), "isolation", "--json", container])
+    rows = json.loads(capsys.readouterr().out)
+    assert end.value.code == 0, [row for row in rows if row["weaker"]]
+    assert {row["field"]: row["found"] for row in rows}["linux.maskedPaths /proc/keys"] == "the null device"
+    cri.call("StopContainer", container_id=container, timeout=0)
+    with pytest.raises(SystemExit) as end:
+        crioctl.main(["--socket", str(cri.daemon.socket), "isolation", container])
+    assert end.value.code == 1 and "not running" in capsys.readouterr().err
