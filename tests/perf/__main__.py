@@ -18,12 +18,11 @@ import click
 from rich.console import Console
 
 from crio_native.cli.scratch import ScratchDaemon
-from crio_native.linux.cgroup import Cgroup
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from tests.perf import containers, daemon, report
 from tests.perf.host import private_mounts
-from tests.perf.peers import CGROUP, Bundle
+from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
 KINDS = ("run", "exec", "monitor", "daemon")
@@ -68,7 +67,6 @@ def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: in
             yield from containers.measure_monitor(ours, bundle)
     finally:
         launchers.stop()
-        Cgroup(CGROUP).remove()
 
 
 def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
@@ -85,7 +83,6 @@ def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
     finally:
         for problem in server.close():
             console.print(f"[red]left behind:[/] {problem}")
-        Cgroup(CGROUP).remove()
 
 
 def _default_seccomp() -> dict[str, Any]:

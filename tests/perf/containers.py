@@ -1,7 +1,7 @@
 """The built-in executor beside crun and runc, and the monitor beside conmon: one bundle, interleaved rounds.
 
 Ours runs inside this process as it does inside the daemon: through BuiltinRuntime, with gRPC loaded and the launchers
-started before it.  The peers are started by posix_spawn.
+started before it.  The peers are programs, so starting them is part of what they cost.
 """
 
 from __future__ import annotations

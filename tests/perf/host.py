@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from crio_native.linux import mounts, syscalls
+from tests.perf.peers import CGROUP
 
 HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 
@@ -23,6 +25,7 @@ def private_mounts() -> Iterator[None]:
     try:
         yield
     finally:
+        _remove_cgroups()
         if made:
             syscalls.umount2(str(HUGETLB), mounts.MNT_DETACH)
             HUGETLB.rmdir()
@@ -37,3 +40,11 @@ def _mount_hugetlb() -> bool:
     HUGETLB.mkdir()
     syscalls.mount("cgroup", str(HUGETLB), "cgroup", 0, "hugetlb")
     return True
+
+
+def _remove_cgroups() -> None:
+    """Ours, also from hierarchies that only a peer uses; a container that lives on keeps its own and is told."""
+    mounted = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line)
+    for row in mounted:
+        for directory, _, _ in os.walk(f"{row[4]}{CGROUP}", topdown=False):
+            os.rmdir(directory)
