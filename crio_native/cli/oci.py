@@ -1,0 +1,134 @@
+"""`crio-oci`: the command line of the built-in executor as an OCI runtime, in runc's words.
+
+Reads the line, finds the command, reports its error.  What the commands do is in `crio_native.oci.builtin.standalone`,
+the flags are in its `verbs`.  Exit codes: the container's own for run and exec; 1 for an error, 255 for one of exec.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from types import SimpleNamespace
+
+from crio_native.errors import CrioError, InvalidArgument
+from crio_native.oci.builtin.standalone import interpreter, log, options, verbs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from crio_native.oci.builtin.standalone.verbs import Verb
+
+ENTERING = ("create", "run", "exec", "restore")  # as in helpers/crio-oci.c
+LABORATORY = ("explain", "diff", "isolation")  # which read their own arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    gc.disable()  # what this process makes it needs until it ends
+    code = command(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        code = code or 1
+    os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
+
+
+def command(arguments: Sequence[str]) -> int:
+    """The exit code of one command line; errors are reported."""
+    given = SimpleNamespace()
+    verb: Verb | None = None
+    try:
+        rest = options.parse(arguments, verbs.table(verbs.GLOBAL), given, interspersed=False)
+        if given.version:
+            return _version()
+        if not rest or rest[0] in ("help", "h"):
+            verb = verbs.VERBS.get(rest[1]) if len(rest) > 1 else None
+            raise options.Help()
+        _settle(given)
+        verb = verbs.VERBS.get(rest[0])
+        if verb is None:
+            raise options.Usage(f"no such command: {rest[0]!r}")
+        if verb.name in LABORATORY:
+            return _laboratory(verb.name, rest[1:], given.root)
+        given.command = verb.name
+        given.arguments = options.parse(rest[1:], verbs.table(verb.flags), given, interspersed=verb.interspersed)
+        least, most = verb.arguments
+        if not least <= len(given.arguments) or 0 <= most < len(given.arguments):
+            raise options.Usage(f"{verb.name!r} takes {_count(least, most)}, {len(given.arguments)} were given")
+        if verb.name in ENTERING:
+            interpreter.protect()
+        module, _, function = verb.function.partition(":")
+        code: int = getattr(__import__(module, fromlist=[function]), function)(given)
+        return code
+    except options.Help:
+        sys.stdout.write(verbs.help_text(verb))
+        return 0
+    except options.Usage as error:
+        sys.stderr.write(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
+        return 1
+    except KeyboardInterrupt:
+        log.error("interrupted")
+    except CrioError as error:
+        log.error(str(error))
+    except OSError as error:
+        log.error(_words(error))
+    except Exception as error:  # a fault of ours: engines want one line, and --debug has the rest
+        log.error(f"internal error: {type(error).__name__}: {error}")
+        if given.debug:
+            raise
+    return 255 if verb is not None and verb.name == "exec" else 1
+
+
+def _settle(given: SimpleNamespace) -> None:
+    """The global flags' values, checked, with their defaults."""
+    from crio_native.oci.builtin.standalone.state import DEFAULT_ROOT
+
+    log.configure(given)
+    if given.systemd_cgroup:
+        given.cgroup_manager = "systemd"
+    given.cgroup_manager = given.cgroup_manager or "cgroupfs"
+    if given.cgroup_manager not in ("cgroupfs", "systemd", "disabled"):
+        raise InvalidArgument("--cgroup-manager", given.cgroup_manager, "must be cgroupfs, systemd or disabled")
+    if given.rootless not in ("", "true", "false", "auto"):
+        raise InvalidArgument("--rootless", given.rootless, "must be true, false or auto")
+    root = DEFAULT_ROOT
+    if os.geteuid() != 0 and os.environ.get("XDG_RUNTIME_DIR"):
+        root = os.environ["XDG_RUNTIME_DIR"] + "/crio-oci"
+    given.root = os.path.abspath(given.root or root)
+
+
+def _count(least: int, most: int) -> str:
+    if most < 0:
+        return f"at least {least} argument{'s' if least != 1 else ''}"
+    return f"{least} argument{'s' if least != 1 else ''}" if least == most else f"{least} to {most} arguments"
+
+
+def _laboratory(name: str, arguments: Sequence[str], root: str) -> int:
+    from crio_native.cli import lab
+
+    try:
+        if name == "isolation":
+            return lab.isolation_command(arguments, root)
+        return {"explain": lab.explain_command, "diff": lab.diff_command}[name](arguments)
+    except lab.WrongUsage as error:
+        raise options.Usage(str(error)) from None
+
+
+def _version() -> int:
+    from crio_native import __version__
+    from crio_native.oci.builtin.standalone.show import OCI_VERSION
+
+    print(f"crio-oci version {__version__}\nspec: {OCI_VERSION}")
+    return 0
+
+
+def _words(error: OSError) -> str:
+    text = (error.strerror or str(error)).lower()
+    return f"{os.fsdecode(error.filename)}: {text}" if error.filename else text
+
+
+if __name__ == "__main__":
+    main()

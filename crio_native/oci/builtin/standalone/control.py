@@ -1,0 +1,153 @@
+"""start, kill, delete, pause, resume and state: one container, which exists, as a whole."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import os
+import select
+import sys
+
+from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.oci.builtin.standalone import channel, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    from crio_native.linux.cgroup import Cgroup
+    from crio_native.oci.builtin.standalone.state import State
+
+END_SECONDS = 10.0  # for a killed init to be gone: the kernel takes its memory apart first
+
+
+def start(options: SimpleNamespace) -> int:
+    found = _load(options)
+    status = found.status()
+    if status != "created":
+        what = {"stopped": "a container that has stopped", "running": "an already running container"}
+        raise FailedPrecondition(f"cannot start {what.get(status, f'a container that is {status}')}: {found.id!r}")
+    channel.start(found)
+    return 0
+
+
+def state_(options: SimpleNamespace) -> int:
+    print_json(_load(options).oci())
+    return 0
+
+
+def kill(options: SimpleNamespace) -> int:
+    """To the init or, with --all and where the container has no PID namespace of its own, to every process."""
+    found = _load(options)
+    number = signal_number(options.arguments[1] if len(options.arguments) > 1 else "TERM")
+    cgroup = found.cgroup
+    if options.all and cgroup is not None:
+        _signal_all(cgroup, number)
+    else:
+        pidfd = found.open_process()
+        try:
+            _signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            raise FailedPrecondition(f"container not running: {found.id!r} has just ended") from None
+        finally:
+            os.close(pidfd)
+    if number == _signal.SIGKILL and cgroup is not None and cgroup.frozen():
+        cgroup.thaw()  # on v1 a stopped process dies when it goes on
+    return 0
+
+
+def _signal_all(cgroup: Cgroup, number: int) -> None:
+    if number == _signal.SIGKILL:
+        cgroup.kill()
+        return
+    for pid in cgroup.processes():
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def delete(options: SimpleNamespace) -> int:
+    """Remove a container that has stopped, or never started; with --force any, and it is no error when it is gone."""
+    try:
+        found = _load(options)
+    except state.DoesNotExist as error:
+        if options.force:
+            if error.half_made:
+                os.rmdir(f"{options.root}/{error.name}")
+            return 0
+        raise
+    status = found.status()
+    if status not in ("stopped", "created") and not options.force:
+        raise FailedPrecondition(f"cannot delete container {found.id!r} that is not stopped: {status}")
+    if found.alive():
+        kill_init(found)
+    found.remove_cgroup()
+    found.remove()
+    return 0
+
+
+def kill_init(found: State) -> None:
+    """SIGKILL, and wait until it is gone.  Raises StepFailed when it is not in 10 seconds."""
+    try:
+        pidfd = found.open_process()
+    except FailedPrecondition:
+        return
+    try:
+        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+        cgroup = found.cgroup
+        if cgroup is not None and cgroup.exists():
+            cgroup.thaw()
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(END_SECONDS * 1000):
+            raise StepFailed("kill", 0, f"process {found.pid}", f"does not end within {END_SECONDS:g} s of SIGKILL")
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)
+
+
+def pause(options: SimpleNamespace) -> int:
+    found = _load(options)
+    status = found.status()
+    if status not in ("running", "created"):
+        raise FailedPrecondition(f"container not running: {found.id!r} is {status}, so it cannot be paused")
+    _cgroup(found).freeze()
+    return 0
+
+
+def resume(options: SimpleNamespace) -> int:
+    found = _load(options)
+    if found.status() != "paused":
+        raise FailedPrecondition(f"container not paused: {found.id!r} is {found.status()}")
+    _cgroup(found).thaw()
+    return 0
+
+
+def _cgroup(found: State) -> Cgroup:
+    cgroup = found.cgroup
+    if cgroup is None:
+        raise FailedPrecondition(f"container {found.id!r} was made without a cgroup, so it cannot be paused")
+    return cgroup
+
+
+def signal_number(text: str) -> int:
+    """TERM, SIGTERM, term, 15, RTMIN+3.  Raises InvalidArgument."""
+    name, _, offset = text.upper().removeprefix("SIG").partition("+")
+    number = int(text) if text.isascii() and text.isdecimal() else getattr(_signal, f"SIG{name}", 0)
+    if isinstance(number, int) and offset.isdecimal() and name == "RTMIN":
+        number += int(offset)
+    if not isinstance(number, int) or (number not in _signal.valid_signals() and text != "0") or name.startswith("_"):
+        raise InvalidArgument("signal", text, "unknown signal: give a name like TERM, or a number")
+    return number
+
+
+def print_json(value: object) -> None:
+    """As runc prints it: indented by two blanks."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _load(options: SimpleNamespace) -> State:
+    return state.load(options.root, options.arguments[0])

@@ -1,0 +1,338 @@
+"""create and run: a container is made here, and nothing half-made stays.
+
+The order: claim the id, record the intent, make the cgroup and limit it, clone the init, wait until it is ready,
+record its pid, tell the engine (pid file, pidfd, terminal), let it wait for `start`.  What fails undoes all before it.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import _socket
+import os
+from types import SimpleNamespace
+
+import prctl
+
+from crio_native.errors import CrioError, Internal, InvalidArgument
+from crio_native.linux import capabilities, process, syscalls
+from crio_native.linux.cgroup import hierarchy
+from crio_native.oci import spec as specs
+from crio_native.oci.builtin import init, steps, wire
+from crio_native.oci.builtin import plan as plans
+from crio_native.oci.builtin.standalone import channel, filters, laboratory, log, state, terminal
+from crio_native.oci.builtin.standalone.state import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
+
+    from crio_native.linux.cgroup import Cgroup
+    from crio_native.oci.builtin.plan import Host, Plan
+
+MAX_PRESERVED = 4096
+
+
+def create(options: SimpleNamespace) -> int:
+    """`crio-oci create`: made up to its command, which `start` lets run."""
+    made = Made(options, starts=False)
+    try:
+        made.hand_over_terminal()
+        made.channel.send(b"W")
+    except BaseException:
+        made.undo()
+        raise
+    return 0
+
+
+def run(options: SimpleNamespace) -> int:
+    """`crio-oci run`: create, start and, unless detached, wait for the end and delete."""
+    foreground = not options.detach
+    if foreground:
+        terminal.block_signals()
+        if not options.no_subreaper:
+            prctl.set_child_subreaper(1)
+    made = Made(options, starts=True)
+    try:
+        made.hand_over_terminal(keep=foreground)
+        made.start()
+        if not foreground:
+            return 0
+        code = terminal.Foreground(made.pid, made.pidfd, made.master).wait()
+    except BaseException:
+        made.undo()
+        raise
+    if not options.keep:
+        made.forget()
+    return code
+
+
+class Made:
+    """A container whose init is ready to run its command.
+
+    starts: this command starts it too, so nobody else needs a way to.  Raises InvalidArgument and AlreadyExists before
+    anything is made, StepFailed with the step that failed when all is undone.
+    """
+
+    def __init__(self, options: SimpleNamespace, *, starts: bool) -> None:
+        self.options, self.starts = options, starts
+        self.laboratory = laboratory.of(options.trace, options.fail)
+        self.master = -1
+        self.pid, self.pidfd = 0, -1
+        bundle = os.path.abspath(options.bundle or ".")
+        content = _read_config(bundle)
+        self.spec = state.parse_json(content, f"{bundle}/config.json")
+        self.preserved = preserved_descriptors(options.preserve_fds)
+        specs.validate(self.spec)
+        self._check_terminal()
+        self.spec = {**self.spec, "process": grantable(self.spec["process"], host())}
+        directory = state.claim(options.root, options.arguments[0])
+        self.state = State(directory, self._record(bundle))
+        try:
+            self.state.save()
+            self.state.keep_config(content)
+            self._make()
+        except BaseException:
+            self.undo()
+            raise
+
+    def _check_terminal(self) -> None:
+        socket = self.options.console_socket
+        detached = not self.starts or self.options.detach
+        wanted = bool(self.spec["process"].get("terminal"))
+        if wanted and detached and not socket:
+            raise InvalidArgument("--console-socket", "", "must be given: process.terminal is true, and we will detach")
+        if socket and not wanted:
+            raise InvalidArgument("--console-socket", socket, "is of no use where process.terminal is false")
+
+    def _record(self, bundle: str) -> dict[str, Any]:
+        root = self.spec["root"]["path"]
+        linux = self.spec.get("linux") or {}
+        return {
+            "id": self.options.arguments[0],
+            "ociVersion": self.spec["ociVersion"],
+            "pid": 0,
+            "startTime": 0,
+            "creator": [os.getpid(), process.start_time(os.getpid())],
+            "bundle": bundle,
+            "rootfs": root if root.startswith("/") else os.path.normpath(f"{bundle}/{root}"),
+            "created": state.now(),
+            "owner": "root" if os.geteuid() == 0 else str(os.geteuid()),
+            "annotations": self.spec.get("annotations") or {},
+            "cgroupsPath": _cgroups_path(linux.get("cgroupsPath", ""), self.options),
+            "cgroupManager": self.options.cgroup_manager,
+            "madeCgroups": [],
+        }
+
+    def _make(self) -> None:
+        linux = self.spec.get("linux") or {}
+        cgroup = self.state.cgroup
+        plan = self._plan(cgroup, filters.compiled(linux.get("seccomp"), self.options.root))
+        if self.laboratory is not None:
+            self.laboratory.check(plan)
+        descriptor = None
+        if cgroup is not None:
+            self._make_cgroup(cgroup, linux.get("resources") or {})
+            descriptor = cgroup.descriptor()
+        listener = -1 if self.starts else channel.listen(self.state)
+        laboratory.own(self.laboratory, "clone", lambda: self._clone(plan, descriptor, listener))
+        for fd in (descriptor, listener):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self._await_ready()
+        laboratory.own(self.laboratory, "record_state", self._record_init)
+        if self.options.pid_file:
+            laboratory.own(
+                self.laboratory, "write_pid_file", lambda: state.write_pid_file(self.options.pid_file, self.pid)
+            )
+        if self.options.pidfd_socket:
+            terminal.send_descriptor("--pidfd-socket", self.options.pidfd_socket, "pidfd", self.pidfd)
+
+    def _plan(self, cgroup: Cgroup | None, seccomp: tuple[bytes, int] | None) -> Plan:
+        container: Any = SimpleNamespace(
+            id=self.state.id, spec=self.spec, bundle=self.state.bundle, overlay=None, user=None, pause=False
+        )
+        directories = {}
+        if cgroup is not None and hierarchy().mode != "v2":
+            directories = {os.path.basename(mount): mount + cgroup.path for mount in hierarchy().mounts}
+        plan = plans.container_plan(
+            container,
+            host(),
+            cgroup_files=cgroup.join_files() if cgroup is not None else [],
+            cgroup_directories=directories,
+            seccomp=seccomp,
+        )
+        if self.options.no_new_keyring:
+            plan.steps = tuple(step for step in plan.steps if step.name != "session_keyring")
+        return plan
+
+    def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
+        laboratory.own(self.laboratory, "make_cgroup", cgroup.create)
+        if cgroup.made:
+            self.state.record["madeCgroups"] = cgroup.made
+            self.state.save()
+        for warning in laboratory.own(self.laboratory, "limit_cgroup", lambda: cgroup.apply(resources)):
+            log.warning(warning)
+        rules = [*(resources.get("devices") or ()), *plans.DEFAULT_DEVICE_RULES]
+        if resources.get("devices"):
+            laboratory.own(self.laboratory, "limit_devices", lambda: cgroup.apply_devices(rules))
+
+    def _clone(self, plan: Plan, cgroup: int | None, listener: int) -> None:
+        if plan.join_pid:  # takes effect in children only
+            syscalls.setns(process.open_namespace(plan.join_pid), syscalls.CLONE_NEWPID)
+        self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        flags = syscalls.CLONE_NEWPID if plan.new_pid_namespace else 0
+        self.pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
+        if self.pid == 0:
+            _become_init(plan, theirs.detach(), listener, self.preserved, self.laboratory)
+        theirs.close()
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def _await_ready(self) -> None:
+        """Until the init says that it is ready; a terminal's master may come first."""
+        while True:
+            message, descriptors = wire.receive(self.channel)
+            if message[:1] == b"C":
+                self.master = descriptors[0]
+            elif message[:1] == b"R":
+                return
+            elif message[:1] == b"E":
+                raise channel.failure(message[1:])
+            else:
+                _, status = os.waitpid(self.pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                how = f"signal {-code}" if code < 0 else f"status {code}"
+                raise Internal(f"the container's init ended with {how} before it was ready: killed by somebody?")
+
+    def _record_init(self) -> None:
+        self.state.record |= {"pid": self.pid, "startTime": process.start_time(self.pid) or 0}
+        self.state.save()
+
+    def hand_over_terminal(self, *, keep: bool = False) -> None:
+        """Give the terminal's master to the engine; keep: it is for our own foreground."""
+        if self.master >= 0 and self.options.console_socket:
+            terminal.send_descriptor("--console-socket", self.options.console_socket, "/dev/ptmx", self.master)
+            os.close(self.master)
+            self.master = -1
+
+    def start(self) -> None:
+        """Let the command run.  Raises StepFailed when its exec fails."""
+        self.channel.send(b"S")
+        channel.await_exec(self.channel)
+        self.channel.close()
+
+    def undo(self) -> None:
+        """Leave nothing: process, cgroup, pid file, state."""
+        if self.pidfd >= 0:
+            kill_child(self.pid, self.pidfd)
+        if self.options.pid_file and self.pidfd >= 0:
+            try:
+                os.unlink(self.options.pid_file)
+            except OSError:
+                pass
+        self.forget()
+
+    def forget(self) -> None:
+        try:
+            self.state.remove_cgroup()
+        except CrioError as error:
+            log.warning(f"container {self.state.id}: {error}")
+        self.state.remove()
+
+
+def _become_init(
+    plan: Plan, creator: int, listener: int, preserved: int, watcher: laboratory.Laboratory | None
+) -> NoReturn:
+    """The container's first process, in the clone: nothing of ours stays open but what it needs."""
+    prctl.set_name("crio-init")
+    mine = [creator, listener, watcher.trace if watcher else -1]
+    close_others(preserved, mine)
+    context = steps.Context(channel.InitChannel(creator, listener))  # type: ignore[arg-type]
+    context.preserved = preserved
+    acts = watcher.acts("init", plan) if watcher else steps.STEPS
+    failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
+    context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
+    os._exit(1)
+
+
+def close_others(preserved: int, keep: list[int]) -> None:
+    """Close every descriptor but stdio, those to pass on, and `keep` (-1 is none)."""
+    first = 3 + preserved
+    for fd in sorted(fd for fd in keep if fd >= 0):
+        if fd > first:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first)
+
+
+def preserved_descriptors(asked: int | None) -> int:
+    """How many descriptors from 3 on the process inherits: $LISTEN_FDS and `asked` more.  Raises InvalidArgument.
+
+    To be called before this program opens anything that it keeps.
+    """
+    listen = os.environ.get("LISTEN_FDS", "0")
+    if not listen.isdecimal():
+        raise InvalidArgument("LISTEN_FDS", listen, "must be a whole number")
+    count = int(listen) + (asked or 0)
+    if not 0 <= count <= MAX_PRESERVED:
+        raise InvalidArgument("--preserve-fds", asked, f"must be between 0 and {MAX_PRESERVED}")
+    for fd in range(3, 3 + count):
+        try:
+            os.set_inheritable(fd, True)
+        except OSError:
+            raise InvalidArgument("--preserve-fds", count, f"descriptor {fd} is not open") from None
+    return count
+
+
+_known_host: list[Host] = []
+
+
+def host() -> Host:
+    """What plans have to know of this machine."""
+    if not _known_host:
+        _, permitted, _ = syscalls.capget()
+        _known_host.append(plans.Host(capabilities.last_known(), permitted, -1000))
+    return _known_host[0]
+
+
+def grantable(wanted: Mapping[str, Any], on: Host) -> Mapping[str, Any]:
+    """The process object without the capabilities that it cannot be given: the specification wants a container that
+    asks for them to start, and a warning.  We must have them ourselves, and an ambient one is also inheritable."""
+    sets = wanted.get("capabilities") or {}
+    inheritable = set(sets.get("inheritable") or ())
+    given = {
+        kind: [
+            name
+            for name in names
+            if on.permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in inheritable)
+        ]
+        for kind, names in sets.items()
+    }
+    for kind, names in sets.items():
+        if missing := [name for name in names if name not in given[kind]]:
+            log.warning(f"process.capabilities.{kind}: {', '.join(missing)} cannot be given")
+    return {**wanted, "capabilities": given} if given != sets else wanted
+
+
+def _read_config(bundle: str) -> bytes:
+    path = f"{bundle}/config.json"
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            return file.read(state.MAX_CONFIG + 1)
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument("--bundle", path, f"the bundle's config.json cannot be read: {why}") from None
+
+
+def _cgroups_path(asked: str, options: SimpleNamespace) -> str:
+    if options.cgroup_manager == "systemd":
+        return asked or f":crio-oci:{options.arguments[0]}"
+    return "/" + specs.normalise(asked or options.arguments[0]).lstrip("/")
+
+
+def kill_child(pid: int, pidfd: int) -> None:
+    try:
+        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return

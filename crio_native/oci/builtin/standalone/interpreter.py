@@ -1,0 +1,50 @@
+"""The interpreter is not the attack surface: a process that enters a container runs from a file nobody can write to.
+
+`helpers/crio-oci.c` starts the interpreter that way.  Here is the check, and what to do when it was started otherwise
+(by a script that pip installed): start once more.  CVE-2019-5736 is what happens without.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+import prctl
+
+from crio_native.errors import Internal
+from crio_native.linux import process
+
+BOOT = "import sys; sys.path += {}; from crio_native.cli.oci import main; main()"
+_MARK = "crio-oci-again"
+
+
+def protect() -> None:
+    """Return in a process whose executable cannot be written to, and that no process of a container can look into.
+
+    Raises Internal when the kernel offers neither read-only detached mounts nor sealed files.
+    """
+    if not _is_unwritable():
+        _start_again()
+    prctl.set_dumpable(0)
+
+
+def _is_unwritable() -> bool:
+    if os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY:
+        return True
+    fd = os.open("/proc/self/exe", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
+    except OSError:
+        return False  # a file system without seals
+    finally:
+        os.close(fd)
+
+
+def _start_again() -> None:
+    if _MARK in sys._xoptions:
+        raise Internal(f"the interpreter {sys.executable} cannot be started from a file that nobody can write to")
+    program = process.unwritable_executable(os.path.realpath(sys.executable))
+    packages = [path for path in sys.path if path]
+    line = [sys.executable, "-I", "-S", "-X", _MARK, "-c", BOOT.format(repr(packages)), *sys.argv[1:]]
+    os.execve(program, line, os.environ)

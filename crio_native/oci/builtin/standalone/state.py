@@ -1,0 +1,253 @@
+"""A container's directory, and what it says.
+
+`<root>/<id>/` (mode 0700) has `state.json` (what is known of the container), `config.json` (a copy of what it was made
+from: the bundle's may change) and, while the container waits for `start`, the socket `start`.  state.json is written
+before the kernel is touched and replaced as a whole by rename, so that a command that was killed leaves a container
+which `delete --force` can remove.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.linux import process
+from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
+from crio_native.oci.builtin import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+DEFAULT_ROOT = "/run/crio-oci"
+MAX_CONFIG = 16 << 20  # bytes of a config.json, which an engine wrote; the kernel's limits are far below
+START_SOCKET = "start"
+_ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+class State:
+    """What is known of one container.
+
+    record: the contents of state.json.  pid is 0 until the init exists; `creator` (pid and start time) is the command
+    that makes it.  Times are RFC 3339, UTC.
+    """
+
+    def __init__(self, directory: str, record: dict[str, Any]) -> None:
+        self.directory, self.record = directory, record
+        self.id: str = record["id"]
+
+    @property
+    def pid(self) -> int:
+        pid: int = self.record["pid"]
+        return pid
+
+    @property
+    def bundle(self) -> str:
+        bundle: str = self.record["bundle"]
+        return bundle
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """None when cgroups are disabled for it."""
+        manager = self.record["cgroupManager"]
+        return None if manager == "disabled" else cgroup_of(self.record["cgroupsPath"], manager)
+
+    def path(self, name: str) -> str:
+        return f"{self.directory}/{name}"
+
+    def config(self) -> dict[str, Any]:
+        """The config.json that the container was made from."""
+        return read_json(self.path("config.json"))
+
+    def save(self) -> None:
+        """Replace state.json.  Raises OSError."""
+        temporary = self.path(".state.json")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(wire.encode(self.record).encode())
+        os.rename(temporary, self.path("state.json"))
+
+    def keep_config(self, content: bytes) -> None:
+        with open(os.open(self.path("config.json"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+
+    def alive(self) -> bool:
+        return self.pid > 0 and process.start_time(self.pid) == self.record["startTime"]
+
+    def status(self) -> str:
+        """creating, created, running, paused or stopped, as the specification and runc name them."""
+        if self.pid == 0:
+            creator, began = self.record["creator"]
+            return "creating" if process.start_time(creator) == began else "stopped"
+        if not self.alive():
+            return "stopped"
+        cgroup = self.cgroup
+        if cgroup is not None and cgroup.frozen():
+            return "paused"
+        return "created" if os.path.exists(self.path(START_SOCKET)) else "running"
+
+    def open_process(self) -> int:
+        """A pidfd of the init.  Raises FailedPrecondition when it has ended."""
+        try:
+            pidfd = os.pidfd_open(self.pid) if self.pid else -1
+        except ProcessLookupError:
+            pidfd = -1
+        if pidfd < 0 or not self.alive():
+            raise FailedPrecondition(f"container not running: {self.id!r} is {self.status()}")
+        return pidfd
+
+    def oci(self) -> dict[str, Any]:
+        """The state as the runtime specification and runc print it."""
+        status, record = self.status(), self.record
+        return {
+            "ociVersion": record["ociVersion"],
+            "id": self.id,
+            "pid": 0 if status == "stopped" else self.pid,
+            "status": status,
+            "bundle": record["bundle"],
+            "rootfs": record["rootfs"],
+            "created": record["created"],
+            "annotations": record["annotations"],
+            "owner": record["owner"],
+        }
+
+    def remove(self) -> None:
+        """Remove the directory; what is gone already is fine."""
+        for name in (START_SOCKET, ".state.json", "config.json", "state.json"):
+            try:
+                os.unlink(self.path(name))
+            except FileNotFoundError:
+                continue
+        try:
+            os.rmdir(self.directory)
+        except FileNotFoundError:
+            pass
+
+    def remove_cgroup(self) -> None:
+        """Kill what is in the container's cgroup and remove it, with the ancestors that were made for it if empty."""
+        cgroup = self.cgroup
+        if cgroup is None:
+            return
+        if cgroup.exists():
+            cgroup.kill()
+        cgroup.remove()
+        for ancestor in reversed(self.record["madeCgroups"]):
+            for mount in hierarchy().mounts:
+                try:
+                    os.rmdir(mount + ancestor)
+                except OSError:
+                    continue  # another container is in it by now
+
+
+def check_id(container_id: str) -> str:
+    """The id, which becomes a directory's name.  Raises InvalidArgument."""
+    if not container_id or container_id in (".", "..") or len(container_id) > 1024 or set(container_id) - _ID_LETTERS:
+        raise InvalidArgument("container id", container_id, "invalid id: must be made of letters, digits and _ + - .")
+    return container_id
+
+
+def claim(root: str, container_id: str) -> str:
+    """Make the container's directory, which nobody else then can.  Raises AlreadyExists."""
+    os.makedirs(root, 0o711, exist_ok=True)
+    directory = f"{root}/{check_id(container_id)}"
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        raise AlreadyExists(f"container with id exists: {container_id!r} in {root}") from None
+    return directory
+
+
+def load(root: str, container_id: str) -> State:
+    """The container of that id.  Raises DoesNotExist."""
+    directory = f"{root}/{check_id(container_id)}"
+    try:
+        return State(directory, read_json(f"{directory}/state.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DoesNotExist(container_id, root, os.path.isdir(directory)) from None
+
+
+class DoesNotExist(NotFound):
+    """No such container below --root.  half_made: its directory is there, but was never filled."""
+
+    def __init__(self, container_id: str, root: str, half_made: bool) -> None:
+        CrioError.__init__(self, f"container {container_id!r} does not exist in {root}")
+        self.kind, self.name, self.half_made = "container", container_id, half_made
+
+
+def every(root: str) -> Iterator[State]:
+    """All containers below root; those that come or go meanwhile may be missing."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            yield State(f"{root}/{name}", read_json(f"{root}/{name}/state.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def now() -> str:
+    """The time as RFC 3339 with nanoseconds, UTC."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09}Z"
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file.  Raises OSError, InvalidArgument with the file's name."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        return parse_json(file.read(MAX_CONFIG + 1), path)
+
+
+def parse_json(content: bytes, path: str) -> dict[str, Any]:
+    """The interpreter's own scanner, without the package around it: that imports re, which takes longer than all else
+    here.  The package is asked only to say what is wrong."""
+    if len(content) > MAX_CONFIG:
+        raise InvalidArgument(path, len(content), f"may have at most {MAX_CONFIG} bytes")
+    try:
+        text = content.decode()
+        value, end = _scanner()(text, len(text) - len(text.lstrip(_BLANK)))
+        if text[end:].strip(_BLANK):
+            raise ValueError(f"more follows after the object at character {end}")
+    except StopIteration as error:
+        raise InvalidArgument(path, text[error.value : error.value + 20], "is not JSON") from None
+    except RecursionError:
+        raise InvalidArgument(path, text[:20], "is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(path, content[:40].decode(errors="replace"), f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument(path, value, "must be a JSON object")
+    return value
+
+
+_BLANK = " \t\n\r"
+
+
+def _scanner() -> Any:
+    from _json import make_scanner
+
+    class Settings:
+        """As json.loads has them; NaN is not JSON."""
+
+        strict, object_hook, object_pairs_hook, memo = True, None, None, {}
+        parse_float, parse_int = float, int
+
+        @staticmethod
+        def parse_constant(name: str) -> None:
+            raise ValueError(f"{name} is not a number in JSON")
+
+    return make_scanner(Settings)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """As a whole, by rename: engines wait for the file to appear."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), path) from None
