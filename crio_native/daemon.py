@@ -61,8 +61,10 @@ def _run(config: Config, ready: Callable[[], None] | None) -> None:
     root = _make_private(config.crio.root)
     _make_private(config.crio.runroot)
     lock = _lock(root)
+    from crio_native.monitor.client import binary_path
     from crio_native.oci.builtin.client import Launchers
 
+    binary_path()  # without the monitor no container can be made: say so now
     launchers = Launchers(_LAUNCHERS)
     launchers.start()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crio_native.errors import AlreadyExists, DeadlineExceeded
+
+log = logging.getLogger(__name__)
 
 # An answer needs some time on its way: what the call says at its deadline must still reach the client.
 _ANSWER_SECONDS = 0.2
@@ -29,6 +32,7 @@ class _Job:
     task: asyncio.Future[Any]
     stage: list[str]
     started: float = field(default_factory=time.monotonic)
+    waiting: int = 0
 
 
 class Jobs:
@@ -52,7 +56,11 @@ class Jobs:
         elif job.subject != subject:
             raise AlreadyExists(f"{what} is under way with another configuration; it is {job.stage[0]}")
         patience = None if seconds is None else max(seconds - min(_ANSWER_SECONDS, seconds / 5), 0.0)
-        done, _ = await asyncio.wait([job.task], timeout=patience)
+        job.waiting += 1
+        try:
+            done, _ = await asyncio.wait([job.task], timeout=patience)
+        finally:
+            job.waiting -= 1
         if not done:
             age = time.monotonic() - job.started
             raise DeadlineExceeded(
@@ -77,7 +85,9 @@ class Jobs:
 
         def finished(future: asyncio.Future[Any]) -> None:
             del self._jobs[key]
-            future.exception()  # an error that nobody waits for any more was logged with its call
+            error = None if future.cancelled() else future.exception()
+            if error is not None and not job.waiting:
+                log.warning("%s failed after its caller had given up: %s", what, error)
 
         task.add_done_callback(finished)
         return job

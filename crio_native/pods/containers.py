@@ -15,7 +15,6 @@ import os
 import threading
 import time
 from concurrent.futures import Future
-from pathlib import Path
 
 from crio_native.errors import (
     AlreadyExists,
@@ -165,8 +164,7 @@ class Containers:
             self._await_end(container_id)
             node.store.update(Container, container_id, wait=False, state=ContainerState.REMOVING)
             self._free(container)
-            if container.log_path.startswith(str(layout.logs)):
-                trees.remove_tree(Path(container.log_path).parent)
+            trees.remove_tree(layout.logs / container_id)  # only where the pod named no directory for its logs
             node.store.delete(container)
             with self._ends_lock:
                 self._ends.pop(container_id, None)
@@ -269,8 +267,11 @@ class Containers:
                     user=built.user,
                 )
             )
-            self.watch(container)
-            self._ready_pod(container.pod_id)  # a StopPodSandbox may have passed meanwhile
+            self._watch_new(container)
+            # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became
+            # another process's, and with it the namespace that was joined.
+            self._ready_pod(container.pod_id)
+            self._pid_path(pod, container, runtime)
         except BaseException:
             _remove_directories(made)
             raise
@@ -279,6 +280,12 @@ class Containers:
             container.id,
             lambda c: dataclasses.replace(c, process=ProcessRecord.of(process), state=_after_create(c.state)),
         )
+
+    def _watch_new(self, container: Container) -> None:
+        try:
+            self.watch(container)
+        except NotFound:
+            raise Internal(f"container {container.id} ended before it was started") from None
 
     def _ready_pod(self, pod_id: str) -> Pod:
         pod = self._node.store.get(Pod, pod_id)

@@ -273,14 +273,26 @@ def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(stale))
     program = Path(sys.executable).with_name("crio-native")
-    daemon = subprocess.Popen([program, *scratch_flags(tmp_path, stale)], stderr=subprocess.PIPE)
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(15)
+    env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    daemon = subprocess.Popen([program, *scratch_flags(tmp_path, stale)], stderr=subprocess.PIPE, env=env)
     try:
-        Client.until(lambda: can_connect(stale), 15)
+        assert manager.recv(100) == b"READY=1", "the service manager is told when the socket serves"
+        assert can_connect(stale)
         assert os.stat(stale).st_mode & 0o777 == 0o660
     finally:
         daemon.send_signal(signal.SIGTERM)
         daemon.communicate(timeout=20)
+        manager.close()
     assert daemon.returncode == 0 and not stale.exists()
+
+
+def test_no_monitor(tmp_path: Path) -> None:
+    env = {**os.environ, "CRIO_NATIVE_MONITOR": str(tmp_path / "none")}
+    code, error = daemon_output(*scratch_flags(tmp_path, tmp_path / "s"), env=env)
+    assert code == 1 and "monitor program" in error and "Traceback" not in error
 
 
 def test_not_root(tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ def test_output_and_log(cri: Client) -> None:
     assert "two" in log_text(status.log_path)
 
 
+def test_logs_of_a_pod_without_a_directory(cri: Client) -> None:
+    """They go to the daemon's own directory, and only there are they removed with the container."""
+    pod = cri.pod(log_directory="")
+    container = cri.start(pod, "echo", "mine")
+    path = Path(cri.ended(container).log_path)
+    assert path.is_relative_to(cri.daemon.directory / "logs") and log_text(str(path)) == "mine\n"
+    cri.call("RemoveContainer", container_id=container)
+    assert not path.parent.exists()
+    kubelets = cri.daemon.directory / "logs" / "pod"  # below ours, but named by the caller
+    pod = cri.pod(log_directory=str(kubelets))
+    container = cri.start(pod, "echo", "theirs")
+    path = Path(cri.ended(container).log_path)
+    cri.call("RemoveContainer", container_id=container)
+    assert log_text(str(path)) == "theirs\n"
+
+
 def test_reopen_log(cri: Client) -> None:
     pod = cri.pod()
     container = cri.start(pod, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
