@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 
 from crio_native.cli.scratch import ScratchDaemon
+from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from tests.perf import containers, daemon, report
@@ -39,16 +40,24 @@ def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
     console.print(
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors: much load blurs all that follows"
     )
+    try:
+        results = _measure(chosen, rounds, pods)
+    except CrioError as error:
+        raise click.ClickException(str(error)) from error
+    report.show(results, console)
+    report.write(results)
+    console.print(f"written: {report.BENCH_FILE}")
+
+
+def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
+    results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        results: list[Result] = []
         if set(chosen) - {"daemon"}:
             results += _executor(chosen, bundle, directory, rounds)
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
-    report.show(results, console)
-    report.write(results)
-    console.print(f"written: {report.BENCH_FILE}")
+    return results
 
 
 def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: int) -> Iterator[Result]:

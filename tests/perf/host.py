@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from crio_native.cli.scratch import wait_for
+from crio_native.errors import Unavailable
 from crio_native.linux import mounts, syscalls
+from crio_native.linux.cgroup.hierarchy import detect
 from tests.perf.peers import CGROUP
 
 HUGETLB = Path("/sys/fs/cgroup/hugetlb")
@@ -27,19 +31,48 @@ def private_mounts() -> Iterator[None]:
     finally:
         _remove_cgroups()
         if made:
-            syscalls.umount2(str(HUGETLB), mounts.MNT_DETACH)
+            # A hierarchy that is unmounted while a removed group is still being freed stays bound for ever.
+            with suppress(Unavailable):  # another benchmark may be at work
+                wait_for(lambda: _hugetlb()[1] == 1, 10, "hugetlb's groups are freed")
+            syscalls.umount2(str(HUGETLB))
             HUGETLB.rmdir()
 
 
 def _mount_hugetlb() -> bool:
-    """On a cgroup v1 host crun 1.8 fails when hugetlb exists without a hierarchy; returns whether it made one."""
-    rows = [line.split() for line in Path("/proc/cgroups").read_text().splitlines()]
-    is_v1 = any(row[0] == "memory" and row[1] != "0" for row in rows)
-    if not is_v1 or any(row[0] == "hugetlb" and row[1] != "0" for row in rows) or HUGETLB.exists():
+    """On a v1 host crun 1.8 refuses to run ("hybrid mode not supported") while the unified hierarchy has a controller,
+    and hugetlb is there unless a v1 hierarchy has it.  Returns whether it made one."""
+    if detect("/").version_of("memory") != 1 or _hugetlb()[0] != 0 or HUGETLB.exists():
         return False
     HUGETLB.mkdir()
-    syscalls.mount("cgroup", str(HUGETLB), "cgroup", 0, "hugetlb")
+    try:
+        wait_for(_mounted, 30, "hugetlb is in use: end the containers whose cgroups are in the unified hierarchy")
+    except BaseException:
+        HUGETLB.rmdir()
+        raise
     return True
+
+
+def _mounted() -> bool:
+    """The kernel does not take a controller from the unified hierarchy while a group there has it."""
+    try:
+        syscalls.mount("cgroup", str(HUGETLB), "cgroup", 0, "hugetlb")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _hugetlb() -> tuple[int, int]:
+    """The number of the v1 hierarchy that has it (0: none), and how many groups there are.
+
+    A kernel without it gets a number too, for there is nothing to mount then.
+    """
+    for line in Path("/proc/cgroups").read_text().splitlines():
+        name, number, groups, _ = line.split()
+        if name == "hugetlb":
+            return int(number), int(groups)
+    return -1, 0
 
 
 def _remove_cgroups() -> None:
