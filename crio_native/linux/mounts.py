@@ -185,6 +185,27 @@ def attributes(flags: int, cleared: int) -> tuple[int, int]:
     return to_set, to_clear
 
 
+# statvfs(3)'s flags of a mount, where they are not the MS_* of the same meaning (the first five are).
+_STATVFS_SAME = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME
+_STATVFS_FLAGS = {4096: MS_RELATIME, 8192: MS_NOSYMFOLLOW}
+
+
+def remount_flags(statvfs_flags: int, to_set: int, to_clear: int) -> int:
+    """The MS_* flags for a bind remount of a mount that has these statvfs flags, with MOUNT_ATTR_* set and cleared."""
+    flags = statvfs_flags & _STATVFS_SAME
+    flags |= sum(flag for shown, flag in _STATVFS_FLAGS.items() if statvfs_flags & shown)
+    for flag, attribute in _ATTRIBUTE_OF.items():
+        if to_clear & attribute:
+            flags &= ~flag
+        if to_set & attribute:
+            flags |= flag
+    if (to_set | to_clear) & MOUNT_ATTR_ATIME:
+        flags &= ~(MS_NOATIME | MS_RELATIME | MS_STRICTATIME)
+        time = to_set & MOUNT_ATTR_ATIME
+        flags |= {MOUNT_ATTR_NOATIME: MS_NOATIME, MOUNT_ATTR_STRICTATIME: MS_STRICTATIME}.get(time, MS_RELATIME)
+    return flags
+
+
 _MS_NAMES = {value: name for name, value in sorted(globals().items()) if name.startswith("MS_")}
 _ATTR_NAMES = {
     value: name for name, value in sorted(globals().items()) if name.startswith("MOUNT_ATTR_") and "ATIME" not in name

@@ -10,6 +10,7 @@ thread owned at the moment of the clone would hang), and no call wrapped here bl
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 
@@ -31,6 +32,10 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "setdomainname": 171,
         "seccomp": 317,
         "personality": 135,
+        "clone": 56,
+        "ioprio_set": 251,
+        "sched_setattr": 314,
+        "set_mempolicy": 238,
     },
     "aarch64": {
         "mount": 40,
@@ -45,6 +50,10 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "setdomainname": 162,
         "seccomp": 277,
         "personality": 92,
+        "clone": 220,
+        "ioprio_set": 30,
+        "sched_setattr": 274,
+        "set_mempolicy": 237,
     },
 }
 # Calls added since Linux 5.0 have the same number on every architecture.
@@ -77,8 +86,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-CLONE_PIDFD = 0x00001000
-CLONE_CLEAR_SIGHAND = 0x100000000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 OPEN_TREE_CLONE = 1
@@ -107,6 +115,12 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 1 << 4  # what a listener needs beside TSYNC
+
+IOPRIO_WHO_PROCESS = 1
+
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
@@ -148,7 +162,24 @@ class open_how(ctypes.Structure):
 class sock_fprog(ctypes.Structure):
     """struct sock_fprog (linux/filter.h): a BPF program by its count of instructions and its address."""
 
-    _fields_ = [("len", ctypes.c_ushort), ("filter", c_void_p)]
+    _fields_ = [("len", ctypes.c_ushort), ("filter", c_char_p)]
+
+
+class sched_attr(ctypes.Structure):
+    """struct sched_attr, 56 bytes (linux/sched/types.h)."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("sched_policy", ctypes.c_uint32),
+        ("sched_flags", ctypes.c_uint64),
+        ("sched_nice", ctypes.c_int32),
+        ("sched_priority", ctypes.c_uint32),
+        ("sched_runtime", ctypes.c_uint64),
+        ("sched_deadline", ctypes.c_uint64),
+        ("sched_period", ctypes.c_uint64),
+        ("sched_util_min", ctypes.c_uint32),
+        ("sched_util_max", ctypes.c_uint32),
+    ]
 
 
 class cap_header(ctypes.Structure):
@@ -162,6 +193,8 @@ class cap_data(ctypes.Structure):
 
     _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
 
+
+_cap_data_pair = cap_data * 2  # made once: a ctypes array type costs 100 times its value
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -184,6 +217,10 @@ _keyctl = _bind("keyctl", c_int, c_void_p, c_ulong, c_ulong, c_ulong)
 _setdomainname = _bind("setdomainname", c_char_p, c_ulong)
 _seccomp = _bind("seccomp", c_uint, c_uint, c_void_p)
 _personality = _bind("personality", c_ulong)
+_clone = _bind("clone", c_ulong, c_void_p, c_void_p, c_void_p, c_void_p)
+_ioprio_set = _bind("ioprio_set", c_int, c_int, c_int)
+_sched_setattr = _bind("sched_setattr", c_int, c_void_p, c_uint)
+_set_mempolicy = _bind("set_mempolicy", c_int, c_void_p, c_ulong)
 _open_tree = _bind("open_tree", c_int, c_char_p, c_uint)
 _move_mount = _bind("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
 _fsopen = _bind("fsopen", c_char_p, c_uint)
@@ -233,7 +270,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 def capget() -> tuple[int, int, int]:
     """The calling thread's (effective, permitted, inheritable) sets as 64-bit masks."""
-    header, data = cap_header(0x20080522, 0), (cap_data * 2)()
+    header, data = cap_header(0x20080522, 0), _cap_data_pair()
     _check(_capget(ctypes.byref(header), data))
     low, high = data
     return (
@@ -247,7 +284,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set the calling thread's three sets from 64-bit masks."""
     header = cap_header(0x20080522, 0)
     masks = (effective, permitted, inheritable)
-    data = (cap_data * 2)(cap_data(*(m & 0xFFFFFFFF for m in masks)), cap_data(*(m >> 32 for m in masks)))
+    data = _cap_data_pair(cap_data(*(m & 0xFFFFFFFF for m in masks)), cap_data(*(m >> 32 for m in masks)))
     _check(_capset(ctypes.byref(header), data))
 
 
@@ -269,10 +306,26 @@ def personality(persona: int) -> None:
     _check(_personality(persona))
 
 
+def ioprio_set(priority: int) -> None:
+    """The calling process's I/O priority: class << 13 | level."""
+    _check(_ioprio_set(IOPRIO_WHO_PROCESS, 0, priority))
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
+    """The calling thread's scheduling policy; times in nanoseconds."""
+    attr = sched_attr(ctypes.sizeof(sched_attr), policy, flags, nice, priority, runtime, deadline, period)
+    _check(_sched_setattr(0, ctypes.byref(attr), 0))
+
+
+def set_mempolicy(mode: int, nodes: int) -> None:
+    """The calling thread's NUMA policy; mode with its MPOL_F_* flags, nodes as a bit mask."""
+    words = (ctypes.c_uint64 * 17)(*(nodes >> 64 * index & 2**64 - 1 for index in range(17)))
+    _check(_set_mempolicy(mode, words if nodes else None, 1025 if nodes else 0))
+
+
 def seccomp_filter(program: bytes, flags: int = 0) -> int:
     """Load a BPF program (8 bytes an instruction).  Returns 0, or the listener's descriptor if the flags ask."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = sock_fprog(len(program) // 8, ctypes.addressof(buffer))
+    fprog = sock_fprog(len(program) // 8, program)
     return _check(_seccomp(SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog)))
 
 
@@ -326,9 +379,21 @@ def clone3(flags: int, *, exit_signal: int, cgroup: int | None = None) -> int:
 
     Only for a single-threaded caller (a launcher) that will exec or _exit soon: at-fork handlers do not run, and
     glibc's cached thread id is stale in the child.  cgroup: descriptor of a cgroup v2 directory to be born in.
+    A kernel or a filter without clone3 is asked by clone(2), and the child then joins the cgroup itself.
     """
     args = clone_args(flags=flags, exit_signal=exit_signal)
     if cgroup is not None:
         args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup
-    return _check(_clone3(ctypes.byref(args), ctypes.sizeof(args)))
+    result: int = _clone3(ctypes.byref(args), ctypes.sizeof(args))
+    if result < 0 and ctypes.get_errno() == errno.ENOSYS:
+        result = _clone(flags | exit_signal, None, None, None, None)
+        if result == 0 and cgroup is not None:
+            _join(cgroup)
+    return _check(result)
+
+
+def _join(cgroup: int) -> None:
+    procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup)
+    os.write(procs, b"0")
+    os.close(procs)

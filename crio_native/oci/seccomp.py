@@ -97,6 +97,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 1 << 5,
 }
+_NEW_LISTENER, _TSYNC_ESRCH = 1 << 3, 1 << 4  # the kernel wants the second where the first meets TSYNC
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Compiled:
     """What a container's init loads.
 
     bpf: an array of struct sock_filter.  flags: for seccomp(SECCOMP_SET_MODE_FILTER).  notify: a rule hands system
-    calls to a listener, so the loader adds SECCOMP_FILTER_FLAG_NEW_LISTENER and passes the descriptor on.
+    calls to a listener, so loading it (flags has SECCOMP_FILTER_FLAG_NEW_LISTENER) gives a descriptor to pass on.
     """
 
     bpf: bytes
@@ -367,6 +368,8 @@ def _compile_text(text: str) -> Compiled:
     flags = 0
     for flag in profile.get("flags") or ():
         flags |= FLAGS[flag]
+    if notify:
+        flags |= _NEW_LISTENER | (_TSYNC_ESRCH if flags & FLAGS["SECCOMP_FILTER_FLAG_TSYNC"] else 0)
     return Compiled(_export(program, profile, default), flags, notify)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+VERSION = "1.3.0"  # of the runtime specification that this is an implementation of
 NAMESPACES = ("mount", "pid", "network", "ipc", "uts", "user", "cgroup", "time")
 RLIMITS = (
     "RLIMIT_AS RLIMIT_CORE RLIMIT_CPU RLIMIT_DATA RLIMIT_FSIZE RLIMIT_LOCKS RLIMIT_MEMLOCK RLIMIT_MSGQUEUE RLIMIT_NICE "

@@ -6,6 +6,7 @@ Nothing here forks, clones or changes a namespace: that is the launchers' work, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -32,7 +33,7 @@ from crio_native.errors import (
     StepFailed,
     Unavailable,
 )
-from crio_native.linux import capabilities, mounts, process, syscalls
+from crio_native.linux import capabilities, mounts, namespaces, process, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
@@ -210,11 +211,11 @@ def this_host(limited: bool) -> Host:
 def cgroup_directories(path: str) -> dict[str, str]:
     """What a container sees as its v1 hierarchies: name below /sys/fs/cgroup -> its group's directory on the host.
 
-    {} on a v2 host, where the container mounts cgroup2 itself.
+    On a v2 host "" -> its group, for a container without a cgroup namespace; others mount cgroup2 themselves.
     """
     host = hierarchy()
     if host.mode == "v2":
-        return {}
+        return {"": host.unified + path}
     return {os.path.basename(mount): mount + path for mount in host.mounts}
 
 
@@ -309,6 +310,7 @@ class BuiltinRuntime:
             "new_pid_namespace": plan.new_pid_namespace,
             "join_pid": plan.join_pid,
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
+            "duties": dict(plan.duties),
             "terminal": terminal,
             "stdin": container.stdin,
             "monitor": {
@@ -388,10 +390,22 @@ class BuiltinRuntime:
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         cgroup = self._cgroup(cgroups_path)
-        descriptor = cgroup.descriptor() if cgroup else None
         joined = cgroup.join_files() if cgroup else []
         checked = replace(request, process=self._permitted_process(request.process, container_id))
-        plan = exec_plan(checked, this_host(self._clamp), cgroup_files=joined, seccomp=_compiled(request.seccomp))
+        try:
+            foreign = namespaces.differing(process_.pid)
+        except FileNotFoundError:
+            raise StepFailed("exec", errno.ESRCH, "", "the container has ended") from None
+        state = {"ociVersion": specs.VERSION, "id": container_id, "status": "running", "bundle": ""}
+        plan = exec_plan(
+            checked,
+            this_host(self._clamp),
+            cgroup_files=joined,
+            seccomp=_compiled(request.seccomp),
+            namespaces=foreign,
+            state=state,
+        )
+        descriptor = cgroup.descriptor() if cgroup else None
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         streams = [request.stdin, request.stdout, request.stderr]
         given = [fd for fd in streams if fd >= 0]
@@ -482,6 +496,4 @@ def _compiled(seccomp: Mapping[str, Any] | None) -> tuple[bytes, int] | None:
     if not seccomp:
         return None
     compiled = filters.compile(seccomp)
-    if compiled.notify:
-        raise InvalidArgument("linux.seccomp", "SCMP_ACT_NOTIFY", "a notify listener is not supported yet")
     return compiled.bpf, compiled.flags

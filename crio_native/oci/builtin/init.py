@@ -14,10 +14,12 @@ import os
 import prctl
 
 from crio_native.linux import process, syscalls
-from crio_native.oci.builtin import steps, wire
+from crio_native.oci.builtin import parent, steps, wire
+from crio_native.oci.builtin.steps import describe as describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, NoReturn
 
     Plan = list[tuple[str, dict[str, Any]]]
@@ -62,13 +64,30 @@ def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         init = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=init_needs[4] if cgroup else None)
         if init == 0:
             run_init(request["steps"], init_needs[3], init_needs[:3])
+        if request["duties"]:
+            for fd in init_needs:
+                os.close(fd) if fd >= 0 else None
+            init = _serve(request["duties"], init, wanted)
         steps.restore_signals()
         os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(init)], {})
     except BaseException as error:
         if init > 0:
             os.kill(init, _signal.SIGKILL)
-        wire.tell(reply, {"error": describe("monitor", error)})
+        if isinstance(error, parent.Failed):
+            wire.channel(reply).send(b'{"error":' + error.report + b"}")
+        else:
+            wire.tell(reply, {"error": describe("monitor", error)})
         os._exit(1)
+
+
+def _serve(duties: Mapping[str, Any], init: int, monitors: Iterable[int]) -> int:
+    """Be the init's parent for a while; returns its pid.  monitors: descriptors that only the monitor may inherit."""
+    for fd in monitors:
+        os.set_inheritable(fd, False)
+    init = parent.Duties(wire.channel(3), init, duties).serve()
+    for fd in monitors:
+        os.set_inheritable(fd, True)
+    return init
 
 
 def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -125,27 +144,14 @@ def _take_descriptors(stdio: list[int], others: list[int]) -> None:
     syscalls.close_range(len(moved))
 
 
-def run(plan: Plan, context: steps.Context) -> dict[str, Any]:
-    """Run the steps; returns only when one fails, with its description."""
+def run(plan: Plan, context: steps.Context, acts: Mapping[str, Callable[..., None]] = steps.STEPS) -> dict[str, Any]:
+    """Run the steps; returns only when one fails, with its description.  acts: the steps' functions, or others that
+    watch them."""
     os.umask(0)  # device modes mean what they say; the process's own umask comes with its user
     name = ""
     try:
         for name, arguments in plan:
-            steps.STEPS[name](context, **arguments)
+            acts[name](context, **arguments)
     except BaseException as error:
         return describe(name, error)
     return {"step": name, "errno": 0, "path": "", "detail": "the plan ended without an exec"}
-
-
-def describe(step: str, error: BaseException) -> dict[str, Any]:
-    """A failure as `errors.StepFailed.from_dict` reads it."""
-    if isinstance(error, steps.Refused):
-        return {"step": step, "errno": error.number, "path": error.path, "detail": error.why}
-    if isinstance(error, OSError):
-        number, path = error.errno or 0, error.filename
-        usual = os.strerror(number) if number else ""
-        detail = error.strerror if error.strerror and error.strerror != usual else ""
-        detail = detail.removeprefix(usual).strip()
-        text = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
-        return {"step": step, "errno": number, "path": text, "detail": detail}
-    return {"step": step, "errno": 0, "path": "", "detail": f"{type(error).__name__}: {error}"}

@@ -45,6 +45,13 @@ def _send(to: _socket.socket, message: bytes, descriptors: Sequence[int]) -> Non
     to.sendmsg([message], ancillary, _socket.MSG_NOSIGNAL)
 
 
+def send_stream(to: _socket.socket, message: bytes, descriptors: Sequence[int]) -> None:
+    """The same to a stream socket, which may take a message in several parts."""
+    packed = struct.pack(f"{len(descriptors)}i", *descriptors)
+    sent = to.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)], _socket.MSG_NOSIGNAL)
+    to.sendall(message[sent:], _socket.MSG_NOSIGNAL)
+
+
 def receive(source: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """The next packet and its descriptors (close-on-exec); (b"", []) at the end of the connection."""
     space = _socket.CMSG_LEN(MAX_DESCRIPTORS * 4)

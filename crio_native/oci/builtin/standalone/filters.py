@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import struct
 
-from crio_native.errors import InvalidArgument
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +20,8 @@ _HEADER = struct.Struct("=8sI")
 _MAGIC = b"crio-bpf"
 
 
-def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] | None:
-    """(BPF program, load flags) of a `linux.seccomp` object, None without one.  Raises InvalidArgument."""
-    if not seccomp:
-        return None
+def compiled(seccomp: Mapping[str, Any], root: str) -> tuple[bytes, int]:
+    """(BPF program, load flags) of a `linux.seccomp` object.  Raises InvalidArgument."""
     path = f"{root}/{DIRECTORY}/{_key(seccomp)}"
     kept = _read(path)
     if kept is not None:
@@ -33,8 +29,6 @@ def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] 
     from crio_native.oci import seccomp as filters
 
     fresh = filters.compile(seccomp)
-    if fresh.notify:
-        raise InvalidArgument("linux.seccomp", "SCMP_ACT_NOTIFY", "a notify listener is not supported yet")
     _keep(path, fresh.bpf, fresh.flags)
     return fresh.bpf, fresh.flags
 

@@ -1,0 +1,89 @@
+"""What a container's init has its parent do, until the parent becomes the monitor, or goes.
+
+The words on the init's channel, one packet each, while the plan has `duties`:
+
+    B PID     "I am only your first child; PID is the init, and yours too"         no answer
+    N         move the network devices into my network namespace                   k
+    H         run the prestart and createRuntime hooks                             k
+    D         that was all; what follows is for the monitor                        no answer
+    E {...}   I failed, and end
+
+What a duty consists of the parent knows from the request, not from the init, which may have stepped into a stranger's
+namespaces by then.  A duty that fails is the end of the init.
+"""
+
+from __future__ import annotations
+
+import os
+
+from crio_native.linux import netlink
+from crio_native.oci.builtin import hooks, steps, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Mapping
+    from typing import Any
+
+
+class Failed(Exception):
+    """The init failed, or a duty did.  `report`: JSON of `errors.StepFailed.to_dict`."""
+
+    def __init__(self, report: bytes) -> None:
+        super().__init__(report.decode())
+        self.report = report
+
+
+class Duties:
+    """A plan's `duties`, and the process that they are done for.
+
+    init: the pid of the process that speaks on `channel`; it changes when that announces another.
+    """
+
+    def __init__(self, channel: _socket.socket, init: int, duties: Mapping[str, Any]) -> None:
+        self.channel, self.init, self.duties = channel, init, duties
+
+    def serve(self) -> int:
+        """Answer until the init needs its parent no more; returns its pid.  Raises Failed; the caller kills `init`."""
+        while True:
+            packet, _ = wire.receive(self.channel)
+            word, rest = packet[:1], packet[1:]
+            if word == b"B":
+                os.waitpid(self.init, 0)
+                self.init = int(rest)
+            elif word == b"N":
+                self._do("move_net_devices", self._move_net_devices)
+            elif word == b"H":
+                self._do("parent_hooks", self._run_hooks)
+            elif word == b"D":
+                return self.init
+            elif word == b"E":
+                raise Failed(rest)
+            else:
+                raise _failed("init", steps.Refused("", "the init ended before it was ready"))
+
+    def _do(self, step: str, duty: Any) -> None:
+        try:
+            duty()
+        except Exception as error:
+            raise _failed(step, error) from None
+        self.channel.send(b"k")
+
+    def _move_net_devices(self) -> None:
+        namespace = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            netlink.move_links(self.duties["net_devices"], namespace)
+        finally:
+            os.close(namespace)
+
+    def _run_hooks(self) -> None:
+        state = {**self.duties["state"], "pid": self.init}
+        for kind, entries in self.duties["hooks"].items():
+            try:
+                hooks.run(kind, entries, state)
+            except hooks.HookFailed as error:
+                raise steps.Refused(error.path, str(error), error.number) from None
+
+
+def _failed(step: str, error: BaseException) -> Failed:
+    return Failed(wire.encode(steps.describe(step, error)).encode())

@@ -1,0 +1,26 @@
+"""The single acts of a plan, as the container's init makes them.
+
+Each function is one step: it takes the `Context` and the step's arguments, and raises OSError (the kernel refused) or
+`Refused` (what was found is not acceptable).  Between clone and exec nothing may be imported, logged or locked, and
+after the root has changed no path of the host may be used; what needs the host's /proc is therefore done or opened
+before.  Nothing else belongs in these modules, for every launcher has them in its memory.
+"""
+
+from __future__ import annotations
+
+from crio_native.oci.builtin.steps import command, devices, dialogue, mounting, root, surroundings
+from crio_native.oci.builtin.steps.command import restore_signals
+from crio_native.oci.builtin.steps.context import Context, Refused, describe
+from crio_native.oci.builtin.steps.surroundings import set_sysctls, sysctl_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["STEPS", "Context", "Refused", "describe", "restore_signals", "set_sysctls", "sysctl_path"]
+
+STEPS: dict[str, Callable[..., None]] = {
+    function.__name__: function
+    for module in (surroundings, root, mounting, devices, command, dialogue)
+    for function in module.STEPS
+}

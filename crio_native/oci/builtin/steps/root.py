@@ -1,0 +1,121 @@
+"""Steps that make the container's root file system, and in the end put the process into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from crio_native.linux import mounts, syscalls, trees
+from crio_native.oci.builtin.steps.context import Context
+
+
+def root_propagation(context: Context, flags: int) -> None:
+    syscalls.mount(None, "/", None, flags)
+
+
+def bind_root(context: Context, path: str) -> None:
+    """pivot_root(2) wants a mount point whose parent does not propagate: the root bound onto itself."""
+    tree = trees.clone(syscalls.AT_FDCWD, path, recursive=True)
+    _make_parent_private(path)
+    target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree.attach(target)
+    os.close(target)
+    context.root = tree.fd
+
+
+def overlay_root(context: Context, path: str, base: str, data: str) -> None:
+    """The layers' names are relative to `base`, so that 127 of them fit the page that mount data is bounded to."""
+    _make_parent_private(path)
+    os.chdir(base)
+    syscalls.mount("overlay", path, "overlay", 0, data)
+    os.chdir("/")
+    context.root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _make_parent_private(path: str) -> None:
+    """The mount that holds `path` must not be shared, else pivot_root fails and our mounts would reach its peers."""
+    where = path
+    while True:
+        try:
+            syscalls.mount(None, where, None, mounts.MS_PRIVATE)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or where == "/":  # EINVAL: not a mount point
+                raise
+            where = os.path.dirname(where)
+
+
+def open_root(context: Context, path: str) -> None:
+    """The root as a tree to be placed in another mount namespace, from which nobody may be able to reach its path."""
+    if context.root >= 0:  # an overlay that was mounted there
+        os.close(context.root)
+        context.root = -1
+    tree = trees.clone(syscalls.AT_FDCWD, path, recursive=True)
+    tree.change(propagation=mounts.MS_PRIVATE, recursive=True)
+    context.trees["root"] = tree
+
+
+def place_root(context: Context) -> None:
+    """On top of "/", which no path leads to: absolute ones start below it, and `..` stays there."""
+    syscalls.mount(None, "/", None, mounts.MS_PRIVATE)
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = context.trees["root"]
+    tree.attach(top)
+    os.close(top)
+    context.root = tree.fd
+
+
+def read_only_root(context: Context) -> None:
+    trees.change_mounted(context.root, mounts.MOUNT_ATTR_RDONLY)
+
+
+def pivot_root(context: Context) -> None:
+    """Both arguments "." stack the old root under the new one, where it is detached at once; no directory is needed."""
+    os.fchdir(context.root)
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.pivot_root(".", ".")
+    os.fchdir(old)
+    # The old root must not carry our unmounting to the host.
+    syscalls.mount(None, ".", None, mounts.MS_SLAVE | mounts.MS_REC)
+    syscalls.umount2(".", mounts.MNT_DETACH)
+    os.close(old)
+    _leave_root(context)
+
+
+def move_root(context: Context) -> None:
+    """For a host that boots into a ramfs, from which pivot_root(2) cannot move away."""
+    os.fchdir(context.root)
+    syscalls.mount(".", "/", None, mounts.MS_MOVE)
+    os.chroot(".")
+    _leave_root(context)
+
+
+def change_root(context: Context) -> None:
+    """In a mount namespace of others: pivot_root(2) would take their root file system away."""
+    os.fchdir(context.root)
+    os.chroot(".")
+    _leave_root(context)
+
+
+def _leave_root(context: Context) -> None:
+    os.close(context.root)
+    context.root = -1
+    os.chdir("/")
+
+
+def propagate_root(context: Context, flags: int) -> None:
+    syscalls.mount(None, "/", None, flags)
+
+
+STEPS = (
+    root_propagation,
+    bind_root,
+    overlay_root,
+    open_root,
+    place_root,
+    read_only_root,
+    pivot_root,
+    move_root,
+    change_root,
+    propagate_root,
+)

@@ -1,0 +1,248 @@
+"""Steps that set up what is around the process: session, control groups, namespaces, sysctls, keyring, label files.
+
+All of it happens while the host's own /proc is in view: a container's procfs is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import resource
+import stat
+
+from crio_native.linux import namespaces, process, syscalls
+from crio_native.oci.builtin.steps.context import Context, Refused
+
+
+def new_session(context: Context) -> None:
+    os.setsid()
+
+
+def join_cgroup(context: Context, files: list[str]) -> None:
+    for path in files:
+        _write(path, "0")
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (value {text!r})", path) from None
+    finally:
+        os.close(fd)
+
+
+_JOIN_ORDER = ("ipc", "uts", "network", "cgroup", "time", "mount")
+
+
+def join_namespaces(context: Context, namespaces: list[list[str]]) -> None:
+    """Open all before entering one: after setns(mount) the paths would mean other files.
+
+    The host's root may enter any of them.  Who is not that may only enter those of his own user namespace, from in
+    there: what is refused here is tried again by `enter_user_namespace`.
+    """
+    ordered = sorted(namespaces, key=lambda entry: _JOIN_ORDER.index(entry[0]))
+    opened = [(process.open_namespace(path), path) for _, path in ordered]
+    for fd, path in opened:
+        try:
+            syscalls.setns(fd)
+        except OSError as error:
+            if error.errno == errno.EPERM and context.user_namespace >= 0:
+                context.to_join.append((fd, path))
+                continue
+            raise OSError(error.errno, error.strerror, path) from None
+        os.close(fd)
+
+
+def open_mount_namespace(context: Context, path: str) -> None:
+    """Refuses our own: to make a root file system in there would be to remake the machine's."""
+    context.mount_namespace = process.open_namespace(path)
+    if namespaces.same(context.mount_namespace, "/proc/self/ns/mnt"):
+        raise Refused(path, "is the mount namespace of the runtime itself", errno.EINVAL)
+
+
+def join_mount_namespace(context: Context) -> None:
+    syscalls.setns(context.mount_namespace, syscalls.CLONE_NEWNS)
+    os.close(context.mount_namespace)
+
+
+def new_namespaces(context: Context, flags: int) -> None:
+    syscalls.unshare(flags)
+
+
+def new_time_namespace(context: Context, offsets: str) -> None:
+    namespaces.new_time_namespace(offsets)
+
+
+def user_namespace(context: Context, uid_map: str, gid_map: str, path: str) -> None:
+    """Make the container's user namespace, or open the one at `path`; it is entered later."""
+    context.user_namespace = process.open_namespace(path) if path else namespaces.new_user_namespace(uid_map, gid_map)
+
+
+def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None:
+    """Give up the host's privileges for those of the container's user namespace.
+
+    The container's PID namespace must belong to it, so it is made here, for a child that goes on with the plan as the
+    init; our parent becomes its parent, and is told its pid.  As root in there, so that what is made now is root's.
+    """
+    joined = process.open_namespace(join_pid) if join_pid else -1
+    if joined >= 0 and _enter(joined, join_pid, context):
+        joined = -1
+    if not namespaces.same(context.user_namespace, "/proc/self/ns/user"):
+        syscalls.setns(context.user_namespace, syscalls.CLONE_NEWUSER)
+    if joined >= 0:
+        syscalls.setns(joined, syscalls.CLONE_NEWPID)
+    for fd, path in context.to_join:
+        _enter(fd, path, None)
+    for fd in context.id_maps.values():
+        os.close(fd)
+    os.close(context.user_namespace)
+    context.user_namespace = -1
+    if new_pid or join_pid:
+        init = syscalls.clone3(syscalls.CLONE_PARENT | (syscalls.CLONE_NEWPID if new_pid else 0), exit_signal=0)
+        if init:
+            assert context.sync is not None
+            context.sync.send(b"B%d" % init)
+            os._exit(0)
+    try:
+        os.setgroups([])
+    except PermissionError:
+        pass  # who may not drop groups (/proc/PID/setgroups) has only his own
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _enter(fd: int, path: str, later: Context | None) -> bool:
+    """setns; False when it takes privileges that we may have `later`."""
+    try:
+        syscalls.setns(fd)
+    except OSError as error:
+        if later is not None and error.errno == errno.EPERM:
+            return False
+        raise OSError(error.errno, error.strerror, path) from None
+    os.close(fd)
+    return True
+
+
+def own_streams(context: Context, uid: int) -> None:
+    """Root of a user namespace may hand the standard streams on to the command's user if they are its own."""
+    for number in (0, 1, 2):
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            os.fchown(number, uid, -1)
+
+
+def raise_limits(context: Context, limits: list[list[int]]) -> None:
+    """Hard limits above our own, which only the host's root may raise; `limit_resource` sets the exact ones later."""
+    for number, hard in limits:
+        present_soft, present_hard = resource.getrlimit(number)
+        unlimited = resource.RLIM_INFINITY
+        if present_hard != unlimited and (hard == unlimited or hard > present_hard):
+            resource.setrlimit(number, (present_soft, hard))
+
+
+def set_hostname(context: Context, name: str) -> None:
+    _socket.sethostname(name)
+
+
+def set_domainname(context: Context, name: str) -> None:
+    syscalls.setdomainname(name)
+
+
+def set_sysctls(context: Context, values: dict[str, str]) -> None:
+    for name, value in values.items():
+        path = "/proc/sys/" + sysctl_path(name)
+        if path == "/proc/sys/kernel/domainname":  # its file is the host root's, also in a user namespace
+            syscalls.setdomainname(value)
+        elif path == "/proc/sys/kernel/hostname":
+            _socket.sethostname(value)
+        else:
+            _write(path, value)
+
+
+def sysctl_path(name: str) -> str:
+    """`net.ipv4.conf.eth0/1.forwarding` and `net/ipv4/...`: the first separator decides which one separates."""
+    first = min((name.index(mark), mark) for mark in "./" if mark in name)[1] if set("./") & set(name) else "."
+    return name if first == "/" else name.translate({ord("."): "/", ord("/"): "."})
+
+
+def oom_score(context: Context, value: int) -> None:
+    _write("/proc/self/oom_score_adj", str(value))
+
+
+def open_labels(context: Context) -> None:
+    for module, path in (("selinux", "/proc/self/attr/exec"), ("apparmor", "/proc/self/attr/apparmor/exec")):
+        try:
+            context.labels[module] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pass
+
+
+def find_own_pid(context: Context) -> None:
+    context.own_pid = int(os.readlink("/proc/self"))
+
+
+def session_keyring(context: Context, name: str) -> None:
+    try:
+        syscalls.join_session_keyring(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EDQUOT):  # no keyrings in this kernel; or root's quota is full
+            raise
+
+
+def set_affinity(context: Context, cpus: list[int]) -> None:
+    os.sched_setaffinity(0, cpus)
+
+
+def connect_listener(context: Context, path: str) -> None:
+    """Through its directory's descriptor: a socket's own name has room for 107 bytes only."""
+    parent_path, _, name = path.rpartition("/")
+    parent = os.open(parent_path or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        context.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
+        context.listener.settimeout(10)
+        context.listener.connect(f"/proc/self/fd/{parent}/{name}")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or "no answer within 10 s", path) from None
+    finally:
+        os.close(parent)
+
+
+def enter_container(context: Context, flags: int) -> None:
+    """Namespaces of the init all at once, by its pidfd: none can be swapped in between.  flags: see
+    `namespaces.differing`; but its PID namespace, which we were born in."""
+    syscalls.setns(context.container, flags & ~syscalls.CLONE_NEWPID)
+    os.close(context.container)
+    if flags & syscalls.CLONE_NEWUSER:
+        try:
+            os.setgroups([])
+        except PermissionError:
+            pass
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+STEPS = (
+    new_session,
+    join_cgroup,
+    join_namespaces,
+    open_mount_namespace,
+    join_mount_namespace,
+    new_namespaces,
+    new_time_namespace,
+    user_namespace,
+    enter_user_namespace,
+    own_streams,
+    raise_limits,
+    set_hostname,
+    set_domainname,
+    set_sysctls,
+    oom_score,
+    open_labels,
+    find_own_pid,
+    session_keyring,
+    set_affinity,
+    connect_listener,
+    enter_container,
+)
