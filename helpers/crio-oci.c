@@ -29,7 +29,9 @@
 #define NR_MOUNT_SETATTR 442
 
 /* Without `site`, whose finders would take longer to import than the command takes. */
-static const char boot[] = "import sys; sys.path += " PACKAGES "; from crio_native.cli.oci import main; main()";
+static const char boot[] = "import sys; sys.path += " PACKAGES "; from crio_native.cli.oci import main; main(%d)";
+/* Above the descriptors that a caller passes on to the container (--preserve-fds), which are counted from 3. */
+#define FIRST_OWN 64
 
 static int enters_container(char **arguments)
 {
@@ -44,7 +46,7 @@ static int enters_container(char **arguments)
 static int read_only_view(void)
 {
     struct { uint64_t set, clear, propagation, userns; } attributes = {ATTR_RDONLY_NOSUID_NODEV, 0, 0, 0};
-    int tree = syscall(NR_OPEN_TREE, AT_FDCWD, PYTHON, OPEN_TREE_CLONE | O_CLOEXEC);
+    int tree = syscall(NR_OPEN_TREE, AT_FDCWD, PYTHON, OPEN_TREE_CLONE);
     if (tree >= 0 && syscall(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) {
         close(tree);
         tree = -1;
@@ -67,7 +69,8 @@ static int sealed_copy(void)
 
 int main(int count, char **arguments, char **environment)
 {
-    char *fixed[] = {PYTHON, "-I", "-S", "-c", (char *)boot};
+    char code[sizeof boot + 12];
+    char *fixed[] = {PYTHON, "-I", "-S", "-c", code};
     size_t first = sizeof fixed / sizeof *fixed;
     char **line = calloc(first + count + 1, sizeof *line);
     if (!line) {
@@ -78,12 +81,18 @@ int main(int count, char **arguments, char **environment)
     if (count > 1)
         memcpy(line + first, arguments + 1, (count - 1) * sizeof *line);
     if (enters_container(arguments)) {
-        int program = read_only_view();
-        if (program < 0)
-            program = sealed_copy();
+        /* The mount's descriptor stays open for now: to close the last one takes the kernel milliseconds. */
+        int program = read_only_view(), view = program < 0 ? -1 : fcntl(program, F_DUPFD, FIRST_OWN);
+        if (view >= 0)
+            close(program);
+        else
+            view = program;
+        program = view < 0 ? sealed_copy() : view;
+        snprintf(code, sizeof code, boot, view);
         if (program >= 0)
             syscall(SYS_execveat, program, "", line, environment, AT_EMPTY_PATH);
     } else {
+        snprintf(code, sizeof code, boot, -1);
         execve(PYTHON, line, environment);
     }
     fprintf(stderr, "crio-oci: the interpreter %s cannot be executed: %s\n", PYTHON, strerror(errno));

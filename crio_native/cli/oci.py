@@ -12,7 +12,7 @@ import sys
 from types import SimpleNamespace
 
 from crio_native.errors import CrioError, InvalidArgument
-from crio_native.oci.builtin.standalone import interpreter, log, options, verbs
+from crio_native.oci.builtin.standalone import log, options, verbs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ ENTERING = ("create", "run", "exec", "restore")  # as in helpers/crio-oci.c
 LABORATORY = ("explain", "diff", "isolation")  # which read their own arguments
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process with its exit code."""
+def main(view: int = -1) -> NoReturn:
+    """Run the command line and end the process with its exit code.
+
+    view: descriptor of the interpreter's read-only view, if this process was started from one.
+    """
     gc.disable()  # what this process makes it needs until it ends
-    code = command(list(sys.argv[1:] if arguments is None else arguments))
+    code = command(sys.argv[1:], view)
     try:
         sys.stdout.flush()
     except OSError:
@@ -36,21 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
 
 
-def command(arguments: Sequence[str]) -> int:
+def command(arguments: Sequence[str], view: int = -1) -> int:
     """The exit code of one command line; errors are reported."""
     given = SimpleNamespace()
     verb: Verb | None = None
     try:
-        rest = options.parse(arguments, verbs.table(verbs.GLOBAL), given, interspersed=False)
+        rest = options.parse(arguments, verbs.table(verbs.global_flags()), given, interspersed=False)
         if given.version:
             return _version()
         if not rest or rest[0] in ("help", "h"):
-            verb = verbs.VERBS.get(rest[1]) if len(rest) > 1 else None
+            verb = _verb(rest[1]) if len(rest) > 1 else None
             raise options.Help()
         _settle(given)
-        verb = verbs.VERBS.get(rest[0])
-        if verb is None:
-            raise options.Usage(f"no such command: {rest[0]!r}")
+        verb = _verb(rest[0])
         if verb.name in LABORATORY:
             return _laboratory(verb.name, rest[1:], given.root)
         given.command = verb.name
@@ -59,9 +60,12 @@ def command(arguments: Sequence[str]) -> int:
         if not least <= len(given.arguments) or 0 <= most < len(given.arguments):
             raise options.Usage(f"{verb.name!r} takes {_count(least, most)}, {len(given.arguments)} were given")
         if verb.name in ENTERING:
-            interpreter.protect()
+            from crio_native.oci.builtin.standalone import interpreter
+
+            given.view = interpreter.protect(view)
         module, _, function = verb.function.partition(":")
-        code: int = getattr(__import__(module, fromlist=[function]), function)(given)
+        package = __import__(f"crio_native.oci.builtin.standalone.{module}", fromlist=[function])
+        code: int = getattr(package, function)(given)
         return code
     except options.Help:
         sys.stdout.write(verbs.help_text(verb))
@@ -80,6 +84,13 @@ def command(arguments: Sequence[str]) -> int:
         if given.debug:
             raise
     return 255 if verb is not None and verb.name == "exec" else 1
+
+
+def _verb(name: str) -> Verb:
+    try:
+        return verbs.Verb(name)
+    except KeyError:
+        raise options.Usage(f"no such command: {name!r}") from None
 
 
 def _settle(given: SimpleNamespace) -> None:

@@ -11,7 +11,7 @@ import _socket
 import fcntl
 import os
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import process, syscalls
 from crio_native.oci.builtin import parent, steps, wire
@@ -113,7 +113,7 @@ def _arrange(wanted: dict[int, int], others: list[int]) -> list[int]:
 
 def run_init(plan: Plan, sync: int, stdio: list[int]) -> NoReturn:
     """The container's first process.  Its only descriptors: stdio, and the monitor's socket as 3."""
-    prctl.set_name("crio-init")
+    _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
     _take_descriptors(stdio, [sync])
     channel = wire.channel(3)
     failure = run(plan, steps.Context(channel))

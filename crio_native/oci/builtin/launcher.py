@@ -16,7 +16,7 @@ import os
 import select
 import sys
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import mounts, process, syscalls
 from crio_native.oci.builtin import init, steps, wire
@@ -91,7 +91,7 @@ class Launcher:
             pass
         self.spare = self.clone(0)
         if self.spare == 0:
-            prctl.set_name("crio-spare")
+            _prctl.prctl(_prctl.PR_SET_NAME, "crio-spare")
             init.predecessor(self.creates, self.taken_write)
 
     def clone(self, flags: int, cgroup: int | None = None) -> int:
@@ -223,8 +223,8 @@ def main() -> None:
     for channel in (requests, creates):
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
-    prctl.set_name("crio-launcher")
-    prctl.set_dumpable(0)  # no process of a container may look into a clone of us (CVE-2019-5736)
+    _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
+    _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
     launcher = Launcher(requests, creates)

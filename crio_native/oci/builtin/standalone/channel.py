@@ -1,10 +1,11 @@
 """The conversation between a container's init and the commands that make and start it.
 
-Over a socketpair with the command that creates it, the init says what it says to a monitor (see
-docs/architecture.md): `C` with a terminal's master, `R` when it is ready, `E` with a failure.  The command answers `S`
-(start at once: `run`) or `W` (wait: its state is recorded); its end before that means that nobody knows of the
-container, so it ends too.  After `W` the init listens on the socket `start` in the container's directory, which it got
-as a descriptor; whoever connects and sends `S` gets `E...` or, from the exec itself, the end of the connection.
+Over a socketpair with the command that creates it, the init says `A` when it has let go of that command's own
+descriptors, then what it says to any parent (see `parent`) and to a monitor (see docs/architecture.md): `C` with a
+terminal's master, `R` when it is ready, `E` with a failure.  The command answers `S` (start at once: `run`) or `W`
+(wait: its state is recorded); its end before that means that nobody knows of the container, so it ends too.  After `W`
+the init listens on the socket `start` in the container's directory, which it got as a descriptor; whoever connects and
+sends `S` gets `E...` or, from the exec itself, the end of the connection.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class InitChannel:
         self._peer.close()
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, self._listener)
         while True:
-            descriptor, _ = listener._accept()
+            descriptor, _ = listener._accept()  # type: ignore[attr-defined]
             self._peer = wire.channel(descriptor)
             if self._peer.recv(size) == b"S":
                 listener.close()
@@ -80,14 +81,23 @@ def start(state: State) -> None:
     os.unlink(state.path(START_SOCKET))
 
 
-def await_exec(connection: _socket.socket) -> None:
-    """Until the exec closes the connection.  Raises StepFailed with what the init tells instead."""
-    try:
-        answer = connection.recv(wire.MAX_PACKET)
-    except ConnectionResetError:
-        return
-    if answer:
-        raise failure(answer[1:])
+def await_exec(connection: _socket.socket) -> int:
+    """Until the exec closes the connection; returns the terminal's master if one was sent, else -1.
+
+    Raises StepFailed with what the init tells instead.
+    """
+    master = -1
+    while True:
+        try:
+            message, descriptors = wire.receive(connection)
+        except ConnectionResetError:
+            return master
+        if message[:1] == b"E":
+            raise failure(message[1:])
+        if message[:1] == b"C":
+            master = descriptors[0]
+        else:
+            return master
 
 
 def failure(content: bytes) -> StepFailed:

@@ -27,6 +27,7 @@ def start(options: SimpleNamespace) -> int:
         what = {"stopped": "a container that has stopped", "running": "an already running container"}
         raise FailedPrecondition(f"cannot start {what.get(status, f'a container that is {status}')}: {found.id!r}")
     channel.start(found)
+    _run_hooks(found, "poststart", "running")
     return 0
 
 
@@ -83,6 +84,7 @@ def delete(options: SimpleNamespace) -> int:
         kill_init(found)
     found.remove_cgroup()
     found.remove()
+    _run_hooks(found, "poststop", "stopped")
     return 0
 
 
@@ -147,6 +149,13 @@ def print_json(value: object) -> None:
     import json
 
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _run_hooks(found: State, kind: str, status: str) -> None:
+    if found.record["hooks"]:
+        from crio_native.oci.builtin.standalone import create
+
+        create.run_hooks(found, kind, status)
 
 
 def _load(options: SimpleNamespace) -> State:

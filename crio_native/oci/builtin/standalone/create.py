@@ -11,7 +11,7 @@ import _socket
 import os
 from types import SimpleNamespace
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.errors import CrioError, Internal, InvalidArgument
 from crio_native.linux import capabilities, process, syscalls
@@ -19,7 +19,8 @@ from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import init, steps, wire
 from crio_native.oci.builtin import plan as plans
-from crio_native.oci.builtin.standalone import channel, filters, laboratory, log, state, terminal
+from crio_native.oci.builtin.parent import Duties, Failed
+from crio_native.oci.builtin.standalone import channel, laboratory, log, state, terminal
 from crio_native.oci.builtin.standalone.state import State
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from crio_native.oci.builtin.plan import Host, Plan
 
 MAX_PRESERVED = 4096
+ALL_CAPABILITIES = (1 << 64) - 1  # the creator of a user namespace has them all in there
 
 
 def create(options: SimpleNamespace) -> int:
@@ -51,7 +53,7 @@ def run(options: SimpleNamespace) -> int:
     if foreground:
         terminal.block_signals()
         if not options.no_subreaper:
-            prctl.set_child_subreaper(1)
+            _prctl.prctl(_prctl.PR_SET_CHILD_SUBREAPER, 1)
     made = Made(options, starts=True)
     try:
         made.hand_over_terminal(keep=foreground)
@@ -64,6 +66,7 @@ def run(options: SimpleNamespace) -> int:
         raise
     if not options.keep:
         made.forget()
+        run_hooks(made.state, "poststop", "stopped")
     return code
 
 
@@ -85,7 +88,8 @@ class Made:
         self.preserved = preserved_descriptors(options.preserve_fds)
         specs.validate(self.spec)
         self._check_terminal()
-        self.spec = {**self.spec, "process": grantable(self.spec["process"], host())}
+        permitted = host().permitted if "user" not in specs.namespace_paths(self.spec) else ALL_CAPABILITIES
+        self.spec = {**self.spec, "process": grantable(self.spec["process"], permitted)}
         directory = state.claim(options.root, options.arguments[0])
         self.state = State(directory, self._record(bundle))
         try:
@@ -107,7 +111,7 @@ class Made:
 
     def _record(self, bundle: str) -> dict[str, Any]:
         root = self.spec["root"]["path"]
-        linux = self.spec.get("linux") or {}
+        linux, hooks = self.spec.get("linux") or {}, self.spec.get("hooks") or {}
         return {
             "id": self.options.arguments[0],
             "ociVersion": self.spec["ociVersion"],
@@ -122,12 +126,13 @@ class Made:
             "cgroupsPath": _cgroups_path(linux.get("cgroupsPath", ""), self.options),
             "cgroupManager": self.options.cgroup_manager,
             "madeCgroups": [],
+            "hooks": {kind: hooks[kind] for kind in ("poststart", "poststop") if hooks.get(kind)},
         }
 
     def _make(self) -> None:
         linux = self.spec.get("linux") or {}
         cgroup = self.state.cgroup
-        plan = self._plan(cgroup, filters.compiled(linux.get("seccomp"), self.options.root))
+        plan = self._plan(cgroup, compiled(linux.get("seccomp"), self.options.root))
         if self.laboratory is not None:
             self.laboratory.check(plan)
         descriptor = None
@@ -139,7 +144,7 @@ class Made:
         for fd in (descriptor, listener):
             if fd is not None and fd >= 0:
                 os.close(fd)
-        self._await_ready()
+        self._await_ready(plan)
         laboratory.own(self.laboratory, "record_state", self._record_init)
         if self.options.pid_file:
             laboratory.own(
@@ -155,16 +160,18 @@ class Made:
         directories = {}
         if cgroup is not None and hierarchy().mode != "v2":
             directories = {os.path.basename(mount): mount + cgroup.path for mount in hierarchy().mounts}
-        plan = plans.container_plan(
+        elif cgroup is not None:
+            directories = {"": hierarchy().unified + cgroup.path}
+        return plans.container_plan(
             container,
             host(),
             cgroup_files=cgroup.join_files() if cgroup is not None else [],
             cgroup_directories=directories,
             seccomp=seccomp,
+            keyring=not self.options.no_new_keyring,
+            pivot=not self.options.no_pivot,
+            notify_socket=os.environ.get("NOTIFY_SOCKET", ""),
         )
-        if self.options.no_new_keyring:
-            plan.steps = tuple(step for step in plan.steps if step.name != "session_keyring")
-        return plan
 
     def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
         laboratory.own(self.laboratory, "make_cgroup", cgroup.create)
@@ -188,8 +195,12 @@ class Made:
         theirs.close()
         self.pidfd = os.pidfd_open(self.pid)
 
-    def _await_ready(self) -> None:
-        """Until the init says that it is ready; a terminal's master may come first."""
+    def _await_ready(self, plan: Plan) -> None:
+        """Until the init says that it is ready; what it needs of its parent before that, it gets."""
+        if self.channel.recv(1) == b"A":
+            self.options.view.close()
+        if plan.duties:
+            self._serve(plan.duties)
         while True:
             message, descriptors = wire.receive(self.channel)
             if message[:1] == b"C":
@@ -199,10 +210,24 @@ class Made:
             elif message[:1] == b"E":
                 raise channel.failure(message[1:])
             else:
-                _, status = os.waitpid(self.pid, 0)
-                code = os.waitstatus_to_exitcode(status)
-                how = f"signal {-code}" if code < 0 else f"status {code}"
-                raise Internal(f"the container's init ended with {how} before it was ready: killed by somebody?")
+                raise Internal(f"the container's init ended {self._reaped()} before it was ready: was it killed?")
+
+    def _serve(self, duties: Mapping[str, Any]) -> None:
+        """Be the init's parent.  In a user namespace the init is another process afterwards: a child of the first."""
+        parent = Duties(self.channel, self.pid, duties)
+        try:
+            parent.serve()
+        except Failed as error:
+            raise channel.failure(error.report) from None
+        finally:
+            if parent.init != self.pid:
+                os.close(self.pidfd)
+                self.pid, self.pidfd = parent.init, os.pidfd_open(parent.init)
+
+    def _reaped(self) -> str:
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return f"by signal {-code}" if code < 0 else f"with status {code}"
 
     def _record_init(self) -> None:
         self.state.record |= {"pid": self.pid, "startTime": process.start_time(self.pid) or 0}
@@ -220,6 +245,7 @@ class Made:
         self.channel.send(b"S")
         channel.await_exec(self.channel)
         self.channel.close()
+        run_hooks(self.state, "poststart", "running")
 
     def undo(self) -> None:
         """Leave nothing: process, cgroup, pid file, state."""
@@ -240,19 +266,47 @@ class Made:
         self.state.remove()
 
 
+def run_hooks(container: State, kind: str, status: str) -> None:
+    """The hooks that run after the fact: one that fails is a warning, and the others run."""
+    entries = container.record["hooks"].get(kind)
+    if not entries:
+        return
+    from crio_native.oci.builtin import hooks
+
+    record = container.record
+    told = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations")}
+    told |= {"status": status, "pid": 0 if status == "stopped" else container.pid}
+    for entry in entries:
+        try:
+            hooks.run(kind, [entry], told)
+        except hooks.HookFailed as error:
+            log.warning(f"container {container.id}: {error.path}: {error}")
+
+
 def _become_init(
     plan: Plan, creator: int, listener: int, preserved: int, watcher: laboratory.Laboratory | None
 ) -> NoReturn:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
-    prctl.set_name("crio-init")
+    _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
     mine = [creator, listener, watcher.trace if watcher else -1]
     close_others(preserved, mine)
-    context = steps.Context(channel.InitChannel(creator, listener))  # type: ignore[arg-type]
+    to_creator = channel.InitChannel(creator, listener)
+    to_creator.send(b"A")
+    context = steps.Context(to_creator)  # type: ignore[arg-type]
     context.preserved = preserved
     acts = watcher.acts("init", plan) if watcher else steps.STEPS
     failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
     os._exit(1)
+
+
+def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] | None:
+    """(BPF program, load flags) of a `linux.seccomp` object, None without one."""
+    if not seccomp:
+        return None
+    from crio_native.oci.builtin.standalone import filters
+
+    return filters.compiled(seccomp, root)
 
 
 def close_others(preserved: int, keep: list[int]) -> None:
@@ -295,16 +349,17 @@ def host() -> Host:
     return _known_host[0]
 
 
-def grantable(wanted: Mapping[str, Any], on: Host) -> Mapping[str, Any]:
+def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
     """The process object without the capabilities that it cannot be given: the specification wants a container that
-    asks for them to start, and a warning.  We must have them ourselves, and an ambient one is also inheritable."""
+    asks for them to start, and a warning.  permitted: mask of those that there are to give; an ambient one must be
+    inheritable too."""
     sets = wanted.get("capabilities") or {}
     inheritable = set(sets.get("inheritable") or ())
     given = {
         kind: [
             name
             for name in names
-            if on.permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in inheritable)
+            if permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in inheritable)
         ]
         for kind, names in sets.items()
     }

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
-import fcntl
 import os
-import stat
-import struct
-import termios
+from types import SimpleNamespace
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
-from crio_native.linux import capabilities, inroot, syscalls
+from crio_native.linux import capabilities, namespaces, syscalls
 from crio_native.linux.cgroup import Cgroup
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import init, steps, wire
 from crio_native.oci.builtin import plan as plans
-from crio_native.oci.builtin.standalone import channel, create, filters, laboratory, state, terminal
+from crio_native.oci.builtin.standalone import channel, create, laboratory, state, terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import SimpleNamespace
     from typing import Any, NoReturn
 
     from crio_native.oci.builtin.plan import Plan
     from crio_native.oci.builtin.standalone.state import State
-
-_GPTPEER = 0x5441  # TIOCGPTPEER: the terminal's other end, without going through a path (CVE-2025-52565)
 
 
 def exec_(options: SimpleNamespace) -> int:
@@ -37,11 +31,12 @@ def exec_(options: SimpleNamespace) -> int:
     preserved = create.preserved_descriptors(options.preserve_fds)
     found = state.load(options.root, options.arguments[0])
     spec = found.config()
-    process = process_object(options, spec["process"])
+    process: Mapping[str, Any] = process_object(options, spec["process"])
     specs.check_process(process)
     _check_terminal(options, process)
     _check_status(options, found)
-    process = create.grantable(process, create.host())
+    own_user = namespaces.differing(found.pid) & syscalls.CLONE_NEWUSER
+    process = create.grantable(process, create.ALL_CAPABILITIES if own_user else create.host().permitted)
     if not options.detach:
         terminal.block_signals()
     running = Exec(options, found, spec, process, preserved)
@@ -136,20 +131,28 @@ class Exec:
     ) -> None:
         self.options, self.preserved = options, preserved
         self.laboratory = laboratory.of(options.trace, options.fail)
-        self.pid, self.pidfd, self.master, self.slave = 0, -1, -1, -1
+        self.pid, self.pidfd, self.master = 0, -1, -1
         self.container = found.open_process()
         cgroup = _cgroup(found, options.cgroup)
-        seccomp = filters.compiled((spec.get("linux") or {}).get("seccomp"), options.root)
-        request: Any = SimpleNamespaceOf(process)
-        joined = cgroup.join_files() if cgroup is not None else []
-        plan = plans.exec_plan(request, create.host(), cgroup_files=joined, seccomp=seccomp)
+        linux = spec.get("linux") or {}
+        seccomp = create.compiled(linux.get("seccomp"), options.root)
+        request: Any = SimpleNamespace(process=process, seccomp=linux.get("seccomp"))
+        plan = plans.exec_plan(
+            request,
+            create.host(),
+            cgroup_files=cgroup.join_files() if cgroup is not None else [],
+            seccomp=seccomp,
+            namespaces=namespaces.differing(found.pid),
+            state={name: found.record[name] for name in ("ociVersion", "id", "bundle")} | {"status": "running"},
+            linux=linux,
+        )
         if self.laboratory is not None:
             self.laboratory.check(plan)
-        if process.get("terminal"):
-            self.master, self.slave = open_terminal(found.pid, process.get("consoleSize") or {})
         try:
             laboratory.own(self.laboratory, "clone", lambda: self._clone(plan, cgroup))
-            channel.await_exec(self.status)
+            if self.status.recv(1) == b"A":
+                options.view.close()
+            self.master = channel.await_exec(self.status)
         except BaseException:
             self.kill()
             raise
@@ -165,8 +168,6 @@ class Exec:
         if descriptor is not None:
             os.close(descriptor)
         self.pidfd = os.pidfd_open(self.pid)
-        if self.slave >= 0:
-            os.close(self.slave)
 
     def hand_over(self) -> None:
         """Tell the engine: pid file, pidfd, terminal."""
@@ -184,53 +185,19 @@ class Exec:
             create.kill_child(self.pid, self.pidfd)
 
 
-class SimpleNamespaceOf:
-    """What `exec_plan` reads of an ExecSpec."""
-
-    def __init__(self, process: Mapping[str, Any]) -> None:
-        self.process = process
-
-
 def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
-    prctl.set_name("crio-exec")
+    _prctl.prctl(_prctl.PR_SET_NAME, "crio-exec")
     watcher = running.laboratory
-    if running.slave >= 0:
-        for number in (0, 1, 2):
-            os.dup2(running.slave, number)
     create.close_others(running.preserved, [status, running.container, watcher.trace if watcher else -1])
-    context = steps.Context(wire.channel(status))
+    to_parent = wire.channel(status)
+    to_parent.send(b"A", _socket.MSG_NOSIGNAL)
+    context = steps.Context(to_parent)
     context.container = running.container
     context.preserved = running.preserved
-    context.terminal = 0 if running.slave >= 0 else -1
     acts = watcher.acts("exec", plan) if watcher else steps.STEPS
     failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
-    context.sync.send(b"E" + wire.encode(failure).encode(), _socket.MSG_NOSIGNAL)
+    to_parent.send(b"E" + wire.encode(failure).encode(), _socket.MSG_NOSIGNAL)
     os._exit(127)
-
-
-def open_terminal(container: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(master, slave) of a new terminal in the container's own devpts, opened from outside.
-
-    Raises InvalidArgument when the container's /dev/pts/ptmx is not what it should be.
-    """
-    root = os.open(f"/proc/{container}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        master = inroot.open_in_root(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        why = f"the container's /dev/pts/ptmx cannot be opened: {os.strerror(error.errno or 0).lower()}"
-        raise InvalidArgument("process.terminal", True, why) from None
-    finally:
-        os.close(root)
-    found = os.fstat(master)
-    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(5, 2):
-        os.close(master)
-        raise InvalidArgument("process.terminal", True, "the container's /dev/pts/ptmx is not a terminal device")
-    os.set_blocking(master, True)
-    fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK
-    slave = fcntl.ioctl(master, _GPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    if size:
-        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", size.get("height", 0), size.get("width", 0), 0, 0))
-    return master, slave
 
 
 def _cgroup(found: State, below: list[str]) -> Cgroup | None:

@@ -35,7 +35,7 @@ def compiled(seccomp: Mapping[str, Any], root: str) -> tuple[bytes, int]:
 
 def _key(seccomp: Mapping[str, Any]) -> str:
     """The profile, and whatever else decides what its bytes are: our compiler, the library, the architecture."""
-    import _sha256
+    import _sha256  # type: ignore[import-not-found]
 
     from crio_native.oci.builtin import wire
 

@@ -10,23 +10,40 @@ import fcntl
 import os
 import sys
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.errors import Internal
 from crio_native.linux import process
 
-BOOT = "import sys; sys.path += {}; from crio_native.cli.oci import main; main()"
+BOOT = "import sys; sys.path += {}; from crio_native.cli.oci import main; main({})"
 _MARK = "crio-oci-again"
 
 
-def protect() -> None:
+def protect(view: int) -> View:
     """Return in a process whose executable cannot be written to, and that no process of a container can look into.
 
-    Raises Internal when the kernel offers neither read-only detached mounts nor sealed files.
+    view: descriptor that it was started by, or -1.  Raises Internal when the kernel offers neither read-only detached
+    mounts nor sealed files.
     """
     if not _is_unwritable():
         _start_again()
-    prctl.set_dumpable(0)
+    _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
+    return View(view)
+
+
+class View:
+    """The descriptor that holds the interpreter's detached mount.
+
+    The kernel takes milliseconds to close the last one (an RCU grace period), so that is done while a child works.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def _is_unwritable() -> bool:
@@ -46,5 +63,6 @@ def _start_again() -> None:
         raise Internal(f"the interpreter {sys.executable} cannot be started from a file that nobody can write to")
     program = process.unwritable_executable(os.path.realpath(sys.executable))
     packages = [path for path in sys.path if path]
-    line = [sys.executable, "-I", "-S", "-X", _MARK, "-c", BOOT.format(repr(packages)), *sys.argv[1:]]
+    os.set_inheritable(program, True)
+    line = [sys.executable, "-I", "-S", "-X", _MARK, "-c", BOOT.format(repr(packages), program), *sys.argv[1:]]
     os.execve(program, line, os.environ)

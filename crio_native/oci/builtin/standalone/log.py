@@ -64,7 +64,7 @@ def _record(level: str, text: str) -> str:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if _json:
         return wire.encode({"level": level, "msg": text, "time": now}) + "\n"
-    return f"time={wire.quoted(now)} level={level} msg={wire.quoted(text)}\n"
+    return f"time={wire.encode(now)} level={level} msg={wire.encode(text)}\n"
 
 
 def _append(record: str) -> None:

@@ -8,7 +8,7 @@ import os
 import resource
 import stat
 
-import prctl
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import capabilities, inroot, process, syscalls
 from crio_native.oci.builtin import users, wire
@@ -73,7 +73,7 @@ def personality(context: Context, domain: int) -> None:
 
 
 def no_new_privileges(context: Context) -> None:
-    prctl.set_no_new_privs(1)
+    _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def seccomp(context: Context, program: bytes, flags: int, notice: dict[str, Any] | None = None) -> None:
@@ -100,11 +100,11 @@ def change_user(context: Context, umask: int) -> None:
     for number in (0, 1, 2):  # so that /dev/stdout can be opened; only ever a pipe or a pty of ours
         if context.terminal >= 0 or stat.S_ISFIFO(os.fstat(number).st_mode):
             _give(number, user.uid)
-    prctl.set_keepcaps(1)
+    _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 1)
     _set_groups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    prctl.set_keepcaps(0)
+    _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 0)
     os.umask(umask)
 
 
