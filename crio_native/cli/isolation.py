@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crio_native.linux import namespaces
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci.isolation import Finding, Verdict, credentials, report
-from crio_native.oci.isolation.subject import NAMESPACES, Subject
+from crio_native.oci.isolation.subject import Subject
 
 # Controller, the v1 file, the v2 file; the numbers are shown in the file's own unit.
 LIMITS = (
@@ -94,7 +95,7 @@ def describe(pid: int) -> dict[str, str]:
 
 def _namespaces(subject: Subject) -> dict[str, str]:
     """Which namespaces differ from ours.  A kernel without one (time) has no such file."""
-    kinds = [kind for kind in NAMESPACES if subject.namespace(kind)]
+    kinds = [kind for kind in namespaces.FILE.values() if subject.namespace(kind)]
     own = [kind for kind in kinds if subject.namespace(kind) != credentials.own_namespace(kind)]
     shared = [kind for kind in kinds if kind not in own]
     return {"namespaces": " ".join(own) or "none of its own", "  the host's": " ".join(shared) or "none"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crio_native.linux import mounts
+from crio_native.linux import mounts, namespaces
 from crio_native.oci import spec as specs
 from crio_native.oci.calls import device_rule
 
@@ -134,7 +134,7 @@ def facts(spec: Spec) -> Iterator[Fact]:
 
 def _namespaces(spec: Spec) -> Iterator[Fact]:
     paths = specs.namespace_paths(spec)
-    for kind in specs.NAMESPACES:
+    for kind in namespaces.FILE:
         path = paths.get(kind)
         words = (
             f"shares the host's {kind} namespace"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crio_native.linux import capabilities, syscalls
+from crio_native.linux import capabilities, namespaces, syscalls
 from crio_native.linux.cgroup import Cgroup, hierarchy, resources
 from crio_native.oci import calls
 from crio_native.oci import seccomp as filters
@@ -23,12 +23,8 @@ from crio_native.oci.runtime import ContainerSpec
 RUNTIME = "runtime"  # what makes the cgroup and asks for the rest: the daemon, or `crio-oci create` itself
 PARENT = "parent"  # the init's parent: the monitor's predecessor, or `crio-oci create`
 INIT = "init"
-# clone and unshare flag -> the kind of namespace in config.json's words
-KIND_OF_FLAG = {flag: kind for kind, flag in plans.UNSHARE_FLAG.items()} | {
-    syscalls.CLONE_NEWPID: "pid",
-    syscalls.CLONE_NEWUSER: "user",
-    syscalls.CLONE_NEWTIME: "time",
-}
+# Steps that enter one namespace.
+ENTERED_BY = {"new_time_namespace": "time", "join_mount_namespace": "mount"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +68,41 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
     ]
     linux = spec.get("linux") or {}
     cgroup = Cgroup(linux["cgroupsPath"]) if linux.get("cgroupsPath") else None
-    seccomp = linux.get("seccomp")
-    compiled = filters.compile(seccomp) if seccomp else None
     plan = plans.container_plan(
         container,
         plans.Host(capabilities.last_known(), (1 << capabilities.last_known() + 1) - 1, -1000),
         cgroup_files=cgroup.join_files() if cgroup else [],
         cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
-        seccomp=(compiled.bpf, compiled.flags) if compiled else None,
+        seccomp=_compiled(linux.get("seccomp")),
     )
-    story = _Story()
+    story = _Story(specs.namespace_paths(spec))
     if cgroup:
         for made, source, lines in _cgroup_steps(cgroup, linux.get("resources") or {}):
             story.tell(RUNTIME, made, source, lines)
     story.clone(plan, syscalls.CLONE_INTO_CGROUP if cgroup and hierarchy().unified else 0)
     for step in plan.steps:
         story.step(step)
+        if step.name == "ask_parent":
+            story.duty(step.args["duty"], plan.duties)
     return Explanation(tuple(assumptions), tuple(story.rows))
+
+
+def _compiled(seccomp: Mapping[str, Any] | None) -> tuple[bytes, int] | None:
+    if not seccomp:
+        return None
+    compiled = filters.compile(seccomp)
+    return compiled.bpf, compiled.flags | (syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER if compiled.notify else 0)
 
 
 @dataclass
 class _Story:
-    """The rows so far, and the namespaces that the init is in by now: kind -> "" (new) or the path it was joined by."""
+    """The rows so far, and where the init is by now.
 
+    asked: kind of namespace -> path to join, "" for a new one, as the spec has them.  entered: those of them that the
+    init is in.
+    """
+
+    asked: Mapping[str, str]
     rows: list[Row] = field(default_factory=list)
     entered: dict[str, str] = field(default_factory=dict)
 
@@ -107,22 +115,42 @@ class _Story:
         if plan.join_pid:
             call = f"setns({calls.quoted(plan.join_pid)}, CLONE_NEWPID)"
             self.tell(PARENT, "join_pid", "linux.namespaces", [call])
-            self.entered["pid"] = plan.join_pid
+            self._enter("pid")
         flags |= syscalls.CLONE_NEWPID if plan.new_pid_namespace else 0
         lines = [f"clone3(flags={calls.clone_flags(flags)}, exit_signal=SIGCHLD)"]
         rule = plans.RULE + "the init's parent stays outside, a process never changes its own PID namespace"
         self.tell(PARENT, "clone", rule, lines)
-        self._enter(flags)
+        self._enter(*kinds_of(flags))
 
     def step(self, step: plans.Step) -> None:
         self.tell(INIT, step.name, step.source, calls.of_step(step))
         if step.name == "new_namespaces":
-            self._enter(step.args["flags"])
+            # Where the spec has a mount namespace by path, this is only a copy of the host's to work in.
+            self._enter(*(kind for kind in kinds_of(step.args["flags"]) if self.asked.get(kind) == ""))
         elif step.name == "join_namespaces":
-            self.entered |= dict(step.args["namespaces"])
+            self._enter(*(kind for kind, _ in step.args["namespaces"]))
+        elif step.name == "enter_user_namespace":
+            self._enter("user", *(("pid",) if step.args["new_pid"] or step.args["join_pid"] else ()))
+        elif step.name in ENTERED_BY:
+            self._enter(ENTERED_BY[step.name])
 
-    def _enter(self, flags: int) -> None:
-        self.entered |= {kind: "" for flag, kind in KIND_OF_FLAG.items() if flags & flag}
+    def duty(self, word: str, duties: Mapping[str, Any]) -> None:
+        """What the init waits for."""
+        if word == "N":
+            lines = [
+                f"RTM_NEWLINK {calls.quoted(old)} into the init's network namespace, as {calls.quoted(new)}"
+                for old, new in duties["net_devices"].items()
+            ]
+            self.tell(PARENT, "move_net_devices", "linux.netDevices", lines)
+        for kind, entries in duties["hooks"].items() if word == "H" else ():
+            self.tell(PARENT, "parent_hooks", f"hooks.{kind}", calls.hook_calls(entries))
+
+    def _enter(self, *kinds: str) -> None:
+        self.entered |= {kind: self.asked.get(kind, "") for kind in kinds}
+
+
+def kinds_of(flags: int) -> list[str]:
+    return [kind for kind, flag in namespaces.FLAG.items() if flags & flag]
 
 
 def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
@@ -138,7 +166,7 @@ def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[s
         yield "limit_cgroup", "linux.resources", [*lines, *(f"nothing: {warning}" for warning in warnings)]
     if wanted.get("devices"):
         yield (
-            "device_rules",
+            "limit_devices",
             "linux.resources.devices",
             calls.device_rules([*wanted["devices"], *plans.DEFAULT_DEVICE_RULES]),
         )

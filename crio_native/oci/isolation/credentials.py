@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from crio_native.linux import capabilities
+from crio_native.linux import namespaces as kinds
 from crio_native.oci import spec as specs
 from crio_native.oci.isolation.finding import Finding, Verdict, compared
 from crio_native.oci.isolation.subject import Subject
 
 Spec = Mapping[str, Any]
-KERNEL_NAME = {"mount": "mnt", "network": "net"}  # others are called the same in /proc/PID/ns
 SECCOMP_MODES = {"0": "none", "1": "strict", "2": "filter"}
 SETS = {
     "bounding": "CapBnd",
@@ -26,8 +26,7 @@ SETS = {
 def namespaces(subject: Subject, spec: Spec) -> Iterator[Finding]:
     """Against ours: who reads the report is taken to be on the host."""
     asked = specs.namespace_paths(spec)
-    for kind in specs.NAMESPACES:
-        name = KERNEL_NAME.get(kind, kind)
+    for kind, name in kinds.FILE.items():
         identity, hosts = subject.namespace(name), own_namespace(name)
         field = f"linux.namespaces {kind}"
         path = asked.get(kind)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from crio_native.errors import NotFound
 from crio_native.linux import inroot, mountinfo
 
-NAMESPACES = ("pid", "net", "ipc", "uts", "mnt", "cgroup", "user", "time")
 READ_MAX = 4 << 20  # bytes of any one file
 
 

@@ -1,0 +1,287 @@
+"""The calls of the steps that make the file tree: root, mounts, masks, devices, terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from crio_native.linux import mounts
+from crio_native.oci.calls.words import (
+    attached,
+    describes,
+    in_root,
+    made,
+    open_tree,
+    quoted,
+    set_attributes,
+    set_propagation,
+)
+
+
+@describes
+def root_propagation(flags: int) -> list[str]:
+    return [f'mount(NULL, "/", NULL, {mounts.flag_names(flags)}, NULL)']
+
+
+def _private_parent(path: str) -> str:
+    return f"mount(NULL, {quoted(path)} or the mount point above it, NULL, MS_PRIVATE, NULL)"
+
+
+@describes
+def bind_root(path: str) -> list[str]:
+    return [
+        "root = " + open_tree(quoted(path), True).removeprefix("tree = "),
+        _private_parent(path),
+        f"move_mount(root, {quoted(path)})",
+    ]
+
+
+@describes
+def overlay_root(path: str, base: str, data: str) -> list[str]:
+    return [
+        _private_parent(path),
+        f"chdir({quoted(base)})",
+        f'mount("overlay", {quoted(path)}, "overlay", 0, {quoted(data)})',
+        'chdir("/")',
+    ]
+
+
+@describes
+def open_root(path: str) -> list[str]:
+    return [
+        open_tree(quoted(path), True).replace("tree", "root", 1),
+        "mount_setattr(root, AT_RECURSIVE, propagation=MS_PRIVATE)",
+    ]
+
+
+@describes
+def place_root() -> list[str]:
+    return ['mount(NULL, "/", NULL, MS_PRIVATE, NULL)', 'move_mount(root, "/")']
+
+
+@describes
+def bind(destination: str, **what: Any) -> list[str]:
+    return [*open_bind("", **what), *attached("tree", destination, os.path.isdir(what["origin"]))]
+
+
+@describes
+def open_bind(
+    name: str,
+    origin: str,
+    recursive: bool,
+    set: int,
+    clear: int,
+    propagation: list[int],
+    tree_set: int,
+    tree_clear: int,
+    id_map: list[str] | None = None,
+    map_all: bool = False,
+) -> list[str]:
+    lines = [open_tree(quoted(origin), recursive)]
+    if id_map is not None:
+        deep = "AT_RECURSIVE" if map_all else "0"
+        by = f"users {quoted(id_map[0])}, groups {quoted(id_map[1])}" if id_map[0] else "the container's user namespace"
+        lines.append(f"mount_setattr(tree, {deep}, set=MOUNT_ATTR_IDMAP, userns_fd of {by})")
+    return [
+        *lines,
+        *set_attributes("tree", set, clear),
+        *set_attributes("tree", tree_set, tree_clear, "AT_RECURSIVE"),
+        *set_propagation("tree", propagation or [mounts.MS_PRIVATE | mounts.MS_REC]),
+    ]
+
+
+@describes
+def attach_bind(name: str, destination: str) -> list[str]:
+    return [
+        *made(destination, "target", True),
+        f"move_mount(tree of {name}, target), which is a file where the source is one",
+    ]
+
+
+@describes
+def mount(
+    origin: str,
+    destination: str,
+    fstype: str,
+    flags: int,
+    data: str,
+    copy_up: bool,
+    propagation: list[int],
+    tree_set: int,
+    tree_clear: int,
+    or_bind: str = "",
+) -> list[str]:
+    lines = [
+        *made(destination, "target", True),
+        f"mount({quoted(origin)}, target, {quoted(fstype)}, {mounts.flag_names(flags)}, {quoted(data)})"
+        + (f", on EPERM instead the host's {or_bind} bound" if or_bind else ""),
+        *set_attributes("target", tree_set, tree_clear, "AT_RECURSIVE"),
+        *set_propagation("target", propagation),
+    ]
+    return [*lines, "what it covers is copied into it"] if copy_up else lines
+
+
+@describes
+def remount(
+    destination: str, flags: int, data: str, propagation: list[int], tree_set: int, tree_clear: int
+) -> list[str]:
+    return [
+        in_root(destination, "mounted"),
+        f"mount(NULL, mounted, NULL, {mounts.flag_names(flags)}, {quoted(data)})",
+        *set_attributes("mounted", tree_set, tree_clear, "AT_RECURSIVE"),
+        *set_propagation("mounted", propagation),
+    ]
+
+
+def _new_tmpfs(*options: str) -> list[str]:
+    set_ = [
+        f'fsconfig(fs, FSCONFIG_SET_STRING, "{name}", "{value}")' for name, value in (o.split("=") for o in options)
+    ]
+    return ['fs = fsopen("tmpfs")', *set_, "fsconfig(fs, FSCONFIG_CMD_CREATE)", "tree = fsmount(fs)"]
+
+
+@describes
+def cgroup_v1(destination: str, directories: Mapping[str, str], set: int) -> list[str]:
+    lines = [*_new_tmpfs("mode=755", "size=64k"), *attached("tree", destination, True)]
+    for name, directory in directories.items():
+        lines += [
+            f"mkdirat(target, {quoted(name)}, 0755)",
+            open_tree(quoted(directory)),
+            f"mount_setattr(tree, 0, set={mounts.attribute_names(set)}, propagation=MS_PRIVATE)",
+            f"move_mount(tree, target/{name})",
+        ]
+        lines += [f"symlinkat({quoted(name)}, target, {quoted(alias)})" for alias in name.split(",") if "," in name]
+    return [*lines, *set_attributes("target", set, 0)]
+
+
+@describes
+def make_devices(nodes: list[Mapping[str, Any]]) -> list[str]:
+    kinds = {"c": "S_IFCHR", "u": "S_IFCHR", "b": "S_IFBLK", "p": "S_IFIFO"}
+    lines = []
+    for node in nodes:
+        number = "" if node["type"] == "p" else f", makedev({node['major']}, {node['minor']})"
+        lines.append(f"mknodat(root, {quoted(node['path'])}, {kinds[node['type']]}|{node['mode']:#o}{number})")
+        if node["uid"] or node["gid"]:
+            lines.append(f"fchownat(root, {quoted(node['path'])}, {node['uid']}, {node['gid']}, AT_SYMLINK_NOFOLLOW)")
+    return lines
+
+
+@describes
+def open_devices(nodes: list[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"tree = open_tree({quoted(node['path'])}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC), refused unless it is "
+        f"{node['type']} {node['major']}:{node['minor']}"
+        for node in nodes
+    ]
+
+
+@describes
+def bind_devices(paths: list[str]) -> list[str]:
+    return [line for path in paths for line in attached("tree", path, False)]
+
+
+@describes
+def link_devices(links: list[list[str]]) -> list[str]:
+    return [f"symlinkat({quoted(target)}, root, {quoted(path)}), unless it is there" for path, target in links]
+
+
+@describes
+def console(height: int, width: int) -> list[str]:
+    return [
+        *_terminal(height, width),
+        "tree = open_tree(slave, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_EMPTY_PATH)",
+        *attached("tree", "/dev/console", False),
+        *_taken_terminal(),
+    ]
+
+
+@describes
+def exec_console(height: int, width: int) -> list[str]:
+    return [*_terminal(height, width), *_taken_terminal()]
+
+
+def _terminal(height: int, width: int) -> list[str]:
+    size = [f"ioctl(master, TIOCSWINSZ, {height} rows, {width} columns)"] if height or width else []
+    return [
+        in_root("/dev/pts/ptmx", "master", "O_RDWR|O_NOCTTY"),
+        "ioctl(master, TIOCSPTLCK, 0)",
+        "slave = ioctl(master, TIOCGPTPEER, O_RDWR|O_NOCTTY|O_CLOEXEC)",
+        *size,
+        "sendmsg(sync, SCM_RIGHTS master)",
+    ]
+
+
+def _taken_terminal() -> list[str]:
+    return ["ioctl(slave, TIOCSCTTY, 0)", "dup2(slave, 0), dup2(slave, 1), dup2(slave, 2)"]
+
+
+@describes
+def make_working_directory(path: str) -> list[str]:
+    return made(path, "directory", True)
+
+
+@describes
+def read_only_paths(paths: list[str]) -> list[str]:
+    lines = []
+    for path in paths:
+        lines += [
+            in_root(path, "found") + ", nothing when missing",
+            "tree = open_tree(found, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE|AT_EMPTY_PATH)",
+            "mount_setattr(tree, AT_RECURSIVE, set=MOUNT_ATTR_RDONLY)",
+            "move_mount(tree, found)",
+        ]
+    return lines
+
+
+@describes
+def mask_paths(paths: list[str]) -> list[str]:
+    return [
+        *(in_root(path, "found") + ", nothing when missing" for path in paths),
+        'for files: null = openat2(root, "dev/null", O_PATH|O_NOFOLLOW), refused unless it is character device 1:3; '
+        "each: open_tree(null, OPEN_TREE_CLONE), mount_setattr(tree, 0, set=MOUNT_ATTR_RDONLY), "
+        "move_mount(tree, found)",
+        "for directories: one empty tmpfs by fsopen, fsconfig, fsmount; mount_setattr(tree, 0, set=MOUNT_ATTR_RDONLY|"
+        "MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV|MOUNT_ATTR_NOEXEC); each: open_tree(tree, OPEN_TREE_CLONE), "
+        "move_mount(tree, found)",
+    ]
+
+
+@describes
+def read_only_root() -> list[str]:
+    return ["mount_setattr(root, 0, set=MOUNT_ATTR_RDONLY)"]
+
+
+@describes
+def pivot_root() -> list[str]:
+    return [
+        "fchdir(root)",
+        'pivot_root(".", ".")',
+        "fchdir(old)",
+        'mount(NULL, ".", NULL, MS_SLAVE|MS_REC, NULL)',
+        'umount2(".", MNT_DETACH)',
+        'chdir("/")',
+    ]
+
+
+@describes
+def move_root() -> list[str]:
+    return ["fchdir(root)", 'mount(".", "/", NULL, MS_MOVE, NULL)', 'chroot(".")', 'chdir("/")']
+
+
+@describes
+def change_root() -> list[str]:
+    return ["fchdir(root)", 'chroot(".")', 'chdir("/")']
+
+
+@describes
+def propagate_root(flags: int) -> list[str]:
+    return [f'mount(NULL, "/", NULL, {mounts.flag_names(flags)}, NULL)']
+
+
+@describes
+def reopen_null() -> list[str]:
+    return [
+        'null = open("/dev/null", O_RDWR|O_NOFOLLOW|O_NONBLOCK|O_CLOEXEC)',
+        "dup2(null, N) for each standard stream that is a null device",
+    ]
