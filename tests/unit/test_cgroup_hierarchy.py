@@ -29,7 +29,8 @@ def detected(root: Path, mountinfo: str, controllers: str = "", kernel: str = "6
     (root / "proc/sys/kernel/osrelease").write_text(kernel)
     for point in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
         (root / point).mkdir(parents=True, exist_ok=True)
-        (root / point / "cgroup.controllers").write_text(controllers)
+        for file in ("cgroup.controllers", "cgroup.subtree_control"):
+            (root / point / file).write_text(controllers)
     return detect(str(root))
 
 
@@ -56,6 +57,13 @@ def test_hybrid_leaves_to_the_unified_hierarchy_what_it_does_better(tmp_path: Pa
     assert [host.version_of(name) for name in ("memory", "devices", "freezer")] == [1, 2, 0]
 
 
+def test_hybrid_takes_no_controller_that_nobody_handed_down(tmp_path: Path) -> None:
+    before = detected(tmp_path, HYBRID, "hugetlb")
+    assert before.version_of("hugetlb") == 2
+    (tmp_path / "sys/fs/cgroup/unified/cgroup.subtree_control").write_text("")
+    assert detect(str(tmp_path)).version_of("hugetlb") == 0
+
+
 def test_hybrid_on_an_old_kernel_uses_the_v1_freezer(tmp_path: Path) -> None:
     assert detected(tmp_path, HYBRID, kernel="5.4.0").version_of("freezer") == 1
 
@@ -63,7 +71,8 @@ def test_hybrid_on_an_old_kernel_uses_the_v1_freezer(tmp_path: Path) -> None:
 def test_mount_points_with_blanks(tmp_path: Path) -> None:
     line = UNIFIED.replace("/sys/fs/cgroup", "/sys/fs/c\\040g")
     (tmp_path / "sys/fs/c g").mkdir(parents=True)
-    (tmp_path / "sys/fs/c g/cgroup.controllers").write_text("cpu")
+    for file in ("cgroup.controllers", "cgroup.subtree_control"):
+        (tmp_path / "sys/fs/c g" / file).write_text("cpu")
     assert detected(tmp_path, line).unified == f"{tmp_path}/sys/fs/c g"
 
 

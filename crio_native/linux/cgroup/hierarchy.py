@@ -82,14 +82,17 @@ def detect(root: str) -> Hierarchy:
     mode: Mode = "v1" if not unified else "hybrid" if len(points) > 1 else "v2"
     if unified and _kernel(root) >= (5, 14):
         v1 = {name: point for name, point in v1.items() if name not in _BETTER_UNIFIED}
-    v2 = _unified_controllers(unified) if unified else frozenset()
+    # On a hybrid host a controller that the unified hierarchy could have, but hands to nobody, is somebody's else to
+    # mount: handing it down would take it from all v1 users of the machine.
+    file = "cgroup.controllers" if mode == "v2" else "cgroup.subtree_control"
+    v2 = _unified_controllers(unified, file) if unified else frozenset()
     return Hierarchy(mode, unified, v1, v2 - v1.keys(), tuple(points))
 
 
-def _unified_controllers(unified: str) -> frozenset[str]:
-    """Those of the files' names, and the device controller, which is a BPF program and has no file."""
-    with open(os.path.join(unified, "cgroup.controllers")) as file:
-        return frozenset(file.read().split()) | {"devices"}
+def _unified_controllers(unified: str, file: str) -> frozenset[str]:
+    """Those of the file's names, and the device controller, which is a BPF program and has no file."""
+    with open(os.path.join(unified, file)) as names:
+        return frozenset(names.read().split()) | {"devices"}
 
 
 def _kernel(root: str) -> tuple[int, ...]:
