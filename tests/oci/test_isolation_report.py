@@ -123,7 +123,7 @@ ASKED_FOR_MORE = {
 def test_what_is_weaker_than_asked_is_seen(full: Container, field: str) -> None:
     asked = copy.deepcopy(dict(full.spec.spec))
     if field == "linux.namespaces user":
-        asked["linux"]["uidMappings"] = asked["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1}]
+        asked["linux"]["uidMappings"] = asked["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
     ASKED_FOR_MORE[field](asked)
     found = weaker(report(full.process.pid, asked))
     assert field in found, list(found)

@@ -266,8 +266,10 @@ class BuiltinRuntime:
 
     def create(self, container: ContainerSpec) -> Process:
         specs.validate(container.spec)
-        container = replace(container, spec=self._permitted(container.spec, container.id))
-        linux = container.spec.get("linux", {})
+        own_user = "user" in specs.namespace_paths(container.spec)
+        permitted = self._permitted(container.spec["process"], container.id, own_user)
+        container = replace(container, spec={**container.spec, "process": permitted})
+        linux = container.spec.get("linux") or {}
         cgroup = self._cgroup(linux.get("cgroupsPath", ""))
         joined: list[str] = []
         descriptor: int | None = None
@@ -391,11 +393,12 @@ class BuiltinRuntime:
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         cgroup = self._cgroup(cgroups_path)
         joined = cgroup.join_files() if cgroup else []
-        checked = replace(request, process=self._permitted_process(request.process, container_id))
         try:
             foreign = namespaces.differing(process_.pid)
         except FileNotFoundError:
             raise StepFailed("exec", errno.ESRCH, "", "the container has ended") from None
+        own_user = bool(foreign & syscalls.CLONE_NEWUSER)
+        checked = replace(request, process=self._permitted(request.process, container_id, own_user))
         state = {"ociVersion": specs.VERSION, "id": container_id, "status": "running", "bundle": ""}
         plan = exec_plan(
             checked,
@@ -466,18 +469,18 @@ class BuiltinRuntime:
         if resources.get("devices"):
             cgroup.apply_devices([*resources["devices"], *DEFAULT_DEVICE_RULES])
 
-    def _permitted(self, spec: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
-        return {**spec, "process": self._permitted_process(spec["process"], container_id)}
-
-    def _permitted_process(self, wanted: Mapping[str, Any], container_id: str) -> Mapping[str, Any]:
-        """The process object with the capabilities that this host can give."""
+    def _permitted(self, wanted: Mapping[str, Any], container_id: str, own_user: bool) -> Mapping[str, Any]:
+        """The process object with the capabilities that this host can give; a user namespace has them all."""
         sets = wanted.get("capabilities") or {}
         permitted = this_host(self._clamp).permitted
-        excess = {name for names in sets.values() for name in names if not permitted >> _number(name) & 1}
-        if not excess or not self._clamp:
+        excess = {name for names in sets.values() for name in names or () if not permitted >> _number(name) & 1}
+        if not excess or not self._clamp or own_user:
             return wanted
         log.warning("container %s: this host cannot give %s", container_id, ", ".join(sorted(excess)))
-        return {**wanted, "capabilities": {kind: [n for n in names if n not in excess] for kind, names in sets.items()}}
+        return {
+            **wanted,
+            "capabilities": {kind: [n for n in names or () if n not in excess] for kind, names in sets.items()},
+        }
 
 
 @functools.cache

@@ -67,24 +67,33 @@ def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         if request["duties"]:
             for fd in init_needs:
                 os.close(fd) if fd >= 0 else None
-            init = _serve(request["duties"], init, wanted)
+            duties = parent.Duties(wire.channel(3), init, request["duties"])
+            init = _serve(duties, wanted)
         steps.restore_signals()
         os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(init)], {})
+    except parent.Failed as failure:
+        _give_up(reply, failure.init, failure.report)
     except BaseException as error:
-        if init > 0:
-            os.kill(init, _signal.SIGKILL)
-        if isinstance(error, parent.Failed):
-            wire.channel(reply).send(b'{"error":' + error.report + b"}")
-        else:
-            wire.tell(reply, {"error": describe("monitor", error)})
+        _give_up(reply, init, wire.encode(describe("monitor", error)).encode())
+
+
+def _give_up(reply: int, init: int, report: bytes) -> NoReturn:
+    """Leave no init, and say why; the init is reaped, so that nothing of it is left when the answer arrives."""
+    if init > 0:
+        os.kill(init, _signal.SIGKILL)
+        os.waitpid(init, 0)
+    try:
+        wire.channel(reply).send(b'{"error":' + report + b"}", _socket.MSG_NOSIGNAL)
+    finally:
         os._exit(1)
 
 
-def _serve(duties: Mapping[str, Any], init: int, monitors: Iterable[int]) -> int:
+def _serve(duties: parent.Duties, monitors: Iterable[int]) -> int:
     """Be the init's parent for a while; returns its pid.  monitors: descriptors that only the monitor may inherit."""
     for fd in monitors:
         os.set_inheritable(fd, False)
-    init = parent.Duties(wire.channel(3), init, duties).serve()
+    init = duties.serve()
+    duties.channel.detach()
     for fd in monitors:
         os.set_inheritable(fd, True)
     return init

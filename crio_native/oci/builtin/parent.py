@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 
 class Failed(Exception):
-    """The init failed, or a duty did.  `report`: JSON of `errors.StepFailed.to_dict`."""
+    """The init failed, or a duty did.  report: JSON of `errors.StepFailed.to_dict`.  init: the pid that it had, to be
+    killed and waited for."""
 
-    def __init__(self, report: bytes) -> None:
+    def __init__(self, report: bytes, init: int) -> None:
         super().__init__(report.decode())
-        self.report = report
+        self.report, self.init = report, init
 
 
 class Duties:
@@ -44,7 +45,7 @@ class Duties:
         self.channel, self.init, self.duties = channel, init, duties
 
     def serve(self) -> int:
-        """Answer until the init needs its parent no more; returns its pid.  Raises Failed; the caller kills `init`."""
+        """Answer until the init needs its parent no more; returns its pid.  Raises Failed."""
         while True:
             packet, _ = wire.receive(self.channel)
             word, rest = packet[:1], packet[1:]
@@ -58,15 +59,15 @@ class Duties:
             elif word == b"D":
                 return self.init
             elif word == b"E":
-                raise Failed(rest)
+                raise Failed(rest, self.init)
             else:
-                raise _failed("init", steps.Refused("", "the init ended before it was ready"))
+                raise self._failed("init", steps.Refused("", "the init ended before it was ready"))
 
     def _do(self, step: str, duty: Any) -> None:
         try:
             duty()
         except Exception as error:
-            raise _failed(step, error) from None
+            raise self._failed(step, error) from None
         self.channel.send(b"k")
 
     def _move_net_devices(self) -> None:
@@ -84,6 +85,5 @@ class Duties:
             except hooks.HookFailed as error:
                 raise steps.Refused(error.path, str(error), error.number) from None
 
-
-def _failed(step: str, error: BaseException) -> Failed:
-    return Failed(wire.encode(steps.describe(step, error)).encode())
+    def _failed(self, step: str, error: BaseException) -> Failed:
+        return Failed(wire.encode(steps.describe(step, error)).encode(), self.init)

@@ -25,7 +25,7 @@ from crio_native.oci.builtin.plan_types import RULE, Host, Plan, Step, Steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from crio_native.oci.runtime import ContainerSpec, ExecSpec
@@ -232,9 +232,9 @@ def _user_namespace_steps(
     """What takes the host's privileges, and then the namespace; who is in there has them no more."""
     processes.raise_limits_step(out, process)
     uid_maps = linux.get("uidMappings") or ()
-    for entry in uid_maps if not process.get("terminal") else ():
-        if entry["containerID"] == 0:
-            out.add("own_streams", RULE + "root hands its streams on to the user", uid=entry["hostID"])
+    roots = [_outside(linux.get(field) or ()) for field in ("uidMappings", "gidMappings")]
+    if None not in roots and not process.get("terminal"):
+        out.add("own_streams", RULE + "root hands its streams on to the user", uid=roots[0], gid=roots[1])
     out.add(
         "user_namespace",
         "linux.uidMappings, linux.gidMappings",
@@ -242,6 +242,11 @@ def _user_namespace_steps(
         gid_map=id_map(linux.get("gidMappings") or ()),
         path=namespaces["user"],
     )
+
+
+def _outside(mappings: Sequence[Mapping[str, int]]) -> int | None:
+    """The host's number of the root of a user namespace."""
+    return next((entry["hostID"] for entry in mappings if entry["containerID"] == 0), None)
 
 
 def _join_steps(out: Steps, namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:

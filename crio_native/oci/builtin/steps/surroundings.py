@@ -126,11 +126,11 @@ def _enter(fd: int, path: str, later: Context | None) -> bool:
     return True
 
 
-def own_streams(context: Context, uid: int) -> None:
-    """Root of a user namespace may hand the standard streams on to the command's user if they are its own."""
+def own_streams(context: Context, uid: int, gid: int) -> None:
+    """Root of a user namespace may hand the standard streams on to the command's user if it knows both their ids."""
     for number in (0, 1, 2):
         if stat.S_ISFIFO(os.fstat(number).st_mode):
-            os.fchown(number, uid, -1)
+            os.fchown(number, uid, gid)
 
 
 def raise_limits(context: Context, limits: list[list[int]]) -> None:

@@ -1,0 +1,91 @@
+"""Checking the types and ranges of parsed JSON, each refusal with the value's path: what `spec` is written in.
+
+None counts as absent, as in Go, whose programs write most config.json files: `items` and `mapping` make it empty.
+"""
+
+from __future__ import annotations
+
+from _collections_abc import Mapping  # without the package around it, which costs as much as all of this file
+
+from crio_native.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any
+
+MAX_STRING = 128 * 1024  # the kernel's own bound of one argument (MAX_ARG_STRLEN)
+MAX_ITEMS = 10_000
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether all of the text fits.  The import is as dear as all else here, and few containers need it."""
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII) is not None
+
+
+def mapping(value: Any, field: str) -> Mapping[str, Any]:
+    if type(value) is dict:  # what a parser makes; asking the abstract class costs ten times as much
+        return value
+    if value is None:
+        return {}
+    checked: Mapping[str, Any] = _typed(value, field, Mapping, "an object")
+    return checked
+
+
+def items(value: Any, field: str) -> list[Any]:
+    checked = [] if value is None else list(_typed(value, field, (list, tuple), "a list"))
+    if len(checked) > MAX_ITEMS:
+        raise InvalidArgument(field, len(checked), f"may have at most {MAX_ITEMS} entries")
+    return checked
+
+
+def string(value: Any, field: str) -> str:
+    checked: str = value if type(value) is str else _typed(value, field, str, "a string")
+    if "\0" in checked:
+        raise InvalidArgument(field, checked, "may not contain a NUL byte")
+    if len(checked) > MAX_STRING:
+        raise InvalidArgument(field, checked, f"may have at most {MAX_STRING} characters")
+    return checked
+
+
+def optional_string(value: Any, field: str) -> str:
+    return "" if value is None else string(value, field)
+
+
+def strings(value: Any, field: str) -> list[str]:
+    return [string(entry, f"{field}[{index}]") for index, entry in enumerate(items(value, field))]
+
+
+def absolute(value: Any, field: str) -> str:
+    path = string(value, field)
+    if not path.startswith("/"):
+        raise InvalidArgument(field, path, "must be absolute")
+    return path
+
+
+def number(value: Any, field: str, least: int, most: int) -> int:
+    checked: int = _typed(value, field, int, "a whole number")
+    if not least <= checked <= most:
+        raise InvalidArgument(field, checked, f"must be between {least} and {most}")
+    return checked
+
+
+def boolean(value: Any, field: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidArgument(field, value, "must be true or false")
+    return bool(value)
+
+
+def one_of(value: Any, field: str, known: Collection[str]) -> str:
+    name = string(value, field)
+    if name not in known:
+        raise InvalidArgument(field, name, f"must be one of {', '.join(known)}")
+    return name
+
+
+def _typed(value: Any, field: str, kind: type | tuple[type, ...], words: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InvalidArgument(field, value, f"must be {words}")
+    return value
