@@ -157,10 +157,14 @@ class Box:
         container.wait()
         return container
 
-    def remove_all(self) -> None:
-        for container in self.containers:
+    def remove_containers(self) -> None:
+        while self.containers:
+            container = self.containers.pop()
             path = container.spec.get("linux", {}).get("cgroupsPath", "")
             self.runtime.delete(container.id, container.run_dir, path)
+
+    def remove_all(self) -> None:
+        self.remove_containers()
         subprocess.run(["rm", "-rf", "--one-file-system", str(self.directory)], check=True)
 
 

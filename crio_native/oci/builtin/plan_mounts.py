@@ -89,7 +89,10 @@ class FileTree:
 
     def propagation_step(self, out: Steps) -> None:
         propagation = self.linux.get("rootfsPropagation") or "rslave"
-        out.add("root_propagation", "linux.rootfsPropagation", flags=mounts.PROPAGATION[propagation] | mounts.MS_REC)
+        flags = mounts.PROPAGATION[propagation] | mounts.MS_REC
+        if flags & mounts.MS_UNBINDABLE:  # nothing could be bound from there: for now it is private
+            flags ^= mounts.MS_UNBINDABLE | mounts.MS_PRIVATE
+        out.add("root_propagation", "linux.rootfsPropagation", flags=flags)
 
     def root_steps(self, out: Steps) -> None:
         if self.outside:
