@@ -195,8 +195,16 @@ def test_limits_umask_and_score(box: Box) -> None:
 
 def test_the_environment_is_exactly_what_was_asked_for(box: Box) -> None:
     spec = box.spec("env")
-    spec["process"]["env"] = ["PATH=/bin", "A=1", "B=x=y", "A=2"]
-    assert set(box.run(spec=spec).output().split()) == {"PATH=/bin", "A=2", "B=x=y"}
+    spec["process"]["env"] = ["PATH=/bin", "A=1", "B=x=y", "A=2", "HOME=/h"]
+    assert set(box.run(spec=spec).output().split()) == {"PATH=/bin", "A=2", "B=x=y", "HOME=/h"}
+
+
+@pytest.mark.parametrize(("uid", "given", "home"), [(33, [], "/var/www"), (33, ["HOME="], "/var/www"), (7, [], "/")])
+def test_home_comes_from_the_passwd_file_when_it_is_not_given(box: Box, uid: int, given: list[str], home: str) -> None:
+    spec = box.spec("sh", "-c", "echo $HOME")
+    spec["process"]["env"] = ["PATH=/bin", *given]
+    spec["process"]["user"] = {"uid": uid, "gid": uid}
+    assert box.run(spec=spec).output().strip() == home
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def user_step(out: Steps, process: Mapping[str, Any], user: UserRequest | None) 
         gid=asked.get("gid", 0),
         groups=list(asked.get("additionalGids") or ()),
     )
+    if not any(entry.startswith("HOME=") and entry != "HOME=" for entry in process.get("env") or ()):
+        out.add("find_home", RULE + "HOME is what the container's passwd file says")
 
 
 class Command:

@@ -148,6 +148,11 @@ def find_user(user: str, group: str, supplementary: list[int], merge: bool) -> l
 
 
 @describes
+def find_home() -> list[str]:
+    return [in_root("/etc/passwd", "file", "O_RDONLY|O_NONBLOCK|O_NOCTTY") + ", for the user's HOME"]
+
+
+@describes
 def limit_resource(resource: int, name: str, soft: int, hard: int) -> list[str]:
     words = ("RLIM_INFINITY" if value in _INFINITY else str(value) for value in (soft, hard))
     return [f"prlimit64(0, {name}, {{{', '.join(words)}}})"]

@@ -7,14 +7,14 @@ import os
 import select
 import sys
 
-from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.oci.builtin.standalone import channel, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
-    from crio_native.linux.cgroup import Cgroup
     from crio_native.oci.builtin.standalone.state import State
 
 END_SECONDS = 10.0  # for a killed init to be gone: the kernel takes its memory apart first
@@ -27,8 +27,21 @@ def start(options: SimpleNamespace) -> int:
         what = {"stopped": "a container that has stopped", "running": "an already running container"}
         raise FailedPrecondition(f"cannot start {what.get(status, f'a container that is {status}')}: {found.id!r}")
     channel.start(found)
-    _run_hooks(found, "poststart", "running")
+    if found.record["hooks"]:
+        _run_poststart(found)
     return 0
+
+
+def _run_poststart(found: State) -> None:
+    """A hook that fails is the container's end, and its removal (runtime-spec, lifecycle)."""
+    from crio_native.oci.builtin.standalone import create
+
+    try:
+        create.poststart(found)
+    except StepFailed:
+        kill_init(found)
+        _remove(found)
+        raise
 
 
 def state_(options: SimpleNamespace) -> int:
@@ -52,7 +65,7 @@ def kill(options: SimpleNamespace) -> int:
         finally:
             os.close(pidfd)
     if number == _signal.SIGKILL and cgroup is not None and cgroup.frozen():
-        cgroup.thaw()  # on v1 a stopped process dies when it goes on
+        cgroup.thaw()
     return 0
 
 
@@ -82,10 +95,17 @@ def delete(options: SimpleNamespace) -> int:
         raise FailedPrecondition(f"cannot delete container {found.id!r} that is not stopped: {status}")
     if found.alive():
         kill_init(found)
+    _remove(found)
+    return 0
+
+
+def _remove(found: State) -> None:
     found.remove_cgroup()
     found.remove()
-    _run_hooks(found, "poststop", "stopped")
-    return 0
+    if found.record["hooks"]:
+        from crio_native.oci.builtin.standalone import create
+
+        create.poststop(found)
 
 
 def kill_init(found: State) -> None:
@@ -96,9 +116,7 @@ def kill_init(found: State) -> None:
         return
     try:
         _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-        cgroup = found.cgroup
-        if cgroup is not None and cgroup.exists():
-            cgroup.thaw()
+        _thaw(found)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(END_SECONDS * 1000):
@@ -107,6 +125,21 @@ def kill_init(found: State) -> None:
         return
     finally:
         os.close(pidfd)
+
+
+def _thaw(found: State) -> None:
+    """On v1 a stopped process dies when it goes on, in whatever group somebody has put it."""
+    freezer = hierarchy().v1.get("freezer")
+    if not freezer:
+        return
+    try:
+        with open(f"/proc/{found.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+        group = next(path for _, controllers, path in lines if "freezer" in controllers.split(","))
+        if group != "/":
+            Cgroup(group).thaw()
+    except (OSError, StopIteration, CrioError):
+        return  # it has ended, or is where nobody stops it
 
 
 def pause(options: SimpleNamespace) -> int:
@@ -149,13 +182,6 @@ def print_json(value: object) -> None:
     import json
 
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _run_hooks(found: State, kind: str, status: str) -> None:
-    if found.record["hooks"]:
-        from crio_native.oci.builtin.standalone import create
-
-        create.run_hooks(found, kind, status)
 
 
 def _load(options: SimpleNamespace) -> State:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.errors import CrioError, Internal, InvalidArgument
+from crio_native.errors import CrioError, Internal, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, process, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
@@ -66,7 +66,7 @@ def run(options: SimpleNamespace) -> int:
         raise
     if not options.keep:
         made.forget()
-        run_hooks(made.state, "poststop", "stopped")
+        poststop(made.state)
     return code
 
 
@@ -83,13 +83,14 @@ class Made:
         self.master = -1
         self.pid, self.pidfd = 0, -1
         bundle = os.path.abspath(options.bundle or ".")
-        content = _read_config(bundle)
-        self.spec = state.parse_json(content, f"{bundle}/config.json")
-        self.preserved = preserved_descriptors(options.preserve_fds)
+        path = os.path.join(bundle, options.config or "config.json")
+        content = _read_config(path)
+        self.spec = state.parse_json(content, path)
+        self.preserved = preserved_descriptors(options)
         specs.validate(self.spec)
         self._check_terminal()
         permitted = host().permitted if "user" not in specs.namespace_paths(self.spec) else ALL_CAPABILITIES
-        self.spec = {**self.spec, "process": grantable(self.spec["process"], permitted)}
+        self.spec = {**self.spec, "process": listen_environment(grantable(self.spec["process"], permitted))}
         directory = state.claim(options.root, options.arguments[0])
         self.state = State(directory, self._record(bundle))
         try:
@@ -155,7 +156,12 @@ class Made:
 
     def _plan(self, cgroup: Cgroup | None, seccomp: tuple[bytes, int] | None) -> Plan:
         container: Any = SimpleNamespace(
-            id=self.state.id, spec=self.spec, bundle=self.state.bundle, overlay=None, user=None, pause=False
+            id=self.state.id,
+            spec=self.spec,
+            bundle=self.state.bundle,
+            overlay=None,
+            user=None,
+            pause=False,
         )
         directories = {}
         if cgroup is not None and hierarchy().mode != "v2":
@@ -245,7 +251,7 @@ class Made:
         self.channel.send(b"S")
         channel.await_exec(self.channel)
         self.channel.close()
-        run_hooks(self.state, "poststart", "running")
+        poststart(self.state)
 
     def undo(self) -> None:
         """Leave nothing: process, cgroup, pid file, state."""
@@ -266,34 +272,43 @@ class Made:
         self.state.remove()
 
 
-def run_hooks(container: State, kind: str, status: str) -> None:
-    """The hooks that run after the fact: one that fails is a warning, and the others run."""
-    entries = container.record["hooks"].get(kind)
-    if not entries:
-        return
+def poststart(container: State) -> None:
+    """Run the poststart hooks.  Raises StepFailed for the first that fails; then the container is to be stopped."""
     from crio_native.oci.builtin import hooks
 
-    record = container.record
-    told = {name: record[name] for name in ("ociVersion", "id", "bundle", "annotations")}
-    told |= {"status": status, "pid": 0 if status == "stopped" else container.pid}
-    for entry in entries:
+    try:
+        hooks.run("poststart", container.record["hooks"].get("poststart") or (), _told(container, "running"))
+    except hooks.HookFailed as error:
+        raise StepFailed("poststart", error.number, error.path, str(error)) from None
+
+
+def poststop(container: State) -> None:
+    """Run the poststop hooks: one that fails is a warning, and the others run."""
+    from crio_native.oci.builtin import hooks
+
+    for entry in container.record["hooks"].get("poststop") or ():
         try:
-            hooks.run(kind, [entry], told)
+            hooks.run("poststop", [entry], _told(container, "stopped"))
         except hooks.HookFailed as error:
             log.warning(f"container {container.id}: {error.path}: {error}")
 
 
+def _told(container: State, status: str) -> dict[str, Any]:
+    """The state that hooks get."""
+    told = {name: container.record[name] for name in ("ociVersion", "id", "bundle", "annotations")}
+    return told | {"status": status, "pid": 0 if status == "stopped" else container.pid}
+
+
 def _become_init(
-    plan: Plan, creator: int, listener: int, preserved: int, watcher: laboratory.Laboratory | None
+    plan: Plan, creator: int, listener: int, preserved: list[int], watcher: laboratory.Laboratory | None
 ) -> NoReturn:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
-    mine = [creator, listener, watcher.trace if watcher else -1]
-    close_others(preserved, mine)
+    close_others([*preserved, creator, listener, watcher.trace if watcher else -1])
     to_creator = channel.InitChannel(creator, listener)
     to_creator.send(b"A")
     context = steps.Context(to_creator)  # type: ignore[arg-type]
-    context.preserved = preserved
+    context.preserved = max(preserved, default=2) - 2
     acts = watcher.acts("init", plan) if watcher else steps.STEPS
     failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
@@ -309,9 +324,9 @@ def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] 
     return filters.compiled(seccomp, root)
 
 
-def close_others(preserved: int, keep: list[int]) -> None:
-    """Close every descriptor but stdio, those to pass on, and `keep` (-1 is none)."""
-    first = 3 + preserved
+def close_others(keep: list[int]) -> None:
+    """Close every descriptor but stdio and `keep` (-1 is none)."""
+    first = 3
     for fd in sorted(fd for fd in keep if fd >= 0):
         if fd > first:
             syscalls.close_range(first, fd - 1)
@@ -319,23 +334,34 @@ def close_others(preserved: int, keep: list[int]) -> None:
     syscalls.close_range(first)
 
 
-def preserved_descriptors(asked: int | None) -> int:
-    """How many descriptors from 3 on the process inherits: $LISTEN_FDS and `asked` more.  Raises InvalidArgument.
+def preserved_descriptors(options: SimpleNamespace) -> list[int]:
+    """The descriptors that the process inherits: $LISTEN_FDS and --preserve-fds more, from 3 on, as far as they are
+    open.  Raises InvalidArgument.
 
     To be called before this program opens anything that it keeps.
     """
-    listen = os.environ.get("LISTEN_FDS", "0")
-    if not listen.isdecimal():
-        raise InvalidArgument("LISTEN_FDS", listen, "must be a whole number")
-    count = int(listen) + (asked or 0)
-    if not 0 <= count <= MAX_PRESERVED:
-        raise InvalidArgument("--preserve-fds", asked, f"must be between 0 and {MAX_PRESERVED}")
-    for fd in range(3, 3 + count):
+    listen, more = os.environ.get("LISTEN_FDS", "0"), options.preserve_fds or 0
+    if not listen.isdecimal() or int(listen) > MAX_PRESERVED:
+        raise InvalidArgument("LISTEN_FDS", listen, f"must be a number from 0 to {MAX_PRESERVED}")
+    if not 0 <= more <= MAX_PRESERVED:
+        raise InvalidArgument("--preserve-fds", more, f"must be between 0 and {MAX_PRESERVED}")
+    found = []
+    for fd in range(3, 3 + int(listen) + more):
         try:
             os.set_inheritable(fd, True)
         except OSError:
-            raise InvalidArgument("--preserve-fds", count, f"descriptor {fd} is not open") from None
-    return count
+            continue
+        if fd != options.view.descriptor:
+            found.append(fd)
+    return found
+
+
+def listen_environment(process: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The process object with what sd_listen_fds(3) reads, when we have been given sockets to listen on."""
+    if not os.environ.get("LISTEN_FDS"):
+        return process
+    names = [f"{name}={os.environ[name]}" for name in ("LISTEN_FDS", "LISTEN_FDNAMES") if name in os.environ]
+    return {**process, "env": [*(process.get("env") or ()), *names, "LISTEN_PID=1"]}
 
 
 _known_host: list[Host] = []
@@ -369,8 +395,7 @@ def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
     return {**wanted, "capabilities": given} if given != sets else wanted
 
 
-def _read_config(bundle: str) -> bytes:
-    path = f"{bundle}/config.json"
+def _read_config(path: str) -> bytes:
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             return file.read(state.MAX_CONFIG + 1)

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from crio_native.oci.builtin.plan import Plan
     from crio_native.oci.builtin.standalone.state import State
 
+MAX_ID = 2**32 - 2  # the kernel's -1 means: leave it as it is
+
 
 def exec_(options: SimpleNamespace) -> int:
     """`crio-oci exec`: the process's exit code, or 0 at once with --detach."""
-    preserved = create.preserved_descriptors(options.preserve_fds)
+    preserved = create.preserved_descriptors(options)
     found = state.load(options.root, options.arguments[0])
     spec = found.config()
     process: Mapping[str, Any] = process_object(options, spec["process"])
@@ -87,8 +89,8 @@ def user_of(text: str) -> dict[str, int]:
 
 
 def _id(field: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= specs.MAX_ID):
-        raise InvalidArgument(field, text, f"must be a number from 0 to {specs.MAX_ID}")
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_ID):
+        raise InvalidArgument(field, text, f"must be a number from 0 to {MAX_ID}")
     return int(text)
 
 
@@ -127,7 +129,7 @@ class Exec:
         found: State,
         spec: Mapping[str, Any],
         process: Mapping[str, Any],
-        preserved: int,
+        preserved: list[int],
     ) -> None:
         self.options, self.preserved = options, preserved
         self.laboratory = laboratory.of(options.trace, options.fail)
@@ -188,12 +190,12 @@ class Exec:
 def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-exec")
     watcher = running.laboratory
-    create.close_others(running.preserved, [status, running.container, watcher.trace if watcher else -1])
+    create.close_others([*running.preserved, status, running.container, watcher.trace if watcher else -1])
     to_parent = wire.channel(status)
     to_parent.send(b"A", _socket.MSG_NOSIGNAL)
     context = steps.Context(to_parent)
     context.container = running.container
-    context.preserved = running.preserved
+    context.preserved = max(running.preserved, default=2) - 2
     acts = watcher.acts("exec", plan) if watcher else steps.STEPS
     failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     to_parent.send(b"E" + wire.encode(failure).encode(), _socket.MSG_NOSIGNAL)

@@ -143,8 +143,11 @@ class State:
 
 def check_id(container_id: str) -> str:
     """The id, which becomes a directory's name.  Raises InvalidArgument."""
-    if not container_id or container_id in (".", "..") or len(container_id) > 1024 or set(container_id) - _ID_LETTERS:
-        raise InvalidArgument("container id", container_id, "invalid id: must be made of letters, digits and _ + - .")
+    if not container_id or container_id.startswith(".") or set(container_id) - _ID_LETTERS:
+        why = "invalid character: may have letters, digits and _ + - . (not first)"
+        raise InvalidArgument("container ID", container_id, why)
+    if len(container_id) > 255:
+        raise InvalidArgument("container ID", container_id, "invalid length: may have at most 255 characters")
     return container_id
 
 

@@ -74,6 +74,7 @@ _DETACH = ("detach", "switch", "do not wait for the process's end", "d")
 _PRESERVE = ("preserve-fds", "number", "pass on this many descriptors from 3 on, after those of $LISTEN_FDS")
 _MAKING = (
     _BUNDLE,
+    ("config", "text", "file to read instead of the bundle's config.json"),
     _CONSOLE,
     _PIDFD,
     _PID_FILE,

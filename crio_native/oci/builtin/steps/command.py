@@ -46,6 +46,18 @@ def find_user(context: Context, user: str, group: str, supplementary: list[int],
     context.environment.setdefault("HOME", context.user.home)
 
 
+def find_home(context: Context) -> None:
+    """HOME for a user that is given by number; who has no entry in the container's own passwd file is at home in /."""
+    root = context.root if context.root >= 0 else os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        context.environment["HOME"] = users.find(root, str(context.user.uid), "", (), False).home
+    except users.NoSuchUser as error:
+        raise Refused(error.file, str(error), 0) from None
+    finally:
+        if root != context.root:
+            os.close(root)
+
+
 def limit_resource(context: Context, resource: int, name: str, soft: int, hard: int) -> None:
     try:
         _set_limit(resource, (soft, hard))
@@ -219,6 +231,7 @@ STEPS = (
     environment,
     take_user,
     find_user,
+    find_home,
     limit_resource,
     scheduling,
     io_priority,
