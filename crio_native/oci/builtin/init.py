@@ -30,18 +30,44 @@ NO_STREAM = (-1, -1)
 
 def predecessor(creates: _socket.socket, taken: int) -> NoReturn:
     """A spare: waits for a `create` request, clones the init for it, and execs the C monitor in its own place, so that
-    the monitor is the init's real parent.  It was cloned before the request was there, to be out of its time.
+    the monitor is the init's real parent.  It was cloned before the request was there, and has made what every request
+    needs, to be out of its time: not the calls are what costs, but the pages that they write for the first time.
 
     taken: a byte is written to it when the spare is one no more.
     """
+    made = Channels()
+    wire.unpack(wire.pack({"steps": [("", {})]}))
     data, descriptors = wire.receive(creates)
     if not data:
         os._exit(0)  # the daemon has ended
     os.write(taken, b"x")
-    become_monitor(wire.unpack(data), descriptors)
+    become_monitor(wire.unpack(data), descriptors, made)
 
 
-def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+class Channels:
+    """A container's pipes, (read, write), and the two ends of the init's channel."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self.stdin, self.stdout, self.stderr = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
+
+    def keep(self, terminal: bool, stdin: bool) -> None:
+        """Close the pipes that this container does not have."""
+        if terminal or not stdin:
+            _close_both(self.stdin)
+            self.stdin = NO_STREAM
+        if terminal:
+            _close_both(self.stdout)
+            _close_both(self.stderr)
+            self.stdout = self.stderr = NO_STREAM
+
+
+def _close_both(pipe: tuple[int, int]) -> None:
+    os.close(pipe[0])
+    os.close(pipe[1])
+
+
+def become_monitor(request: dict[str, Any], descriptors: list[int], made: Channels) -> NoReturn:
     """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a v2 cgroup to be born in.
 
     This process stays out of the container's namespaces, but for a PID namespace to join, which takes effect in
@@ -52,12 +78,12 @@ def become_monitor(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     try:
         if request["join_pid"]:
             syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        stdin, stdout, stderr = _pipes(request)
+        made.keep(request["terminal"], request["stdin"])
+        stdin, stdout, stderr = made.stdin, made.stdout, made.stderr
         monitor = request["monitor"]
-        wanted = {3: ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
+        wanted = {3: made.ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
         wanted |= {number: fd for number, fd in ((6, stdin[1]), (7, stdout[0]), (8, stderr[0])) if fd >= 0}
-        init_needs = _arrange(wanted, [stdin[0], stdout[1], stderr[1], theirs.fileno(), *cgroup])
+        init_needs = _arrange(wanted, [stdin[0], stdout[1], stderr[1], made.theirs.fileno(), *cgroup])
         reply = 4
         flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
         # From here to the exec as little as possible: what either writes, the kernel copies first.
@@ -97,13 +123,6 @@ def _serve(duties: parent.Duties, monitors: Iterable[int]) -> int:
     for fd in monitors:
         os.set_inheritable(fd, True)
     return init
-
-
-def _pipes(request: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(read, write) of stdin, stdout and stderr; -1 where there is none."""
-    if request["terminal"]:
-        return NO_STREAM, NO_STREAM, NO_STREAM
-    return os.pipe2(os.O_CLOEXEC) if request["stdin"] else NO_STREAM, os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
 
 
 def _arrange(wanted: dict[int, int], others: list[int]) -> list[int]:
@@ -147,7 +166,7 @@ def _take_descriptors(stdio: list[int], others: list[int]) -> None:
     """stdio (-1: /dev/null) as 0 to 2, the others close-on-exec from 3 on, and nothing else open."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) if -1 in stdio else -1
     sources = [null if fd < 0 else fd for fd in stdio]
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in (*sources, *others)]
+    moved = [fd if fd >= FIRST_FREE else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE) for fd in sources + others]
     for number, fd in enumerate(moved):
         os.dup2(fd, number, inheritable=number < 3)
     syscalls.close_range(len(moved))
