@@ -38,8 +38,8 @@ from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
-from crio_native.oci.builtin import wire
-from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan
+from crio_native.oci.builtin import late_hooks, wire
+from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser, Stats
 
 log = logging.getLogger(__name__)
@@ -268,12 +268,14 @@ class BuiltinRuntime:
         specs.validate(container.spec)
         own_user = "user" in specs.namespace_paths(container.spec)
         permitted = self._permitted(container.spec["process"], container.id, own_user)
-        container = replace(container, spec={**container.spec, "process": permitted})
+        hooks = late_hooks.bounded(container.spec.get("hooks") or {}, int(self._create_timeout))
+        container = replace(container, spec={**container.spec, "process": permitted, "hooks": hooks})
         linux = container.spec.get("linux") or {}
         cgroup = self._cgroup(linux.get("cgroupsPath", ""))
         joined: list[str] = []
         descriptor: int | None = None
         try:
+            late_hooks.record(container.run_dir, hooks, state_of(container))
             if cgroup is not None:
                 cgroup.create()
                 self._limit(cgroup, linux.get("resources") or {}, container.id)
@@ -288,6 +290,7 @@ class BuiltinRuntime:
                 pause_program=_monitor_program() if container.pause else "",
             )
             created = self._launch(container, plan, cgroup, descriptor)
+            late_hooks.record(container.run_dir, hooks, {**state_of(container), "pid": created.pid})
         except BaseException:
             self.delete(container.id, container.run_dir, linux.get("cgroupsPath", ""))
             raise
@@ -334,6 +337,12 @@ class BuiltinRuntime:
             connection.start()
         finally:
             connection.close()
+        try:
+            late_hooks.run_poststart(self._launchers, run_dir)
+        except StepFailed as error:
+            with contextlib.suppress(NotFound):
+                self.kill(container_id, run_dir, 9)
+            raise StartFailed.from_dict(error.to_dict()) from None
 
     def watch(self, container_id: str, run_dir: Path) -> socket.socket:
         return monitor.watch(run_dir)
@@ -378,6 +387,7 @@ class BuiltinRuntime:
         finally:
             if watch is not None:
                 watch.close()
+        late_hooks.run_poststop(self._launchers, run_dir, container_id)
 
     @staticmethod
     def _await_monitor(watch: socket.socket, container_id: str) -> None:

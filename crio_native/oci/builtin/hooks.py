@@ -31,12 +31,13 @@ class HookFailed(Exception):
         self.path, self.number = path, number
 
 
-def run(kind: str, hooks: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
-    """Run hooks (entries of config.json's `hooks.KIND`) one after the other, each with `state` as JSON on stdin.
+def run(kind: str, hooks: Sequence[Mapping[str, Any]], state: Mapping[str, Any], first: int = 0) -> None:
+    """Run hooks (entries of config.json's `hooks.KIND` from `first` on) one after the other, each with `state` as JSON
+    on stdin.
 
     Raises HookFailed for the first that does not end with status 0 within its `timeout` (seconds); the rest do not run.
     """
-    for index, hook in enumerate(hooks):
+    for index, hook in enumerate(hooks, first):
         _run(f"hooks.{kind}[{index}]", hook, wire.encode(dict(state)).encode())
 
 

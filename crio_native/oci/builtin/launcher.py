@@ -2,7 +2,7 @@
 
 Started by `client.Launchers` as `python -I -S -c BOOT REQUESTS CREATES PATH...`: two SEQPACKET
 sockets that all launchers share, so that whichever is idle takes the next request.  A request is a packet with
-descriptors, first its own reply socket.  `exec`, `namespaces` and `ping` come on REQUESTS and are served here;
+descriptors, first its own reply socket.  `exec`, `namespaces`, `hook` and `ping` come on REQUESTS and are served here;
 `create` comes on CREATES and is served by a spare (see `init.predecessor`), cloned before it is needed.  A launcher
 holds no state that outlives a request but its running execs; one that dies loses only those.
 """
@@ -19,7 +19,7 @@ import sys
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import mounts, process, syscalls
-from crio_native.oci.builtin import init, steps, wire
+from crio_native.oci.builtin import hooks, init, steps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Launcher:
 
     def serve(self) -> None:
         """Until the daemon closes the request socket; containers live on without us."""
-        handlers = {"exec": self.exec, "namespaces": self.namespaces, "ping": self.ping}
+        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping}
         self.refill()
         while True:
             events = self.poll.poll(None if self.spare else REFILL_DELAY)
@@ -141,6 +141,11 @@ class Launcher:
         if self.clone(flags) == 0:
             pin_namespaces(request, descriptors[0])
 
+    def hook(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        """One of the hooks that come when the container's init has the monitor for a parent."""
+        if self.clone(0) == 0:
+            run_hook(request, descriptors[0])
+
     def ping(self, request: dict[str, Any], descriptors: list[int]) -> None:
         wire.tell(descriptors[0], {"pong": os.getpid()})
 
@@ -205,6 +210,21 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
         )
     except BaseException as error:
         wire.tell(reply, {"error": {"step": step, "errno": 0, "path": "", "detail": repr(error)}})
+    finally:
+        os._exit(0)
+
+
+def run_hook(request: dict[str, Any], reply: int) -> NoReturn:
+    """In a clone, for as long as the hook runs."""
+    kind = request["kind"]
+    try:
+        hooks.run(kind, [request["entry"]], request["state"], request["index"])
+        wire.tell(reply, {"done": kind})
+    except hooks.HookFailed as error:
+        failed = {"step": kind, "errno": error.number, "path": error.path, "detail": str(error)}
+        wire.tell(reply, {"error": failed})
+    except BaseException as error:
+        wire.tell(reply, {"error": steps.describe(kind, error)})
     finally:
         os._exit(0)
 

@@ -40,6 +40,7 @@ __all__ = [
     "Step",
     "container_plan",
     "exec_plan",
+    "state_of",
 ]
 
 UNSHARE_FLAG = {
@@ -80,7 +81,7 @@ def container_plan(
     if "mount" not in namespaces:
         raise InvalidArgument("linux.namespaces", sorted(namespaces), "a container needs a mount namespace of its own")
     tree = FileTree(container, namespaces, cgroup_directories, notify_socket)
-    hooks, state = spec.get("hooks") or {}, _state(container)
+    hooks, state = spec.get("hooks") or {}, state_of(container)
     notice = processes.notice_of(linux.get("seccomp") or {}, seccomp, state)
     command = processes.Command(process, host, seccomp, notice, tree.own_user)
     duties = _duties(tree, linux, hooks, state)
@@ -195,7 +196,7 @@ def exec_plan(
     return Plan(False, "", tuple(out.all), {})
 
 
-def _state(container: ContainerSpec) -> dict[str, Any]:
+def state_of(container: ContainerSpec) -> dict[str, Any]:
     """The container's state (runtime-spec) as hooks and listeners get it, but for the pid, which each sees its own."""
     return {
         "ociVersion": container.spec["ociVersion"],
