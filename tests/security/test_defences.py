@@ -1,0 +1,168 @@
+"""Defences that no weakened build is made for, and those of `crio-oci`, whose processes are not a launcher's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crio_native.monitor.client import binary_path
+from crio_native.oci.runtime import ExecSpec
+
+from ..oci.conftest import CAPABILITIES
+from .conftest import Lab, laboratory
+
+pytestmark = pytest.mark.root
+
+CRIO_OCI = binary_path().with_name("crio-oci")
+WRITES_NOTHING = 'for n in 3 4 5 6 7 8 9; do (: >>/proc/self/fd/$n) 2>/dev/null && echo "opened $n"; done; echo done'
+
+
+@pytest.fixture
+def lab(tools: Path) -> Iterator[Lab]:
+    with laboratory("", tools) as lab:
+        yield lab
+
+
+def test_a_child_that_keeps_the_pipe_does_not_hold_an_exec(lab: Lab) -> None:
+    """CVE-2022-1708 and its kin: the exec has ended when its own process has."""
+    container = lab.create(lab.spec()).start()
+    read, write = os.pipe()
+    process = {**container.spec.spec["process"], "args": ["sh", "-c", "sleep 1000 & echo told"]}
+    began = time.monotonic()
+    session = lab.runtime.exec(container.spec.id, container.process, "", ExecSpec(process, stdout=write))
+    try:
+        assert session.result().code == 0
+        assert time.monotonic() - began < 5
+        assert os.read(read, 100) == b"told\n"
+    finally:
+        session.close()
+        os.close(read)
+        os.close(write)
+
+
+def test_mounts_of_a_privileged_container_stay_inside(lab: Lab) -> None:
+    spec = lab.spec("sh", "-c", "mount -t tmpfs evil /data && grep evil /proc/self/mountinfo && sleep 1000")
+    volume = lab.directory / "volume"
+    volume.mkdir()
+    spec["mounts"].append({"destination": "/data", "type": "bind", "source": str(volume), "options": ["rbind"]})
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] = [*CAPABILITIES, "CAP_SYS_ADMIN"]
+    container = lab.create(spec).start()
+    while "evil" not in container.output():
+        assert lab.runtime.is_alive(container.process), container.output("stderr")
+    assert "evil" not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_no_abstract_socket_of_ours_is_there_to_connect_to(lab: Lab) -> None:
+    """CVE-2020-15257: a container in the host's network namespace sees its abstract sockets."""
+    spec = lab.spec("cat", "/proc/net/unix")
+    spec["linux"]["namespaces"].remove({"type": "network"})
+    seen = {line.split()[6] for line in lab.output_of(spec=spec).splitlines()[1:] if " @" in line}
+    ours = set()
+    for pid in lab.launchers.pids():
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                ours.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    assert any(target.startswith("socket:") for target in ours)
+    assert not {f"socket:[{inode}]" for inode in seen} & ours
+
+
+def test_annotations_change_nothing(lab: Lab) -> None:
+    """CVE-2024-3154: who writes annotations is not who decides what a container may do."""
+    spec = lab.spec("cat", "/proc/self/status")
+    plain = lab.output_of(spec=spec)
+    spec["annotations"] = {
+        "org.systemd.property.ExecStart": "/bin/evil",
+        "run.oci.keep_original_groups": "1",
+        "run.oci.seccomp_bpf_data": "AAAA",
+        "io.kubernetes.cri-o.userns-mode": "auto",
+    }
+    interesting = ("Cap", "Uid", "Gid", "Groups", "Seccomp", "NoNewPrivs")
+
+    def privileges(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith(interesting)]
+
+    assert privileges(lab.output_of(spec=spec)) == privileges(plain)
+
+
+# -- crio-oci ----------------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """A container of crio-oci."""
+
+    def __init__(self, lab: Lab, spec: dict[str, Any]) -> None:
+        self.directory, self.state = lab.directory / "bundle", lab.directory / "state"
+        self.directory.mkdir()
+        (self.directory / "config.json").write_text(json.dumps(spec))
+        self.name = f"attack{os.getpid()}"
+
+    def call(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        command = [CRIO_OCI, "--root", str(self.state), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, **more)
+
+    def start(self) -> None:
+        """Detached; it keeps the streams that it is given, so it is given none."""
+        words = ["--root", str(self.state), "run", "--detach", "--bundle", str(self.directory), self.name]
+        null = subprocess.DEVNULL
+        subprocess.run([CRIO_OCI, *words], check=True, timeout=30, stdin=null, stdout=null, stderr=null)
+
+    def run(self, **more: Any) -> str:
+        done = self.call("run", "--bundle", str(self.directory), self.name, **more)
+        return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def bundle_of(lab: Lab, spec: dict[str, Any]) -> Iterator[Bundle]:
+    spec["linux"]["cgroupsPath"] = f"/crio-native-attack-oci-{os.getpid()}"
+    bundle = Bundle(lab, spec)
+    try:
+        yield bundle
+    finally:
+        bundle.call("delete", "--force", bundle.name)
+
+
+def test_crio_oci_gives_no_writable_interpreter_away(lab: Lab) -> None:
+    """CVE-2019-5736: no process of crio-oci remains that would keep the file busy."""
+    interpreter = lab.interpreter.read_bytes()
+    start = interpreter.index(b"/lib64/ld-") if b"/lib64/ld-" in interpreter else interpreter.index(b"/lib/ld-")
+    linker = lab.root / interpreter[start : interpreter.index(b"\0", start)].decode().lstrip("/")
+    linker.parent.mkdir(parents=True, exist_ok=True)
+    linker.write_bytes((lab.tools / "loader").read_bytes())
+    linker.chmod(0o755)
+    (lab.root / "hold").write_text(f"sleep 0.5; {WRITES_NOTHING}\n")
+    with bundle_of(lab, lab.spec("/proc/self/exe")) as bundle:
+        assert bundle.run() == "done\n"
+
+
+def test_crio_oci_passes_no_descriptor_of_its_caller_on(lab: Lab) -> None:
+    """CVE-2024-21626: an engine that forgot O_CLOEXEC does not open the host."""
+    leak = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with bundle_of(lab, lab.spec("sh", "-c", "ls /proc/self/fd; cat /proc/self/fd/*/etc/hostname")) as bundle:
+            text = bundle.run(pass_fds=[leak])
+        assert set(text.splitlines()[:4]) == {"0", "1", "2", "3"}  # 3 is the directory that ls reads
+        assert "No such file" in text.splitlines()[4]
+    finally:
+        os.close(leak)
+
+
+WRONG_USERS = ["1000abc", "-1", "+0", " 0", "0x0", "4294967295", "4294967296", "1000:", "1000:-1", ":0", "٣", "1e3"]
+
+
+def test_crio_oci_exec_refuses_what_is_no_user(lab: Lab) -> None:
+    """CVE-2026-30892: half a number became another user."""
+    with bundle_of(lab, lab.spec("sleep", "1000")) as bundle:
+        bundle.start()
+        assert bundle.call("exec", "--user", "1000:7", bundle.name, "id", "-u").stdout == "1000\n"
+        for user in WRONG_USERS:
+            done = bundle.call("exec", "--user", user, bundle.name, "id", "-u")
+            assert done.returncode != 0 and done.stdout == "" and done.stderr, user
