@@ -66,7 +66,7 @@ def _move(name: str, wanted: str, source: int, target: int) -> tuple[str, _Addre
         raise OSError(errno.EEXIST, f"the network namespace that it goes to has a link {wanted!r} already")
     syscalls.setns(source, syscalls.CLONE_NEWNET)
     with _Route() as route:
-        index = _socket.if_nametoindex(name)
+        index = _index(name)
         addresses = list(route.addresses(index))
         route.set_link(index, _attribute(IFLA_NET_NS_FD, struct.pack("=I", target)) + _name(wanted))
     syscalls.setns(target, syscalls.CLONE_NEWNET)
@@ -75,10 +75,17 @@ def _move(name: str, wanted: str, source: int, target: int) -> tuple[str, _Addre
 
 def _set_up(name: str, addresses: _Addresses) -> None:
     with _Route() as route:
-        index = _socket.if_nametoindex(name)
+        index = _index(name)
         route.set_link(index, b"", up=True)
         for family, prefix, attributes in addresses:
             route.add_address(index, family, prefix, attributes)
+
+
+def _index(name: str) -> int:
+    for index, found in _socket.if_nameindex():
+        if found == name:
+            return index
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

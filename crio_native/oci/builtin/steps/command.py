@@ -163,7 +163,11 @@ def write_labels(context: Context, labels: dict[str, str]) -> None:
         fd = context.labels.get(module, -1)
         if fd < 0:
             raise Refused(label, f"the kernel does not run {module}", errno.ENOTSUP)
-        os.write(fd, (f"exec {label}" if module == "apparmor" else label).encode())
+        try:
+            os.write(fd, (f"exec {label}" if module == "apparmor" else label).encode())
+        except OSError as error:
+            why = f"{error.strerror} (the kernel does not run {module}, or knows no such label)"
+            raise OSError(error.errno, why, label) from None
         os.close(fd)
 
 
