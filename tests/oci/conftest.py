@@ -104,13 +104,13 @@ class Container:
                 found += text + ("\n" if tag == "F" else "")
         return found
 
-    def exec(self, *args: str, **process: Any) -> tuple[int, str]:
+    def exec(self, *args: str, seccomp: Mapping[str, Any] | None = None, **process: Any) -> tuple[int, str]:
         """Run a command in the container; (exit code, its output and errors together)."""
         request = {**self.spec.spec["process"], "args": list(args), **process}
         request.pop("terminal", None)
         read, write = os.pipe()
         session = self.runtime.exec(
-            self.spec.id, self.process, self.cgroup, ExecSpec(request, stdout=write, stderr=write)
+            self.spec.id, self.process, self.cgroup, ExecSpec(request, seccomp, stdout=write, stderr=write)
         )
         os.close(write)
         with open(read, "rb") as pipe:
