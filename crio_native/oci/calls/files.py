@@ -32,6 +32,7 @@ def _private_parent(path: str) -> str:
 def bind_root(path: str) -> list[str]:
     return [
         "root = " + open_tree(quoted(path), True).removeprefix("tree = "),
+        "mount_setattr(root, 0, propagation=MS_SLAVE)",
         _private_parent(path),
         f"move_mount(root, {quoted(path)})",
     ]
@@ -236,14 +237,21 @@ def read_only_paths(paths: list[str]) -> list[str]:
 
 @describes
 def mask_paths(paths: list[str]) -> list[str]:
+    empty = _new_tmpfs("mode=755", "nr_blocks=1", "nr_inodes=1")
+    harmless = "MOUNT_ATTR_RDONLY|MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV|MOUNT_ATTR_NOEXEC"
+    clone = "open_tree({}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_EMPTY_PATH)"
     return [
         *(in_root(path, "found") + ", nothing when missing" for path in paths),
-        'for files: null = openat2(root, "dev/null", O_PATH|O_NOFOLLOW), refused unless it is character device 1:3; '
-        "each: open_tree(null, OPEN_TREE_CLONE), mount_setattr(tree, 0, set=MOUNT_ATTR_RDONLY), "
-        "move_mount(tree, found)",
-        "for directories: one empty tmpfs by fsopen, fsconfig, fsmount; mount_setattr(tree, 0, set=MOUNT_ATTR_RDONLY|"
-        "MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV|MOUNT_ATTR_NOEXEC); each: open_tree(tree, OPEN_TREE_CLONE), "
-        "move_mount(tree, found)",
+        in_root("/dev/null", "null", "O_PATH|O_NOFOLLOW") + ", refused unless it is character device 1:3",
+        f"for each file: tree = {clone.format('null')}",
+        "for each file: mount_setattr(tree, 0, set=MOUNT_ATTR_RDONLY)",
+        "for each file: move_mount(tree, found)",
+        *(f"when one is a directory: {line}" for line in empty),
+        f"when one is a directory: mount_setattr(tree, 0, set={harmless})",
+        "when one is a directory: move_mount(tree, found)",
+        f"for each further directory: copy = {clone.format('tree')}",
+        "for each further directory: mount_setattr(copy, 0, set=MOUNT_ATTR_RDONLY)",
+        "for each further directory: move_mount(copy, found)",
     ]
 
 

@@ -71,8 +71,8 @@ def enter_user_namespace(new_pid: bool, join_pid: str) -> list[str]:
 
 
 @describes
-def own_streams(uid: int) -> list[str]:
-    return [f"fchown(N, {uid}, -1) for each standard stream that is a pipe"]
+def own_streams(uid: int, gid: int) -> list[str]:
+    return [f"fchown(N, {uid}, {gid}) for each standard stream that is a pipe"]
 
 
 @describes
