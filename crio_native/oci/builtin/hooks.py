@@ -45,7 +45,8 @@ def _run(name: str, hook: Mapping[str, Any], state: bytes) -> None:
     path = str(hook["path"])
     seconds = hook.get("timeout")
     deadline = time.monotonic() + seconds if seconds else None
-    environment = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
+    given = hook.get("env")  # without one a hook has our own: they need PATH, and runc has always let them have it
+    environment = dict(os.environ) if given is None else dict(entry.partition("=")[::2] for entry in given)
     stdin = os.memfd_create("state", os.MFD_CLOEXEC)  # not a pipe: a hook that does not read must not stop us
     output, write = os.pipe2(os.O_CLOEXEC)
     try:

@@ -7,14 +7,15 @@ import os
 import select
 import sys
 
-from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
-from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.linux.cgroup import files, hierarchy
 from crio_native.oci.builtin.standalone import channel, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import SimpleNamespace
 
+    from crio_native.linux.cgroup import Cgroup
     from crio_native.oci.builtin.standalone.state import State
 
 END_SECONDS = 10.0  # for a killed init to be gone: the kernel takes its memory apart first
@@ -129,17 +130,16 @@ def kill_init(found: State) -> None:
 
 def _thaw(found: State) -> None:
     """On v1 a stopped process dies when it goes on, in whatever group somebody has put it."""
-    freezer = hierarchy().v1.get("freezer")
-    if not freezer:
-        return
-    try:
-        with open(f"/proc/{found.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-        group = next(path for _, controllers, path in lines if "freezer" in controllers.split(","))
-        if group != "/":
-            Cgroup(group).thaw()
-    except (OSError, StopIteration, CrioError):
-        return  # it has ended, or is where nobody stops it
+    for mount in hierarchy().mounts:
+        if "freezer" not in os.path.basename(mount).split(","):
+            continue
+        try:
+            with open(f"/proc/{found.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+                lines = [line.rstrip("\n").split(":", 2) for line in file]
+            group = next(path for _, controllers, path in lines if "freezer" in controllers.split(","))
+            files.write(f"{mount}{group}/freezer.state", "THAWED")
+        except (OSError, StopIteration):
+            continue  # it has ended, or is in the root group, which nobody can stop
 
 
 def pause(options: SimpleNamespace) -> int:

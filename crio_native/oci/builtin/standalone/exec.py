@@ -11,7 +11,7 @@ import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundr
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.linux import capabilities, namespaces, syscalls
-from crio_native.linux.cgroup import Cgroup
+from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import init, steps, wire
 from crio_native.oci.builtin import plan as plans
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, NoReturn
 
+    from crio_native.linux.cgroup import Cgroup
     from crio_native.oci.builtin.plan import Plan
     from crio_native.oci.builtin.standalone.state import State
 
@@ -135,14 +136,14 @@ class Exec:
         self.laboratory = laboratory.of(options.trace, options.fail)
         self.pid, self.pidfd, self.master = 0, -1, -1
         self.container = found.open_process()
-        cgroup = _cgroup(found, options.cgroup)
+        self.membership = Membership(found.cgroup, options.cgroup)
         linux = spec.get("linux") or {}
         seccomp = create.compiled(linux.get("seccomp"), options.root)
         request: Any = SimpleNamespace(process=process, seccomp=linux.get("seccomp"))
         plan = plans.exec_plan(
             request,
             create.host(),
-            cgroup_files=cgroup.join_files() if cgroup is not None else [],
+            cgroup_files=self.membership.files,
             seccomp=seccomp,
             namespaces=namespaces.differing(found.pid),
             state={name: found.record[name] for name in ("ociVersion", "id", "bundle")} | {"status": "running"},
@@ -151,7 +152,7 @@ class Exec:
         if self.laboratory is not None:
             self.laboratory.check(plan)
         try:
-            laboratory.own(self.laboratory, "clone", lambda: self._clone(plan, cgroup))
+            laboratory.own(self.laboratory, "clone", lambda: self._clone(plan))
             if self.status.recv(1) == b"A":
                 options.view.close()
             self.master = channel.await_exec(self.status)
@@ -159,9 +160,9 @@ class Exec:
             self.kill()
             raise
 
-    def _clone(self, plan: Plan, cgroup: Cgroup | None) -> None:
+    def _clone(self, plan: Plan) -> None:
         self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        descriptor = cgroup.descriptor() if cgroup is not None else None
+        descriptor = self.membership.descriptor()
         syscalls.setns(self.container, syscalls.CLONE_NEWPID)  # takes effect in children only
         self.pid = syscalls.clone3(0, exit_signal=_signal.SIGCHLD, cgroup=descriptor)
         if self.pid == 0:
@@ -202,16 +203,42 @@ def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
     os._exit(127)
 
 
-def _cgroup(found: State, below: list[str]) -> Cgroup | None:
-    """The container's group, or an existing one below it."""
-    cgroup = found.cgroup
-    if cgroup is None or not below:
-        return cgroup
-    paths = {text.rpartition(":")[2].strip("/") for text in below}
-    if len(paths) != 1:
-        raise InvalidArgument("--cgroup", below, "all controllers must name the same group")
-    path = paths.pop()
-    child = Cgroup(f"{cgroup.path}/{path}") if path else cgroup
-    if not child.exists():
-        raise InvalidArgument("--cgroup", path, "the container has no such group")
-    return child
+class Membership:
+    """Where the process is to be, in every hierarchy: the container's group, or an existing one below it.
+
+    below: the values of --cgroup, `[CONTROLLER,...:]PATH`.  Raises InvalidArgument when no hierarchy has the group.
+    """
+
+    def __init__(self, cgroup: Cgroup | None, below: list[str]) -> None:
+        self.files: list[str] = []
+        self._unified = ""
+        if cgroup is None:
+            return
+        wanted = [_below(text) for text in below]
+        used = set()
+        for mount in hierarchy().mounts:
+            unified = mount == hierarchy().unified
+            names = {""} if unified else set(os.path.basename(mount).split(","))
+            directory = mount + cgroup.path
+            for controllers, path in wanted:
+                if (not controllers or controllers & names) and os.path.isdir(f"{directory}/{path}"):
+                    directory = f"{directory}/{path}".rstrip("/")
+                    used.add(path)
+            if unified:
+                self._unified = directory
+            else:
+                self.files.append(directory + "/tasks")
+        for _, path in wanted:
+            if path not in used:
+                raise InvalidArgument("--cgroup", path, "the container has no such group")
+
+    def descriptor(self) -> int | None:
+        """The group in the unified hierarchy, for CLONE_INTO_CGROUP."""
+        return os.open(self._unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self._unified else None
+
+
+def _below(text: str) -> tuple[set[str], str]:
+    controllers, colon, path = text.rpartition(":")
+    if ".." in path.split("/"):
+        raise InvalidArgument("--cgroup", path, "`..` components are not allowed")
+    return set(controllers.split(",")) if colon else set(), path.strip("/")

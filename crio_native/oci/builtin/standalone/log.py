@@ -32,6 +32,13 @@ def configure(options: SimpleNamespace) -> None:
     _json = options.log_format == "json"
     _least = "debug" if options.debug else options.log_level or "info"
     _file = options.log
+    if _file:
+        try:
+            os.close(os.open(_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        except OSError as failure:
+            why = f"cannot be written: {os.strerror(failure.errno or 0).lower()}"
+            path, _file = _file, ""
+            raise InvalidArgument("--log", path, why) from None
 
 
 def error(text: str) -> None:

@@ -149,7 +149,7 @@ def change_directory(context: Context, path: str) -> None:
     try:
         os.chdir(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
+        raise OSError(error.errno, f"{error.strerror} (chdir to process.cwd)", path) from None
     try:
         inside = os.getcwd().startswith("/")
     except FileNotFoundError:
