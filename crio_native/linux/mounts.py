@@ -24,6 +24,7 @@ MS_BIND = 4096
 MS_MOVE = 8192
 MS_REC = 16384
 MS_SILENT = 32768
+MS_POSIXACL = 1 << 16
 MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
@@ -48,6 +49,7 @@ MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
 
 # option -> (sets?, flag)
 _FLAGS: dict[str, tuple[bool, int]] = {
+    "acl": (True, MS_POSIXACL),
     "async": (False, MS_SYNCHRONOUS),
     "atime": (False, MS_NOATIME),
     "bind": (True, MS_BIND),
@@ -60,6 +62,7 @@ _FLAGS: dict[str, tuple[bool, int]] = {
     "lazytime": (True, MS_LAZYTIME),
     "loud": (False, MS_SILENT),
     "mand": (True, MS_MANDLOCK),
+    "noacl": (False, MS_POSIXACL),
     "noatime": (True, MS_NOATIME),
     "nodev": (True, MS_NODEV),
     "nodiratime": (True, MS_NODIRATIME),
@@ -103,6 +106,7 @@ _RECURSIVE: dict[str, tuple[int, int]] = {
     "rnodiratime": (MOUNT_ATTR_NODIRATIME, 0),
     "rnoexec": (MOUNT_ATTR_NOEXEC, 0),
     "rnostrictatime": (0, MOUNT_ATTR_ATIME),
+    "rnorelatime": (0, MOUNT_ATTR_ATIME),
     "rnosuid": (MOUNT_ATTR_NOSUID, 0),
     "rnosymfollow": (MOUNT_ATTR_NOSYMFOLLOW, 0),
     "rrelatime": (0, MOUNT_ATTR_ATIME),
@@ -113,6 +117,7 @@ _RECURSIVE: dict[str, tuple[int, int]] = {
     "rsymfollow": (0, MOUNT_ATTR_NOSYMFOLLOW),
 }
 EXTENSIONS = frozenset({"tmpcopyup", "idmap", "ridmap"})
+RECURSIVE_OPTIONS = frozenset(_RECURSIVE)
 KNOWN_OPTIONS = frozenset(_FLAGS) | frozenset(PROPAGATION) | frozenset(_RECURSIVE) | EXTENSIONS
 
 # The flags that belong to a mount rather than to its file system, as attributes of mount_setattr(2).

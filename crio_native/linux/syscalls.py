@@ -329,6 +329,15 @@ def seccomp_filter(program: bytes, flags: int = 0) -> int:
     return _check(_seccomp(SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog)))
 
 
+def has_seccomp_flag(flag: int) -> bool:
+    """Whether the kernel knows a flag of seccomp(2): it checks the flags before it looks for a program."""
+    # The one flag that is about listeners is refused without one.
+    return any(
+        _seccomp(SECCOMP_SET_MODE_FILTER, flags, None) < 0 and ctypes.get_errno() == errno.EFAULT
+        for flags in (flag, flag | SECCOMP_FILTER_FLAG_NEW_LISTENER)
+    )
+
+
 def open_tree(directory: int, path: str, flags: int) -> int:
     return _check(_open_tree(directory, _bytes(path), flags), path)
 

@@ -33,7 +33,7 @@ from crio_native.errors import (
     StepFailed,
     Unavailable,
 )
-from crio_native.linux import capabilities, mounts, namespaces, process, syscalls
+from crio_native.linux import capabilities, mounts, namespaces, process, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import seccomp as filters
@@ -281,6 +281,8 @@ class BuiltinRuntime:
                 self._limit(cgroup, linux.get("resources") or {}, container.id)
                 descriptor = cgroup.descriptor()
                 joined = cgroup.join_files()
+            if linux.get("intelRdt") is not None:
+                joined = [*joined, *_resctrl_files(container, linux["intelRdt"])]
             plan = container_plan(
                 container,
                 this_host(self._clamp),
@@ -387,6 +389,7 @@ class BuiltinRuntime:
         finally:
             if watch is not None:
                 watch.close()
+        _leave_resctrl(container_id, run_dir)
         late_hooks.run_poststop(self._launchers, run_dir, container_id)
 
     @staticmethod
@@ -491,6 +494,20 @@ class BuiltinRuntime:
             **wanted,
             "capabilities": {kind: [n for n in names or () if n not in excess] for kind, names in sets.items()},
         }
+
+
+def _resctrl_files(container: ContainerSpec, rdt: Mapping[str, Any]) -> list[str]:
+    """The files by which the init joins its group, which is first put down in run_dir, to be removed with it."""
+    (container.run_dir / "resctrl").write_text(json.dumps(dict(rdt)))
+    return resctrl.prepare(rdt, container.id, resctrl.mount_point())
+
+
+def _leave_resctrl(container_id: str, run_dir: Path) -> None:
+    try:
+        rdt = json.loads((run_dir / "resctrl").read_text())
+    except FileNotFoundError:
+        return
+    resctrl.remove(rdt, container_id, resctrl.mount_point())
 
 
 @functools.cache
