@@ -65,6 +65,7 @@ def container_plan(
     keyring: bool = True,
     pivot: bool = True,
     notify_socket: str = "",
+    look_up: bool = False,
 ) -> Plan:
     """The plan of a container's init.  container.spec must be valid (`oci.spec.validate`).
 
@@ -74,6 +75,7 @@ def container_plan(
     seccomp: compiled filter and its load flags (SECCOMP_FILTER_FLAG_NEW_LISTENER: for linux.seccomp.listenerPath).
     pause_program: executable for `ContainerSpec.pause`.  keyring: make a session keyring.  pivot: False on a host
     whose root is a ramfs.  notify_socket: the host's path of systemd's socket, to be shown to the container.
+    look_up: refuse a command that does not exist before the start, as engines expect of a command-line runtime.
     """
     spec = container.spec
     namespaces = specs.namespace_paths(spec)
@@ -135,6 +137,8 @@ def container_plan(
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
     processes.machine_steps(out, linux)
     command.steps(out)
+    if look_up:
+        out.add("find_command", "process.args", name=process["args"][0])
     out.add("wait_for_start", RULE + "create and start are two acts")
     _hook_step(out, hooks, "startContainer", {**state, "status": "created"})
     command.last_steps(out)

@@ -153,6 +153,12 @@ def find_home() -> list[str]:
 
 
 @describes
+def find_command(name: str) -> list[str]:
+    where = quoted(name) if "/" in name else f"each directory of $PATH + {quoted('/' + name)}"
+    return [f"faccessat2(AT_FDCWD, {where}, X_OK, AT_EACCESS)"]
+
+
+@describes
 def limit_resource(resource: int, name: str, soft: int, hard: int) -> list[str]:
     words = ("RLIM_INFINITY" if value in _INFINITY else str(value) for value in (soft, hard))
     return [f"prlimit64(0, {name}, {{{', '.join(words)}}})"]

@@ -177,6 +177,7 @@ class Made:
             keyring=not self.options.no_new_keyring,
             pivot=not self.options.no_pivot,
             notify_socket=os.environ.get("NOTIFY_SOCKET", ""),
+            look_up=True,
         )
 
     def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:

@@ -171,6 +171,14 @@ def write_labels(context: Context, labels: dict[str, str]) -> None:
         os.close(fd)
 
 
+def find_command(context: Context, name: str) -> None:
+    """Refuse what could not be executed later: an engine tells a missing command by a create that fails."""
+    path = _search(name, context.environment.get("PATH", ""))
+    if not os.access(path, os.X_OK, effective_ids=True):
+        number = errno.EACCES if os.path.exists(path) else errno.ENOENT
+        raise OSError(number, os.strerror(number), path)
+
+
 def execute(context: Context, args: list[str]) -> None:
     environment = context.environment
     path = _search(args[0], environment.get("PATH", ""))
@@ -248,6 +256,7 @@ STEPS = (
     set_capabilities,
     change_directory,
     write_labels,
+    find_command,
     execute,
     open_pause_program,
     execute_pause,
