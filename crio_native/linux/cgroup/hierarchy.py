@@ -84,8 +84,8 @@ def detect(root: str) -> Hierarchy:
         v1 = {name: point for name, point in v1.items() if name not in _BETTER_UNIFIED}
     # On a hybrid host a controller that the unified hierarchy could have, but hands to nobody, is somebody's else to
     # mount: handing it down would take it from all v1 users of the machine.
-    file = "cgroup.controllers" if mode == "v2" else "cgroup.subtree_control"
-    v2 = _unified_controllers(unified, file) if unified else frozenset()
+    available = "cgroup.controllers" if mode == "v2" else "cgroup.subtree_control"
+    v2 = _unified_controllers(unified, available) if unified else frozenset()
     return Hierarchy(mode, unified, v1, v2 - v1.keys(), tuple(points))
 
 
