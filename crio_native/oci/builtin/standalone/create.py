@@ -133,7 +133,10 @@ class Made:
     def _make(self) -> None:
         linux = self.spec.get("linux") or {}
         cgroup = self.state.cgroup
-        plan = self._plan(cgroup, compiled(linux.get("seccomp"), self.options.root))
+        joined = cgroup.join_files() if cgroup is not None else []
+        if linux.get("intelRdt") is not None:
+            joined += self._join_resctrl(linux["intelRdt"])
+        plan = self._plan(cgroup, joined, compiled(linux.get("seccomp"), self.options.root))
         if self.laboratory is not None:
             self.laboratory.check(plan)
         descriptor = None
@@ -154,7 +157,14 @@ class Made:
         if self.options.pidfd_socket:
             terminal.send_descriptor("--pidfd-socket", self.options.pidfd_socket, "pidfd", self.pidfd)
 
-    def _plan(self, cgroup: Cgroup | None, seccomp: tuple[bytes, int] | None) -> Plan:
+    def _join_resctrl(self, rdt: Mapping[str, Any]) -> list[str]:
+        from crio_native.linux import resctrl
+
+        self.state.record["intelRdt"] = dict(rdt)
+        self.state.save()
+        return resctrl.prepare(rdt, self.state.id, resctrl.mount_point())
+
+    def _plan(self, cgroup: Cgroup | None, joined: list[str], seccomp: tuple[bytes, int] | None) -> Plan:
         container: Any = SimpleNamespace(
             id=self.state.id,
             spec=self.spec,
@@ -171,7 +181,7 @@ class Made:
         return plans.container_plan(
             container,
             host(),
-            cgroup_files=cgroup.join_files() if cgroup is not None else [],
+            cgroup_files=joined,
             cgroup_directories=directories,
             seccomp=seccomp,
             keyring=not self.options.no_new_keyring,

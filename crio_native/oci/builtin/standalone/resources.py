@@ -6,6 +6,7 @@ import sys
 import time
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
+from crio_native.linux.cgroup import files
 from crio_native.oci.builtin.standalone import log, state
 
 TYPE_CHECKING = False
@@ -45,6 +46,9 @@ def update(options: SimpleNamespace) -> int:
     if found.status() == "stopped":
         raise FailedPrecondition(f"container not running: {found.id!r} has stopped")
     wanted = _from_file(options.resources) if options.resources else _from_flags(options)
+    schemata = {"l3CacheSchema": options.l3_cache_schema, "memBwSchema": options.mem_bw_schema}
+    if any(schemata.values()):
+        _update_resctrl(found, {name: schema for name, schema in schemata.items() if schema})
     cgroup = _cgroup(found)
     for warning in cgroup.apply(wanted):
         log.warning(f"container {found.id}: {warning}")
@@ -53,6 +57,18 @@ def update(options: SimpleNamespace) -> int:
 
         cgroup.apply_devices([*wanted["devices"], *DEFAULT_DEVICE_RULES])
     return 0
+
+
+def _update_resctrl(found: State, schemata: dict[str, str]) -> None:
+    """New lines for the group that the container has of its own.  Raises FailedPrecondition where it has none."""
+    from crio_native.linux import resctrl
+
+    own = found.record.get("intelRdt") or {}
+    root = resctrl.mount_point()
+    if not root or not own or own.get("closID"):
+        raise FailedPrecondition(f"container {found.id!r} has no Intel RDT group of its own to change")
+    for line in schemata.values():
+        files.write(f"{root}/{found.id}/schemata", line + "\n")
 
 
 def _from_file(path: str) -> dict[str, Any]:
@@ -70,10 +86,6 @@ def _from_flags(options: SimpleNamespace) -> dict[str, Any]:
             text_field = field in ("cpus", "mems")
             number = value if text_field or isinstance(value, int) else _bytes(f"--{flag.replace('_', '-')}", value)
             wanted.setdefault(section, {})[field] = number
-    for schema in ("l3_cache_schema", "mem_bw_schema"):
-        if getattr(options, schema):
-            flag = f"--{schema.replace('_', '-')}"
-            raise InvalidArgument(flag, getattr(options, schema), "this host has no resctrl file system")
     return wanted
 
 

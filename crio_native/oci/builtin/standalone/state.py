@@ -127,6 +127,10 @@ class State:
 
     def remove_cgroup(self) -> None:
         """Kill what is in the container's cgroup and remove it, with the ancestors that were made for it if empty."""
+        if "intelRdt" in self.record:
+            from crio_native.linux import resctrl
+
+            resctrl.remove(self.record["intelRdt"], self.id, resctrl.mount_point())
         cgroup = self.cgroup
         if cgroup is None:
             return
