@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 
 TYPE_CHECKING = False  # as typing's, which a launcher would import for nothing
@@ -195,6 +196,8 @@ class cap_data(ctypes.Structure):
 
 
 _cap_data_pair = cap_data * 2  # made once: a ctypes array type costs 100 times its value
+
+_MOST_DESCRIPTORS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 1 << 20)
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -380,7 +383,21 @@ def openat2(directory: int, path: str, flags: int, *, resolve: int = 0, mode: in
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
-    _check(_close_range(first, last, flags))
+    """close_range(2); one by one where the kernel has it not (Linux 5.9), or not the flag (5.11)."""
+    if _close_range(first, last, flags) >= 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.ENOSYS, errno.EINVAL) or first > last:
+        raise OSError(number, os.strerror(number))
+    most = min(last + 1, _MOST_DESCRIPTORS)
+    if not flags & CLOSE_RANGE_CLOEXEC:
+        os.closerange(first, most)
+        return
+    for fd in range(first, most):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:  # not open
+            pass
 
 
 def clone3(flags: int, *, exit_signal: int, cgroup: int | None = None) -> int:

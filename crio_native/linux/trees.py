@@ -33,10 +33,10 @@ class Tree:
     """A tree of mounts.  `fd` is open on its top: the detached mount, or after `attach` the mounted one; on a kernel
     without detached trees it is open on the origin until then."""
 
-    __slots__ = ("_changes", "_detached", "_tmpfs", "fd", "recursive")
+    __slots__ = ("_changes", "_detached", "_origin", "_tmpfs", "fd", "recursive")
 
-    def __init__(self, fd: int, recursive: bool, detached: bool, tmpfs: str = "") -> None:
-        self.fd, self.recursive, self._detached, self._tmpfs = fd, recursive, detached, tmpfs
+    def __init__(self, fd: int, recursive: bool, detached: bool, *, origin: str = "", tmpfs: str = "") -> None:
+        self.fd, self.recursive, self._detached, self._origin, self._tmpfs = fd, recursive, detached, origin, tmpfs
         self._changes: list[tuple[int, int, int]] = []
 
     def change(self, to_set: int = 0, to_clear: int = 0, propagation: int = 0, *, recursive: bool = False) -> None:
@@ -70,10 +70,19 @@ class Tree:
         if self._tmpfs:
             syscalls.mount("tmpfs", where, "tmpfs", 0, self._tmpfs)
         else:
-            deep = mounts.MS_REC if self.recursive else 0
-            syscalls.mount(f"/proc/self/fd/{self.fd}", where, None, mounts.MS_BIND | deep)
+            self._bind(where)
         self._reopen(covered)
         self._change_mounted(f"/proc/self/fd/{self.fd}")
+
+    def _bind(self, target: str) -> None:
+        """By its descriptor; or by its path, when it was opened in a mount namespace that ours is a copy of."""
+        origin, flags = f"/proc/self/fd/{self.fd}", mounts.MS_BIND | (mounts.MS_REC if self.recursive else 0)
+        try:
+            syscalls.mount(origin, target, None, flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._origin:
+                raise
+            syscalls.mount(self._origin, target, None, flags)
 
     def _reopen(self, path: str) -> None:
         """What is now on top there; a path that leads elsewhere by now would be changed in our place."""
@@ -107,7 +116,8 @@ def clone(directory: int, path: str, *, recursive: bool = False) -> Tree:
         if not path:
             return Tree(os.dup(directory), recursive, False)
         dir_fd = None if directory == syscalls.AT_FDCWD else directory
-        return Tree(os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd), recursive, False)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd)
+        return Tree(fd, recursive, False, origin=path if dir_fd is None else "")
     flags = _CLONE | (syscalls.AT_RECURSIVE if recursive else 0) | (0 if path else syscalls.AT_EMPTY_PATH)
     return Tree(syscalls.open_tree(directory, path, flags), recursive, True)
 
@@ -115,7 +125,7 @@ def clone(directory: int, path: str, *, recursive: bool = False) -> Tree:
 def new_tmpfs(*options: str) -> Tree:
     """An empty tmpfs; options as "size=64k"."""
     if not (HAVE_TREES and HAVE_FSOPEN):
-        return Tree(-1, False, False, ",".join(options))
+        return Tree(-1, False, False, tmpfs=",".join(options))
     configuration = syscalls.fsopen("tmpfs")
     try:
         for option in options:

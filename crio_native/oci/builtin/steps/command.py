@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _OVERFLOW_ID = 65534  # how a user namespace shows an owner that it has no number for
-_MOST_DESCRIPTORS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
 _set_limit = resource.setrlimit  # a step's argument has the module's name
 
 
@@ -183,22 +182,9 @@ def execute(context: Context, args: list[str]) -> None:
     environment = context.environment
     path = _search(args[0], environment.get("PATH", ""))
     restore_signals()
-    close_on_exec(3 + context.preserved)
+    # All are close-on-exec anyway; this is for the one that somebody forgot.
+    syscalls.close_range(3 + context.preserved, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     os.execve(path, args, environment)
-
-
-def close_on_exec(first: int) -> None:
-    """Descriptors are made close-on-exec anyway; this is for the one that somebody forgot."""
-    try:
-        syscalls.close_range(first, flags=syscalls.CLOSE_RANGE_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EINVAL):  # before Linux 5.9; before 5.11
-            raise
-        for fd in range(first, _MOST_DESCRIPTORS):
-            try:
-                os.set_inheritable(fd, False)
-            except OSError:
-                pass
 
 
 def open_pause_program(context: Context, path: str) -> None:

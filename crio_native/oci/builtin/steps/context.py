@@ -28,6 +28,7 @@ class Context:
     def __init__(self, sync: _socket.socket | None) -> None:
         self.sync = sync  # to the monitor; None for an exec
         self.root = -1  # O_PATH descriptor of the new root, until pivot_root
+        self.root_path = ""  # the host's, of a root that is placed elsewhere
         self.trees: dict[str, Tree] = {}  # opened while the host was in view, by the name that the plan gives them
         self.terminal = -1  # slave end of the pty
         self.labels: dict[str, int] = {}  # opened attribute files of the host's procfs

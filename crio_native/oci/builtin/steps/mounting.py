@@ -41,10 +41,13 @@ def open_bind(
         except OSError as error:
             why = " (its file system has no id-mapped mounts)" if error.errno == errno.EINVAL else ""
             raise OSError(error.errno, f"{error.strerror}{why}", origin) from None
-    tree.change(set, clear)
-    tree.change(tree_set, tree_clear, recursive=True)
-    for kind in propagation or [mounts.MS_PRIVATE | mounts.MS_REC]:
-        tree.change(propagation=kind & ~mounts.MS_REC, recursive=bool(kind & mounts.MS_REC))
+    try:
+        tree.change(set, clear)
+        tree.change(tree_set, tree_clear, recursive=True)
+        for kind in propagation or [mounts.MS_PRIVATE | mounts.MS_REC]:
+            tree.change(propagation=kind & ~mounts.MS_REC, recursive=bool(kind & mounts.MS_REC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, origin) from None
     context.trees[name] = tree
 
 

@@ -54,10 +54,14 @@ def open_root(context: Context, path: str) -> None:
     tree = trees.clone(syscalls.AT_FDCWD, path, recursive=True)
     tree.change(propagation=mounts.MS_PRIVATE, recursive=True)
     context.trees["root"] = tree
+    context.root_path = path
 
 
 def place_root(context: Context) -> None:
     """On top of "/", which no path leads to: absolute ones start below it, and `..` stays there."""
+    if not trees.HAVE_TREES:  # what is mounted there could not be found again
+        bind_root(context, context.root_path)
+        return
     syscalls.mount(None, "/", None, mounts.MS_PRIVATE)
     top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree = context.trees["root"]
