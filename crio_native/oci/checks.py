@@ -38,6 +38,8 @@ def items(value: Any, field: str) -> list[Any]:
     checked = [] if value is None else list(_typed(value, field, (list, tuple), "a list"))
     if len(checked) > MAX_ITEMS:
         raise InvalidArgument(field, len(checked), f"may have at most {MAX_ITEMS} entries")
+    if None in checked:  # a field may be null where it is absent; an entry cannot be absent
+        raise InvalidArgument(f"{field}[{checked.index(None)}]", None, "may not be null")
     return checked
 
 
@@ -55,7 +57,11 @@ def optional_string(value: Any, field: str) -> str:
 
 
 def strings(value: Any, field: str) -> list[str]:
-    return [string(entry, f"{field}[{index}]") for index, entry in enumerate(items(value, field))]
+    entries = items(value, field)
+    for index, entry in enumerate(entries):
+        if type(entry) is not str or len(entry) > MAX_STRING or "\0" in entry:  # else no path needs to be made up
+            string(entry, f"{field}[{index}]")
+    return entries
 
 
 def absolute(value: Any, field: str) -> str:

@@ -50,7 +50,7 @@ def validate(spec: Mapping[str, Any]) -> None:
 
     Properties that the specification does not know are passed over, as it wants.
     """
-    mapping(spec, "config")
+    spec = mapping(spec, "config")
     version = string(spec.get("ociVersion"), "ociVersion")
     major, *others = version.partition("-")[0].partition("+")[0].split(".")
     if major != "1" or len(others) != 2 or not all(part.isdecimal() for part in others):
@@ -223,8 +223,10 @@ def _mount(mount: Mapping[str, Any], field: str, namespaces: Mapping[str, str]) 
 
 
 def _id_mapping(mount: Mapping[str, Any], field: str, options: list[str], bind: bool, own_user: bool) -> None:
-    uids, gids = (items(mount.get(name), f"{field}.{name}") for name in ("uidMappings", "gidMappings"))
     asked = [name for name in ("idmap", "ridmap") if name in options]
+    if not (asked or mount.get("uidMappings") is not None or mount.get("gidMappings") is not None):
+        return
+    uids, gids = (items(mount.get(name), f"{field}.{name}") for name in ("uidMappings", "gidMappings"))
     if not (asked or uids or gids):
         return
     for name, mappings in (("uidMappings", uids), ("gidMappings", gids)):

@@ -58,6 +58,7 @@ def check(linux: Mapping[str, Any], namespaces: Mapping[str, str]) -> None:
             if not path.startswith("/"):
                 raise InvalidArgument(f"linux.{field}[{index}]", path, "must be absolute")
     _devices(items(linux.get("devices"), "linux.devices"))
+    items(mapping(linux.get("resources"), "linux.resources").get("devices"), "linux.resources.devices")
     _sysctls(mapping(linux.get("sysctl"), "linux.sysctl"), namespaces)
     _strings(linux)
     _user_namespace(linux, namespaces)
@@ -187,6 +188,8 @@ def _time_offsets(offsets: Mapping[str, Any], namespaces: Mapping[str, str]) -> 
         field = f"linux.timeOffsets.{clock}"
         if clock not in ("boottime", "monotonic"):
             raise InvalidArgument(field, clock, "must be boottime or monotonic")
+        if offset is None:
+            raise InvalidArgument(field, None, "may not be null")
         number(mapping(offset, field).get("secs") or 0, f"{field}.secs", -(2**63), 2**63 - 1)
         number(offset.get("nanosecs") or 0, f"{field}.nanosecs", 0, 999_999_999)
 
