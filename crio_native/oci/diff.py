@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crio_native.linux import mounts, namespaces
+from crio_native.linux.cgroup import devices
+from crio_native.oci import seccomp
 from crio_native.oci import spec as specs
 from crio_native.oci.calls import device_rule
 
@@ -85,7 +87,7 @@ def diff(a: Spec, b: Spec) -> list[Difference]:
     Raises InvalidArgument for a config that the executor would refuse.
     """
     for spec in (a, b):
-        specs.validate(spec)
+        _check(spec)
     left, right = ({fact.key: fact for fact in facts(spec)} for spec in (a, b))
     found = []
     for key in dict.fromkeys([*left, *right]):
@@ -104,6 +106,15 @@ def diff(a: Spec, b: Spec) -> list[Difference]:
         found.append(Difference(weight, " ".join(key), text))
     found += _seccomp(_profile(a), _profile(b))
     return sorted(found, key=lambda difference: -difference.weight)
+
+
+def _check(spec: Spec) -> None:
+    """What the executor checks of a config, some of it only when it comes to use it."""
+    specs.validate(spec)
+    linux = spec.get("linux") or {}
+    if linux.get("seccomp"):
+        seccomp.check_profile(linux["seccomp"], "linux.seccomp")
+    devices.parse((linux.get("resources") or {}).get("devices") or ())
 
 
 def _said(who: str, fact: Fact) -> str:
@@ -173,7 +184,7 @@ def _privileges(process: Spec, linux: Spec) -> Iterator[Fact]:
     yield Fact(("group",), LIMIT, f"runs with group {gid}")
     for group in sorted({*(user.get("additionalGids") or ())}):
         yield Fact((f"group {group}",), LIMIT, f"belongs to group {group}")
-    if "umask" in user:
+    if user.get("umask") is not None:
         yield Fact(("umask",), MINOR, f"makes files with umask {user['umask']:#o}")
     refuses = process.get("noNewPrivileges")
     words = "cannot gain privileges by execve (no_new_privs)" if refuses else "can gain privileges by execve"
@@ -225,7 +236,7 @@ def _verdicts(profile: Spec) -> dict[str, list[tuple[Any, ...]]]:
     table: dict[str, list[tuple[Any, ...]]] = {}
     for rule in profile.get("syscalls") or ():
         verdict = (rule["action"], rule.get("errnoRet"), json.dumps(rule.get("args") or [], sort_keys=True))
-        for name in rule["names"]:
+        for name in rule.get("names") or [rule["name"]]:
             table.setdefault(name, []).append(verdict)
     return {name: sorted(rules, key=str) for name, rules in table.items()}
 
@@ -342,8 +353,8 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _hooks(hooks: Spec) -> Iterator[Fact]:
-    for moment, entries in hooks.items():
-        for index, hook in enumerate(entries or ()):
+    for moment in specs.HOOKS:
+        for index, hook in enumerate(hooks.get(moment) or ()):
             words = f"has {hook.get('path')} run on the host at {moment}"
             yield Fact((f"hook {moment} {index}",), REACH, words)
 

@@ -28,6 +28,8 @@ _ALL_ACCESS = bpf.READ | bpf.WRITE | bpf.MKNOD
 
 def parse(rules: Sequence[Mapping[str, Any]]) -> tuple[bpf.Rule, ...]:
     """The rules, checked, without those that a later rule for all devices makes void.  Raises InvalidArgument."""
+    if not isinstance(rules, (list, tuple)) or not all(isinstance(rule, dict) for rule in rules):
+        raise InvalidArgument(_PREFIX, rules, "must be a list of objects")
     if len(rules) > _RULES_MAX:
         raise InvalidArgument(_PREFIX, len(rules), f"may have at most {_RULES_MAX} rules")
     parsed: list[bpf.Rule] = []
@@ -42,7 +44,7 @@ def _parsed(rule: Mapping[str, Any], field: str) -> bpf.Rule:
     allow, kind, access = rule.get("allow"), rule.get("type") or "a", rule.get("access") or "rwm"
     if not isinstance(allow, bool):
         raise InvalidArgument(f"{field}.allow", allow, "must be true or false")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise InvalidArgument(f"{field}.type", kind, "must be a, b or c")
     if not isinstance(access, str) or not set(access) <= set(_ACCESS):
         raise InvalidArgument(f"{field}.access", access, "must be made of the letters r, w and m")

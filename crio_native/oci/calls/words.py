@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from crio_native.linux import capabilities, mounts, syscalls
+from crio_native.linux.cgroup import devices
 
 _SHOWN = 200  # characters of a string
 _CLONE_NAMES = {value: name for name, value in vars(syscalls).items() if name.startswith("CLONE_")}
@@ -36,8 +37,12 @@ def capability_set(mask: int) -> str:
     return "|".join(capabilities.names(mask)) or "0"
 
 
-def device_rules(rules: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the device controller is told, in words; of those that match a device the last decides."""
+def device_rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the device controller is told, in words; of those that match a device the last decides.
+
+    Raises InvalidArgument.
+    """
+    devices.parse(rules)  # refuses what is no rule
     return [f"device rule: {'allow' if rule['allow'] else 'deny'} {device_rule(rule)}" for rule in rules]
 
 
