@@ -49,9 +49,14 @@ def mounted(subject: Subject, spec: Spec) -> Iterator[Finding]:
         if found.point in explained or any(found.point.startswith(top + "/") for top in deep):
             continue
         words = f"{found.fstype} from {found.source}{found.root}, {','.join(sorted(found.options))}"
-        # With CAP_SYS_ADMIN it may have made the mount itself.
-        verdict = Verdict.DIFFERENT if capable else Verdict.WEAKER
-        yield Finding(f"mount {found.point}", "not asked for", words, verdict)
+        yield Finding(f"mount {found.point}", "not asked for", words, _verdict_of_extra(found, capable))
+
+
+def _verdict_of_extra(mount: mountinfo.Mount, capable: bool) -> Verdict:
+    if mount.read_only and mount.fstype in ("proc", "sysfs", "tmpfs"):
+        return Verdict.STRICTER  # a mask, or a protected part of what is there
+    # With CAP_SYS_ADMIN it may have made the mount itself.
+    return Verdict.DIFFERENT if capable else Verdict.WEAKER
 
 
 def _brings_others(mount: Mapping[str, Any]) -> bool:
@@ -76,7 +81,8 @@ def _mount(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
     asked = _asked_words(mount)
     found = probe.mount
     if found is None or not probe.mount_point:
-        return Finding(field, asked, "no mount is there", Verdict.WEAKER)
+        # What a file system would have covered is in view; a part of the host that is missing isolates.
+        return Finding(field, asked, "no mount is there", Verdict.DIFFERENT if _is_bind(mount) else Verdict.WEAKER)
     options = mounts.parse(mount.get("options") or ())
     wanted = {name for name, flag in FLAGS.items() if options.flags & flag}
     has = {name for name in FLAGS if name in found.options} | ({"ro"} if found.read_only else set())
