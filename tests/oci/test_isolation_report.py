@@ -95,6 +95,25 @@ def add_to(*path: Any, entry: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def test_a_container_in_a_user_namespace_is_as_asked(box: Box) -> None:
+    """Its numbers are told in its own words, its devices are the host's, bound."""
+    spec = box.spec()
+    spec["linux"]["namespaces"].append({"type": "user"})
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    spec["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+    spec["process"]["user"] = {"uid": 5, "gid": 6, "additionalGids": [7]}
+    for directory in (box.directory, box.root):
+        directory.chmod(0o755)
+    spec["process"]["capabilities"] |= {"effective": [], "permitted": []}
+    container = box.create(spec).start()
+    container.exec("true")
+    findings = report(container.process.pid, spec)
+    assert {finding.field: finding for finding in findings if finding.verdict is not Verdict.SAME} == {}
+    asked = copy.deepcopy(spec)
+    asked["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 200000, "size": 65536}]
+    assert "linux.uidMappings" in weaker(report(container.process.pid, asked))
+
+
 # What is asked for after the container was made without it, and the field that must be found weaker.
 ASKED_FOR_MORE = {
     "process.capabilities.bounding": set_at("process", "capabilities", "bounding", to=["CAP_KILL"]),
