@@ -6,6 +6,7 @@ the flags are in its `verbs`.  Exit codes: the container's own for run and exec;
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's C half
 import gc
 import os
 import sys
@@ -63,6 +64,8 @@ def command(arguments: Sequence[str], view: int = -1) -> int:
             from crio_native.oci.builtin.standalone import interpreter
 
             given.view = interpreter.protect(view)
+            # As Ctrl-C does: what is half made is undone.
+            _signal.signal(_signal.SIGTERM, _signal.default_int_handler)
         module, _, function = verb.function.partition(":")
         package = __import__(f"crio_native.oci.builtin.standalone.{module}", fromlist=[function])
         code: int = getattr(package, function)(given)

@@ -68,7 +68,12 @@ def _run(name: str, hook: Mapping[str, Any], state: bytes) -> None:
         os.close(write)
         write = -1
         os.set_blocking(output, False)
-        text = _await(pid, output, deadline)
+        try:
+            text = _await(pid, output, deadline)
+        except BaseException:  # we are being interrupted: nothing of ours goes on
+            os.kill(-pid, _signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         if text is None:
             os.kill(-pid, _signal.SIGKILL)
             os.waitpid(pid, 0)

@@ -167,12 +167,12 @@ def _cgroup(found: State) -> Cgroup:
 
 
 def signal_number(text: str) -> int:
-    """TERM, SIGTERM, term, 15, RTMIN+3.  Raises InvalidArgument."""
-    name, _, offset = text.upper().removeprefix("SIG").partition("+")
-    number = int(text) if text.isascii() and text.isdecimal() else getattr(_signal, f"SIG{name}", 0)
-    if isinstance(number, int) and offset.isdecimal() and name == "RTMIN":
-        number += int(offset)
-    if not isinstance(number, int) or (number not in _signal.valid_signals() and text != "0") or name.startswith("_"):
+    """TERM, SIGTERM, term, 15, RTMIN+3; 0 asks only whether the process is there.  Raises InvalidArgument."""
+    name, plus, offset = text.upper().removeprefix("SIG").partition("+")
+    number = int(text) if text.isascii() and text.isdecimal() else getattr(_signal, f"SIG{name}", None)
+    if plus and isinstance(number, int):
+        number = number + int(offset) if name == "RTMIN" and offset.isdecimal() else None
+    if not isinstance(number, int) or name.startswith("_") or (number not in _signal.valid_signals() and text != "0"):
         raise InvalidArgument("signal", text, "unknown signal: give a name like TERM, or a number")
     return number
 

@@ -12,6 +12,7 @@ import sys
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
+import crio_native
 from crio_native.errors import Internal
 from crio_native.linux import process
 
@@ -62,7 +63,8 @@ def _start_again() -> None:
     if _MARK in sys._xoptions:
         raise Internal(f"the interpreter {sys.executable} cannot be started from a file that nobody can write to")
     program = process.unwritable_executable(os.path.realpath(sys.executable))
-    packages = [path for path in sys.path if path]
+    # Also where a finder of `site`'s, which is not there the second time, has found them.
+    packages = [os.path.dirname(os.path.dirname(crio_native.__file__)), os.path.dirname(_prctl.__file__), *sys.path[1:]]
     os.set_inheritable(program, True)
     line = [sys.executable, "-I", "-S", "-X", _MARK, "-c", BOOT.format(repr(packages), program), *sys.argv[1:]]
     os.execve(program, line, os.environ)

@@ -157,8 +157,8 @@ def check_id(container_id: str) -> str:
 
 def claim(root: str, container_id: str) -> str:
     """Make the container's directory, which nobody else then can.  Raises AlreadyExists."""
-    os.makedirs(root, 0o711, exist_ok=True)
     directory = f"{root}/{check_id(container_id)}"
+    os.makedirs(root, 0o711, exist_ok=True)
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:

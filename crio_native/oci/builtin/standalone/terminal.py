@@ -123,12 +123,12 @@ class Foreground:
             raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
             raw[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
             raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-            termios.tcsetattr(0, termios.TCSAFLUSH, raw)
+            termios.tcsetattr(0, termios.TCSANOW, raw)
             self._resize()
 
     def _restore_terminal(self) -> None:
         if self.settings is not None:
-            termios.tcsetattr(0, termios.TCSAFLUSH, self.settings)
+            termios.tcsetattr(0, termios.TCSANOW, self.settings)
 
     def _resize(self) -> None:
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8) if os.isatty(0) else struct.pack("4H", 0, 0, 0, 0)

@@ -39,7 +39,7 @@ class Verb:
 
     @property
     def interspersed(self) -> bool:
-        return self.name != "exec"  # whose arguments are another command with flags of its own
+        return self.name not in ("exec", "ps")  # whose arguments are another command's, with flags of its own
 
 
 def global_flags() -> tuple[Flag, ...]:

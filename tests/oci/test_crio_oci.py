@@ -1,0 +1,386 @@
+"""The commands of crio-oci in the words that runc's users rely on, on real containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .command_line import PROGRAM, Oci, Receiver, oci
+
+pytestmark = pytest.mark.root
+__all__ = ["oci"]
+
+
+def test_create_start_kill_delete(oci: Oci) -> None:
+    bundle = oci.bundle("sh", "-c", "trap 'exit 7' TERM; echo up >/up; while :; do sleep 0.01; done")
+    oci.ok("create", "--bundle", bundle, "--pid-file", bundle / "pid", "c")
+    state = json.loads(oci.ok("state", "c"))
+    pid = state["pid"]
+    assert (state["status"], state["bundle"], state["rootfs"]) == ("created", str(bundle), str(oci.root))
+    assert (bundle / "pid").read_text() == str(pid)
+    assert (oci.directory / "rootfs/up").exists() is False
+    oci.ok("start", "c")
+    assert oci.status("c") == "running"
+    wait_for((oci.root / "up").exists)
+    assert "not stopped: running" in oci.refused("delete", "c")
+    oci.ok("kill", "c", "SIGTERM")
+    wait_for(lambda: oci.status("c") == "stopped")
+    assert "container not running" in oci.refused("kill", "c", "TERM")
+    oci.ok("delete", "c")
+    assert "does not exist" in oci.refused("state", "c")
+    assert not oci.left()
+
+
+def wait_for(true: object, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_run_gives_the_containers_own_exit_code_and_leaves_nothing(oci: Oci) -> None:
+    done = oci.call("run", "-b", oci.bundle("sh", "-c", "cat; echo err >&2; exit 9"), "c", given="in")
+    assert (done.returncode, done.stdout, done.stderr) == (9, "in", "err\n")
+    assert not oci.left()
+
+
+def test_run_of_a_container_that_is_killed(oci: Oci) -> None:
+    line = [str(PROGRAM), "--root", str(oci.state), "run", "-b", str(oci.bundle("sh", "-c", "echo up; cat")), "c"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
+        oci.ok("kill", "c", "KILL")
+        assert running.wait(10) == 128 + 9
+
+
+def test_run_passes_signals_on(oci: Oci) -> None:
+    bundle = oci.bundle("sh", "-c", "trap 'exit 4' USR1; echo up; while :; do sleep 0.01; done")
+    line = [str(PROGRAM), "--root", str(oci.state), "run", "-b", str(bundle), "c"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(signal.SIGUSR1)
+        assert running.wait(10) == 4
+
+
+def test_run_keep_leaves_a_stopped_container(oci: Oci) -> None:
+    oci.ok("run", "--keep", "-b", oci.bundle("true"), "c")
+    assert oci.status("c") == "stopped"
+    assert "has stopped" in oci.refused("start", "c")
+    oci.ok("delete", "c")
+
+
+def test_an_id_is_taken_once(oci: Oci) -> None:
+    oci.running("c")
+    assert "container with id exists" in oci.refused("create", "-b", oci.bundle("true"), "c")
+    assert oci.status("c") == "running"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "a b", "ä", "x" * 256])
+def test_ids_that_would_be_bad_names_of_directories(oci: Oci, name: str) -> None:
+    assert "container ID: invalid" in oci.refused("create", "-b", oci.bundle("true"), name)
+    assert not oci.state.exists()
+
+
+def test_delete_force(oci: Oci) -> None:
+    oci.running("c")
+    oci.ok("delete", "--force", "c")
+    oci.ok("delete", "--force", "c")  # gone already, which is what was asked for
+    oci.ok("create", "-b", oci.bundle("true"), "d")
+    oci.ok("delete", "d")  # never started
+    (oci.state / "half").mkdir()  # of a create that was killed before it wrote anything
+    oci.ok("delete", "-f", "half")
+    assert not oci.left()
+
+
+def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec)), "c"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL) as making:
+        wait_for(lambda: list(oci.state.glob("c/state.json")) and oci.status("c") == "creating")
+        wait_for(lambda: len(children(making.pid)) == 2)  # the init and the hook
+        hook = children(making.pid)[-1]
+        making.kill()
+        os.kill(hook, signal.SIGKILL)  # nobody is left who would
+    assert oci.status("c") == "stopped"
+    oci.ok("delete", "--force", "c")
+    wait_for(lambda: not oci.left())
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_create_that_is_terminated_undoes_itself(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec)), "c"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as making:
+        wait_for(lambda: list(oci.state.glob("c/state.json")) and oci.status("c") == "creating")
+        wait_for(lambda: len(children(making.pid)) == 2)  # the init and the hook
+        making.send_signal(signal.SIGTERM)
+        assert making.wait(10) != 0
+    wait_for(lambda: not oci.left())
+
+
+# -- exec ------------------------------------------------------------------------------------------------------------
+
+
+def test_exec(oci: Oci) -> None:
+    oci.running("c")
+    done = oci.call("exec", "c", "sh", "-c", "cat; exit 3", given="hello")
+    assert (done.returncode, done.stdout) == (3, "hello")
+    out = oci.ok("exec", "--cwd", "/tmp", "-e", "A=b", "--user", "5:6", "-g", "7", "c", "sh", "-c", "pwd; echo $A; id")
+    assert out.splitlines() == ["/tmp", "b", "uid=5 gid=6 groups=6,7"] or "uid=5 gid=6" in out
+    assert oci.call("exec", "c", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+
+
+def test_exec_with_a_process_file_has_nothing_of_the_containers_own(oci: Oci) -> None:
+    oci.running("c")
+    process = {"args": ["env"], "cwd": "/", "env": ["PATH=/bin", "ONLY=this", "HOME=/h"], "user": {"uid": 0, "gid": 0}}
+    (oci.directory / "process.json").write_text(json.dumps(process))
+    assert set(oci.ok("exec", "-p", oci.directory / "process.json", "c").split()) == set(process["env"])
+
+
+def test_exec_detached(oci: Oci) -> None:
+    oci.running("c")
+    pid_file = oci.directory / "pid"
+    oci.ok("exec", "-d", "--pid-file", pid_file, "c", "sh", "-c", "echo $$ >/own; sleep 1000")
+    pid = int(pid_file.read_text())
+    assert pid in json.loads(oci.ok("ps", "--format", "json", "c"))
+    wait_for(lambda: (oci.root / "own").exists() and (oci.root / "own").read_text().strip() != str(pid))
+    end(pid)
+
+
+def end(pid: int) -> None:
+    """An exec'ed process is an orphan, so ours; until it is reaped its PID namespace's init cannot end."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("c",), "COMMAND"),
+        (("c", "nosuch"), "executable file not found in $PATH"),
+        (("--cwd", "/no/where", "c", "true"), "chdir"),
+        (("--user", "1x", "c", "id"), "--user: must be a number"),
+        (("--user", "-1", "c", "id"), "--user: must be a number"),
+        (("--user", "4294967296", "c", "id"), "--user: must be a number"),  # CVE-2026-30892: would be 0
+        (("--cap", "CAP_NONE", "c", "id"), "is not a capability"),
+        (("--cgroup", "../up", "c", "id"), "components are not allowed"),
+        (("--cgroup", "nosuch", "c", "id"), "has no such group"),
+        (("--detach", "--tty", "c", "id"), "--console-socket"),
+        (("--console-socket", "/x", "c", "id"), "without a terminal"),
+        (("gone", "id"), "does not exist"),
+    ],
+)
+def test_exec_refuses(oci: Oci, words: tuple[str, ...], text: str) -> None:
+    oci.running("c")
+    assert text in oci.refused("exec", *words, code=255)
+
+
+def test_exec_in_a_container_that_cannot(oci: Oci) -> None:
+    oci.running("c")
+    oci.ok("pause", "c")
+    assert "paused" in oci.refused("exec", "c", "id", code=255)
+    oci.ok("resume", "c")
+    oci.ok("kill", "c", "9")
+    wait_for(lambda: oci.status("c") == "stopped")
+    assert "container not running" in oci.refused("exec", "c", "id", code=255)
+
+
+# -- terminals and descriptors -----------------------------------------------------------------------------------------
+
+
+def test_a_terminal_goes_to_the_console_socket(oci: Oci) -> None:
+    receiver = Receiver(oci.directory / "console")
+    size = {"height": 11, "width": 22}
+    bundle = oci.bundle("sh", "-c", "test -t 0 && echo yes", terminal=True, consoleSize=size)
+    oci.ok("create", "-b", bundle, "--console-socket", receiver.path, "c")
+    master = receiver.take()
+    assert os.get_terminal_size(master) == (22, 11)
+    oci.ok("start", "c")
+    assert "yes" in read_all(master)
+
+
+def test_exec_in_a_terminal_by_console_socket(oci: Oci) -> None:
+    oci.running("c")
+    receiver = Receiver(oci.directory / "console")
+    pid_file = oci.directory / "pid"
+    words = ["-d", "-t", "--console-socket", receiver.path, "--pid-file", pid_file]
+    oci.ok("exec", *words, "c", "sh", "-c", "test -t 1 && echo yes")
+    assert "yes" in read_all(receiver.take())
+    os.waitpid(int(pid_file.read_text()), 0)
+
+
+def read_all(master: int) -> str:
+    text = b""
+    while True:
+        try:
+            more = os.read(master, 4096)
+        except OSError:  # EIO: nobody has the other end any more
+            more = b""
+        if not more:
+            os.close(master)
+            return text.decode()
+        text += more
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_terminal_in_the_foreground(oci: Oci, verb: str) -> None:
+    script = "read line; echo got:$line; test -t 0 && exit 5"
+    if verb == "run":
+        words = ["run", "-b", str(oci.bundle("sh", "-c", script, terminal=True)), "c"]
+    else:
+        words = ["exec", "-t", oci.running("c"), "sh", "-c", script]
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(PROGRAM, [str(PROGRAM), "--root", str(oci.state), *words])
+    os.write(master, b"typed\n")
+    text = read_all(master)
+    assert "got:typed" in text
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+
+def test_a_terminal_needs_a_socket_when_nobody_stays(oci: Oci) -> None:
+    bundle = oci.bundle("true", terminal=True)
+    assert "--console-socket" in oci.refused("create", "-b", bundle, "c")
+    assert "cannot be sent there" in oci.refused("create", "-b", bundle, "--console-socket", "/no/such", "c")
+    assert "of no use" in oci.refused("create", "-b", oci.bundle("true"), "--console-socket", "/no/such", "c")
+    assert not oci.left()
+
+
+def test_descriptors_are_passed_on_and_no_others(oci: Oci) -> None:
+    read, write = os.pipe()
+    other = os.open("/", os.O_RDONLY)
+    bundle = oci.bundle("sh", "-c", "cd /proc/self/fd && echo [0-9]* ; cat <&3")
+    line = [str(PROGRAM), "--root", str(oci.state), "run", "--preserve-fds", "1", "-b", str(bundle), "c"]
+    code = (
+        f"import os; os.dup2({read}, 3); os.set_inheritable({other}, True) if {other} != 3 else 0; "
+        f"os.execv({line[0]!r}, {line!r})"
+    )
+    os.write(write, b"passed")
+    os.close(write)
+    done = subprocess.run(
+        [sys.executable, "-c", code], pass_fds=[read, other], capture_output=True, text=True, timeout=30
+    )
+    os.close(read), os.close(other)
+    numbers, rest = done.stdout.split("\n", 1)
+    assert set(numbers.split()) <= {"0", "1", "2", "3", "4"}  # 4: the shell's own, of the directory
+    assert rest == "passed"
+
+
+def test_sockets_to_listen_on(oci: Oci) -> None:
+    bundle = oci.bundle("sh", "-c", "echo $LISTEN_FDS $LISTEN_PID $LISTEN_FDNAMES")
+    environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    with socket.socket() as listener:
+        assert oci.ok("run", "-b", bundle, "c", env=environment, pass_fds=[listener.fileno()]) == "1 1 web\n"
+
+
+def test_a_pidfd_is_sent(oci: Oci) -> None:
+    receiver = Receiver(oci.directory / "pidfd")
+    oci.ok("create", "-b", oci.bundle("sleep", "1000"), "--pidfd-socket", receiver.path, "c")
+    pidfd = receiver.take()
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    wait_for(lambda: oci.status("c") == "stopped")
+    os.close(pidfd)
+
+
+# -- resources ---------------------------------------------------------------------------------------------------------
+
+
+def test_pause_and_resume(oci: Oci) -> None:
+    oci.running("c")
+    assert "not paused" in oci.refused("resume", "c")
+    oci.ok("pause", "c")
+    assert oci.status("c") == "paused"
+    assert "cannot be paused" in oci.refused("pause", "c")
+    oci.ok("resume", "c")
+    assert oci.status("c") == "running"
+    oci.ok("pause", "c")
+    oci.ok("delete", "--force", "c")
+    assert not oci.left()
+
+
+def test_update_by_flags_and_by_file(oci: Oci) -> None:
+    oci.running("c")
+    oci.ok("update", "--pids-limit", "31", "--memory", "64m", "c")
+    stats = json.loads(oci.ok("events", "--stats", "c"))["data"]
+    assert (stats["pids"]["limit"], stats["memory"]["usage"]["limit"]) == (31, 64 << 20)
+    oci.ok("update", "--resources", "-", "c", given='{"pids": {"limit": 32}}')
+    assert json.loads(oci.ok("events", "--stats", "c"))["data"]["pids"] == {"current": 1, "limit": 32}
+    assert "must be a number of bytes" in oci.refused("update", "--memory", "lots", "c")
+    assert "is not JSON" in oci.refused("update", "-r", "-", "c", given="{")
+
+
+def test_ps_and_list(oci: Oci) -> None:
+    oci.running("c")
+    pid = json.loads(oci.ok("state", "c"))["pid"]
+    assert json.loads(oci.ok("ps", "-f", "json", "c")) == [pid]
+    title, line = oci.ok("ps", "c").splitlines()
+    assert "PID" in title and str(pid) in line
+    assert "no column PID" in oci.refused("ps", "c", "-o", "comm")
+    assert oci.ok("list", "-q") == "c\n"
+    (entry,) = json.loads(oci.ok("list", "--format", "json"))
+    assert (entry["id"], entry["pid"], entry["status"], entry["owner"]) == ("c", pid, "running", "root")
+    assert re.match(r"ID +PID +STATUS +BUNDLE +CREATED +OWNER\n", oci.ok("list"))
+
+
+def test_kill_all_reaches_every_process(oci: Oci) -> None:
+    oci.running("c", "sh", "-c", "sleep 1000 & sleep 1000 & wait")
+    wait_for(lambda: len(json.loads(oci.ok("ps", "-f", "json", "c"))) == 3)
+    oci.ok("kill", "--all", "c", "KILL")
+    wait_for(lambda: oci.status("c") == "stopped")
+    assert json.loads(oci.ok("ps", "-f", "json", "c")) == []
+
+
+def test_hooks_after_the_fact(oci: Oci) -> None:
+    note = oci.directory / "note"
+    spec = json.loads((oci.bundle("sleep", "1000") / "config.json").read_text())
+    shell = {"path": "/bin/sh", "args": ["sh", "-c", f"cat >>{note}; echo >>{note}"]}
+    spec["hooks"] = {"poststart": [shell], "poststop": [{"path": "/bin/false"}, shell]}
+    oci.ok("run", "-d", "-b", oci.write(spec), "c")
+    done = oci.call("delete", "-f", "c")
+    assert done.returncode == 0
+    assert "poststop[0]" in done.stderr or "/bin/false" in done.stderr
+    told = [json.loads(line) for line in note.read_text().split("\n") if line]
+    assert [state["status"] for state in told] == ["running", "stopped"]
+    spec["hooks"] = {"poststart": [{"path": "/bin/false"}]}
+    oci.ok("create", "-b", oci.write(spec), "d")
+    assert "poststart" in oci.refused("start", "d")
+    assert "does not exist" in oci.refused("state", "d")
+    assert not oci.left()
+
+
+# -- the interpreter ---------------------------------------------------------------------------------------------------
+
+
+def test_who_enters_a_container_runs_from_a_file_that_nobody_can_write_to(oci: Oci) -> None:
+    """CVE-2019-5736: from the init, which waits in the container, to a write through /proc/PID/exe."""
+    oci.ok("create", "-b", oci.bundle("true"), "c")
+    pid = json.loads(oci.ok("state", "c"))["pid"]
+    assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
+    with pytest.raises(OSError, match=r"Read-only|busy"):
+        os.open(f"/proc/{pid}/exe", os.O_WRONLY)
+    opened = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert not [path for path in opened if not path.startswith(("socket:", "/dev/null", "/tmp/"))], opened
+
+
+def test_a_script_that_starts_it_otherwise_is_started_again(oci: Oci) -> None:
+    code = "import sys; sys.argv[0] = 'crio-oci'; from crio_native.cli.oci import main; main()"
+    line = [sys.executable, "-c", code, "--root", str(oci.state), "create", "-b", str(oci.bundle("true")), "c"]
+    subprocess.run(line, check=True, timeout=30, stdin=subprocess.DEVNULL)
+    pid = json.loads(oci.ok("state", "c"))["pid"]
+    assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
