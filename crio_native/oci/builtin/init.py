@@ -84,14 +84,18 @@ def become_monitor(request: dict[str, Any], descriptors: list[int], made: Channe
         wanted = {3: made.ours.fileno(), 4: reply, 5: os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY)}
         wanted |= {number: fd for number, fd in ((6, stdin[1]), (7, stdout[0]), (8, stderr[0])) if fd >= 0}
         init_needs = _arrange(wanted, [stdin[0], stdout[1], stderr[1], made.theirs.fileno(), *cgroup])
+        turn = os.pipe2(os.O_CLOEXEC)  # its write end is closed by the exec of the monitor
         reply = 4
         flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
         # From here to the exec as little as possible: what either writes, the kernel copies first.
         init = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=init_needs[4] if cgroup else None)
         if init == 0:
+            # When the other has execed, its pages are ours alone, and need not be copied when they are written.
+            os.close(turn[1])
+            os.read(turn[0], 1)
             run_init(request["steps"], init_needs[3], init_needs[:3])
         if request["duties"]:
-            for fd in init_needs:
+            for fd in (*init_needs, *turn):
                 os.close(fd) if fd >= 0 else None
             duties = parent.Duties(wire.channel(3), init, request["duties"])
             init = _serve(duties, wanted)
