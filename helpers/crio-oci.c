@@ -28,8 +28,9 @@
 #define NR_OPEN_TREE 428
 #define NR_MOUNT_SETATTR 442
 
-/* Without `site`, whose finders would take longer to import than the command takes. */
-static const char boot[] = "import sys; sys.path += " PACKAGES "; from crio_native.cli.oci import main; main(%d)";
+/* Without `site`, whose finders would take longer to import than the command takes; and what a process makes that
+ * lives for milliseconds needs no garbage collector. */
+static const char boot[] = "import sys, gc; gc.disable(); sys.path += " PACKAGES "; from crio_native.cli.oci import main; main(%d)";
 /* Above the descriptors that a caller passes on to the container (--preserve-fds), which are counted from 3. */
 #define FIRST_OWN 64
 

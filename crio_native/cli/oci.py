@@ -7,7 +7,6 @@ the flags are in its `verbs`.  Exit codes: the container's own for run and exec;
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's C half
-import gc
 import os
 import sys
 from types import SimpleNamespace
@@ -31,7 +30,6 @@ def main(view: int = -1) -> NoReturn:
 
     view: descriptor of the interpreter's read-only view, if this process was started from one.
     """
-    gc.disable()  # what this process makes it needs until it ends
     code = command(sys.argv[1:], view)
     try:
         sys.stdout.flush()

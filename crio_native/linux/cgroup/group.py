@@ -9,7 +9,7 @@ import time
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 
-from . import devices, files, resources, stats
+from . import devices, files, resources
 from .hierarchy import Hierarchy, hierarchy
 
 TYPE_CHECKING = False
@@ -320,6 +320,8 @@ class Cgroup:
 
     def stats(self) -> dict[str, Any]:
         """One reading of the accounts, by the field names of `oci.runtime.Stats`; see `stats.read`."""
+        from . import stats  # only who asks pays for it
+
         return stats.read(self._host, self.path)
 
 

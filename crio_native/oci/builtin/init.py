@@ -19,7 +19,7 @@ from crio_native.oci.builtin.steps import describe as describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
     from typing import Any, NoReturn
 
     Plan = list[tuple[str, dict[str, Any]]]
@@ -148,7 +148,7 @@ def run_init(plan: Plan, sync: int, stdio: list[int]) -> NoReturn:
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
     _take_descriptors(stdio, [sync])
     channel = wire.channel(3)
-    failure = run(plan, steps.Context(channel))
+    failure = steps.run(plan, steps.Context(channel))
     channel.send(b"E" + wire.encode(failure).encode())
     os._exit(1)
 
@@ -161,7 +161,7 @@ def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[i
     _take_descriptors(stdio, [status, container])
     context = steps.Context(None)
     context.container = 4
-    failure = run(request["steps"], context)
+    failure = steps.run(request["steps"], context)
     wire.tell(3, {"error": failure})
     os._exit(127)
 
@@ -174,16 +174,3 @@ def _take_descriptors(stdio: list[int], others: list[int]) -> None:
     for number, fd in enumerate(moved):
         os.dup2(fd, number, inheritable=number < 3)
     syscalls.close_range(len(moved))
-
-
-def run(plan: Plan, context: steps.Context, acts: Mapping[str, Callable[..., None]] = steps.STEPS) -> dict[str, Any]:
-    """Run the steps; returns only when one fails, with its description.  acts: the steps' functions, or others that
-    watch them."""
-    os.umask(0)  # device modes mean what they say; the process's own umask comes with its user
-    name = ""
-    try:
-        for name, arguments in plan:
-            acts[name](context, **arguments)
-    except BaseException as error:
-        return describe(name, error)
-    return {"step": name, "errno": 0, "path": "", "detail": "the plan ended without an exec"}

@@ -17,9 +17,8 @@ from crio_native.errors import CrioError, Internal, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, process, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
-from crio_native.oci.builtin import init, steps, wire
 from crio_native.oci.builtin import plan as plans
-from crio_native.oci.builtin.parent import Duties, Failed
+from crio_native.oci.builtin import steps, wire
 from crio_native.oci.builtin.standalone import channel, laboratory, log, state, terminal
 from crio_native.oci.builtin.standalone.state import State
 
@@ -231,6 +230,8 @@ class Made:
 
     def _serve(self, duties: Mapping[str, Any]) -> None:
         """Be the init's parent.  In a user namespace the init is another process afterwards: a child of the first."""
+        from crio_native.oci.builtin.parent import Duties, Failed
+
         parent = Duties(self.channel, self.pid, duties)
         try:
             parent.serve()
@@ -321,7 +322,7 @@ def _become_init(
     context = steps.Context(to_creator)  # type: ignore[arg-type]
     context.preserved = max(preserved, default=2) - 2
     acts = watcher.acts("init", plan) if watcher else steps.STEPS
-    failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
+    failure = steps.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
     os._exit(1)
 

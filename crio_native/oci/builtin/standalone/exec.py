@@ -13,8 +13,8 @@ from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.linux import capabilities, namespaces, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
-from crio_native.oci.builtin import init, steps, wire
 from crio_native.oci.builtin import plan as plans
+from crio_native.oci.builtin import steps, wire
 from crio_native.oci.builtin.standalone import channel, create, laboratory, state, terminal
 
 TYPE_CHECKING = False
@@ -198,7 +198,7 @@ def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
     context.container = running.container
     context.preserved = max(running.preserved, default=2) - 2
     acts = watcher.acts("exec", plan) if watcher else steps.STEPS
-    failure = init.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
+    failure = steps.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     to_parent.send(b"E" + wire.encode(failure).encode(), _socket.MSG_NOSIGNAL)
     os._exit(127)
 

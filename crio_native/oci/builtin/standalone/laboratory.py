@@ -14,7 +14,7 @@ import os
 import time
 
 from crio_native.errors import CrioError, InvalidArgument, StepFailed
-from crio_native.oci.builtin import init, steps, wire
+from crio_native.oci.builtin import steps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Laboratory:
             raise InvalidArgument("--fail", asked, f"this plan has no such step; it has {known}")
 
     def acts(self, process: str, plan: Plan) -> Mapping[str, Callable[..., None]]:
-        """The steps' functions for `init.run`, watched."""
+        """The steps' functions for `steps.run`, watched."""
         return _Watched(self, process, [step.source for step in plan.steps])
 
     def own(self, step: str, act: Callable[[], Any]) -> Any:
@@ -128,7 +128,7 @@ def own(laboratory: Laboratory | None, step: str, act: Callable[[], Any]) -> Any
     except CrioError:
         raise
     except OSError as error:
-        raise StepFailed.from_dict(init.describe(step, error)) from error
+        raise StepFailed.from_dict(steps.describe(step, error)) from error
 
 
 def _parse(fail: str) -> tuple[str, int, int]:

@@ -8,6 +8,8 @@ before.  Nothing else belongs in these modules, for every launcher has them in i
 
 from __future__ import annotations
 
+import os
+
 from crio_native.oci.builtin.steps import command, devices, dialogue, mounting, root, surroundings
 from crio_native.oci.builtin.steps.command import restore_signals
 from crio_native.oci.builtin.steps.context import Context, Refused, describe
@@ -15,12 +17,28 @@ from crio_native.oci.builtin.steps.surroundings import set_sysctls, sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-__all__ = ["STEPS", "Context", "Refused", "describe", "restore_signals", "set_sysctls", "sysctl_path"]
+    Plan = list[tuple[str, dict[str, Any]]]
+
+__all__ = ["STEPS", "Context", "Refused", "describe", "restore_signals", "run", "set_sysctls", "sysctl_path"]
 
 STEPS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for module in (surroundings, root, mounting, devices, command, dialogue)
     for function in module.STEPS
 }
+
+
+def run(plan: Plan, context: Context, acts: Mapping[str, Callable[..., None]] = STEPS) -> dict[str, Any]:
+    """Run the steps; returns only when one fails, with its description.  acts: the steps' functions, or others that
+    watch them."""
+    os.umask(0)  # device modes mean what they say; the process's own umask comes with its user
+    name = ""
+    try:
+        for name, arguments in plan:
+            acts[name](context, **arguments)
+    except BaseException as error:
+        return describe(name, error)
+    return {"step": name, "errno": 0, "path": "", "detail": "the plan ended without an exec"}
