@@ -106,6 +106,7 @@ def _settle(given: SimpleNamespace) -> None:
         raise InvalidArgument("--cgroup-manager", given.cgroup_manager, "must be cgroupfs, systemd or disabled")
     if given.rootless not in ("", "true", "false", "auto"):
         raise InvalidArgument("--rootless", given.rootless, "must be true, false or auto")
+    given.rootless = given.rootless == "true" or (given.rootless != "false" and os.geteuid() != 0)
     root = DEFAULT_ROOT
     if os.geteuid() != 0 and os.environ.get("XDG_RUNTIME_DIR"):
         root = os.environ["XDG_RUNTIME_DIR"] + "/crio-oci"

@@ -124,10 +124,16 @@ class Made:
             "owner": "root" if os.geteuid() == 0 else str(os.geteuid()),
             "annotations": self.spec.get("annotations") or {},
             "cgroupsPath": _cgroups_path(linux.get("cgroupsPath", ""), self.options),
-            "cgroupManager": self.options.cgroup_manager,
+            "cgroupManager": self._cgroup_manager(linux),
             "madeCgroups": [],
             "hooks": {kind: hooks[kind] for kind in ("poststart", "poststop") if hooks.get(kind)},
         }
+
+    def _cgroup_manager(self, linux: Mapping[str, Any]) -> str:
+        """Who is not root has no groups to give, but asks for none either when the configuration names no path."""
+        without = self.options.rootless and not linux.get("cgroupsPath") and not linux.get("resources")
+        manager: str = "disabled" if without else self.options.cgroup_manager
+        return manager
 
     def _make(self) -> None:
         linux = self.spec.get("linux") or {}
