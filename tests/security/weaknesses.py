@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 
 LAUNCHER: dict[str, Callable[[], None]] = {}
@@ -100,7 +101,7 @@ def check_then_use() -> None:
     def check(root: str, path: str) -> None:
         if not os.path.realpath(path).startswith(root.rstrip("/")):
             raise PermissionError(1, "leads out of the root", path)
-        os.sched_yield()  # as if others had work to do, too
+        time.sleep(0.0005)  # as if others had work to do, too
 
     resolve_by(check)
     mounts_into_proc()
