@@ -63,10 +63,13 @@ def new_user_namespace(uid_map: str, gid_map: str) -> int:
     """
     told, tell = os.pipe2(os.O_CLOEXEC)
     wait, leave = os.pipe2(os.O_CLOEXEC)
+    uid = os.geteuid()
     child = syscalls.clone3(syscalls.CLONE_NEWUSER, exit_signal=_signal.SIGCHLD)
     if child == 0:
         try:
             os.close(leave)
+            if uid:  # else the kernel gives our files in /proc to root, and an unprivileged parent must write
+                syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
             # /proc may show another PID namespace than ours, and then knows us by another number than clone says
             os.write(tell, os.readlink("/proc/self").encode())
             os.read(wait, 1)

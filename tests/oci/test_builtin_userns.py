@@ -253,6 +253,19 @@ def test_namespaces_of_the_host_are_joined_from_a_new_user_namespace(box: Box) -
     assert os.path.samestat(os.stat(path), os.stat(f"/proc/{container.process.pid}/ns/net"))
 
 
+def test_our_own_user_namespace_by_its_path(box: Box) -> None:
+    spec = box.spec("sh", "-c", "id -u; echo $$; stat -c %u /dev/null")
+    spec["linux"]["namespaces"].append({"type": "user", "path": f"/proc/{os.getpid()}/ns/user"})
+    assert box.run(spec=spec).output() == "0\n1\n0\n"
+
+
+def test_what_is_no_user_namespace_is_not_entered(box: Box, leaks: Machine) -> None:
+    spec = box.spec()
+    spec["linux"]["namespaces"].append({"type": "user", "path": "/etc/passwd"})
+    with pytest.raises(StepFailed, match=r"step 'user_namespace' failed on /etc/passwd.*not a namespace"):
+        box.create(spec)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -11,7 +11,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from crio_native.errors import InvalidArgument
-from crio_native.linux import syscalls
+from crio_native.linux import capabilities, syscalls
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import plan_process as processes
 from crio_native.oci.builtin.plan_mounts import (
@@ -82,7 +82,8 @@ def container_plan(
     linux, process = spec.get("linux") or {}, spec["process"]
     if "mount" not in namespaces:
         raise InvalidArgument("linux.namespaces", sorted(namespaces), "a container needs a mount namespace of its own")
-    tree = FileTree(container, namespaces, cgroup_directories, notify_socket)
+    rootless = not host.permitted >> capabilities.NUMBER["CAP_SYS_ADMIN"] & 1
+    tree = FileTree(container, namespaces, cgroup_directories, notify_socket, rootless)
     hooks, state = spec.get("hooks") or {}, state_of(container)
     notice = processes.notice_of(linux.get("seccomp") or {}, seccomp, state)
     command = processes.Command(process, host, seccomp, notice, tree.own_user)
@@ -99,10 +100,16 @@ def container_plan(
     if container.pause:
         out.add("open_pause_program", RULE + "the pause process is a program of the host", path=pause_program)
     if tree.own_user:
-        _user_namespace_steps(out, linux, process, namespaces)
-    _join_steps(out, namespaces, linux)
+        _user_namespace_steps(out, linux, process, namespaces, rootless)
+    _join_step(out, namespaces)
+    if not rootless:
+        _time_step(out, namespaces, linux)
     if tree.outside:
         _outside_steps(out, tree, namespaces)
+    if tree.own_user:
+        _enter_steps(out, namespaces)
+    if rootless:
+        _time_step(out, namespaces, linux)
     _namespace_steps(out, namespaces, spec)
     if duties and linux.get("netDevices"):
         out.add("ask_parent", "linux.netDevices", duty="N")
@@ -232,13 +239,14 @@ def _hook_step(out: Steps, hooks: Mapping[str, Any], kind: str, state: Mapping[s
 
 
 def _user_namespace_steps(
-    out: Steps, linux: Mapping[str, Any], process: Mapping[str, Any], namespaces: Mapping[str, str]
+    out: Steps, linux: Mapping[str, Any], process: Mapping[str, Any], namespaces: Mapping[str, str], rootless: bool
 ) -> None:
     """What takes the host's privileges, and then the namespace; who is in there has them no more."""
-    processes.raise_limits_step(out, process)
     uid_maps = linux.get("uidMappings") or ()
     roots = [_outside(linux.get(field) or ()) for field in ("uidMappings", "gidMappings")]
-    if None not in roots and not process.get("terminal"):
+    if not rootless:
+        processes.raise_limits_step(out, process)
+    if None not in roots and not process.get("terminal") and not rootless:
         out.add("own_streams", RULE + "root hands its streams on to the user", uid=roots[0], gid=roots[1])
     out.add(
         "user_namespace",
@@ -254,10 +262,19 @@ def _outside(mappings: Sequence[Mapping[str, int]]) -> int | None:
     return next((entry["hostID"] for entry in mappings if entry["containerID"] == 0), None)
 
 
-def _join_steps(out: Steps, namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
+def _enter_steps(out: Steps, namespaces: Mapping[str, str]) -> None:
+    pid = namespaces.get("pid")
+    out.add("enter_user_namespace", "linux.namespaces", new_pid=pid == "", join_pid=pid or "")
+    out.add("new_session", RULE + "a container is a session of its own")
+
+
+def _join_step(out: Steps, namespaces: Mapping[str, str]) -> None:
     joined = [[kind, path] for kind, path in namespaces.items() if path and kind not in _JOINED_ELSEWHERE]
     if joined:
         out.add("join_namespaces", "linux.namespaces", namespaces=joined)
+
+
+def _time_step(out: Steps, namespaces: Mapping[str, str], linux: Mapping[str, Any]) -> None:
     if namespaces.get("time") == "":
         offsets = "".join(
             f"{clock} {offset.get('secs') or 0} {offset.get('nanosecs') or 0}\n"
@@ -273,10 +290,6 @@ def _outside_steps(out: Steps, tree: FileTree, namespaces: Mapping[str, str]) ->
     out.add("new_namespaces", RULE + "mounts on the way to the root stay unseen", flags=syscalls.CLONE_NEWNS)
     tree.propagation_step(out)
     tree.open_steps(out)
-    if tree.own_user:
-        pid = namespaces.get("pid")
-        out.add("enter_user_namespace", "linux.namespaces", new_pid=pid == "", join_pid=pid or "")
-        out.add("new_session", RULE + "a container is a session of its own")
 
 
 def _namespace_steps(out: Steps, namespaces: Mapping[str, str], spec: Mapping[str, Any]) -> None:

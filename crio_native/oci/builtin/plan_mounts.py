@@ -51,8 +51,11 @@ _SHOWS = {"proc": ("pid", "/proc"), "sysfs": ("network", "/sys")}
 
 
 class FileTree:
-    """The file tree's steps.  early: see above.  outside: the root is made outside the namespaces that it will be in,
-    and placed there as a whole."""
+    """The file tree's steps.
+
+    early: see above.  outside: the root is made outside the namespaces that it will be in, and placed there as a whole.
+    rootless: outside of the container's user namespace we could do no more than inside.
+    """
 
     def __init__(
         self,
@@ -60,11 +63,12 @@ class FileTree:
         namespaces: Mapping[str, str],
         cgroup_directories: Mapping[str, str],
         notify_socket: str,
+        rootless: bool,
     ) -> None:
         self.container, self.namespaces = container, namespaces
         self.linux = container.spec.get("linux") or {}
         self.own_user = "user" in namespaces
-        self.outside = self.own_user or bool(namespaces["mount"])
+        self.outside = (self.own_user and not rootless) or bool(namespaces["mount"])
         self.shared = (self.linux.get("rootfsPropagation") or "").endswith("shared")
         self.early = self.outside or self.shared
         path = container.spec["root"]["path"]
