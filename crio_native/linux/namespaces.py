@@ -31,6 +31,7 @@ FLAG = {
     "time": syscalls.CLONE_NEWTIME,
     "mount": syscalls.CLONE_NEWNS,
 }
+_FLAG_OF_FILE = [(FILE[kind], flag) for kind, flag in FLAG.items()]
 
 
 def same(first: str | int, second: str | int) -> bool:
@@ -38,20 +39,22 @@ def same(first: str | int, second: str | int) -> bool:
     return os.path.samestat(os.stat(first), os.stat(second))
 
 
+_own: dict[str, str] = {}  # what our namespace files say, as long as we stay in the same
+
+
 def differing(pid: int) -> int:
     """CLONE_NEW* bits of the namespaces of process `pid` that are not our own; for setns(2) with its pidfd.
 
-    Raises FileNotFoundError when there is no such process.
+    For a process that stays in its namespaces.  Raises FileNotFoundError when there is no such process.
     """
-    flags = 0
-    for kind, file in FILE.items():
-        try:
-            own = os.stat(f"/proc/self/ns/{file}")
-        except FileNotFoundError:
-            continue  # the kernel has no namespaces of this kind
-        if not os.path.samestat(own, os.stat(f"/proc/{pid}/ns/{file}")):
-            flags |= FLAG[kind]
-    return flags
+    if not _own:
+        for file in FILE.values():
+            try:
+                _own[file] = os.readlink(f"/proc/self/ns/{file}")
+            except FileNotFoundError:
+                pass  # the kernel has no namespaces of this kind
+    directory = f"/proc/{pid}/ns/"
+    return sum(flag for file, flag in _FLAG_OF_FILE if file in _own and os.readlink(directory + file) != _own[file])
 
 
 def new_user_namespace(uid_map: str, gid_map: str) -> int:
