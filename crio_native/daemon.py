@@ -56,6 +56,11 @@ def main(config: Config, ready: Callable[[], None] | None = None) -> int:
 def _run(config: Config, ready: Callable[[], None] | None) -> None:
     if os.geteuid() != 0:
         raise PermissionRefused("the daemon must run as root: it makes namespaces, mounts and cgroups")
+    if config.runtime.cgroup_manager == "systemd":
+        raise FailedPrecondition(
+            'crio.runtime.cgroup_manager: "systemd" is not available in this version; set "cgroupfs", and the '
+            "kubelet's cgroupDriver to the same"
+        )
     os.umask(0o022)
     os.environ |= _GRPC
     root = _make_private(config.crio.root)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from crio_native.config.schema import Named, Option, default_of, members
-from crio_native.config.tables import Config, RuntimeTable
+from crio_native.config.tables import Config
 
 WIDTH = 118
 
@@ -170,15 +170,13 @@ def _all_tables(cls: type, at: str) -> Iterator[tuple[str, type]]:
 
 def _row(cls: type, name: str, option: Option) -> str:
     default = _toml_value(option.kind.write(default_of(cls, name)))
-    if cls is RuntimeTable and name == "cgroup_manager":
-        default = "by the host"  # the one default that differs between hosts; the manual is the same everywhere
     marks = f" Deprecated: {option.deprecated}." if option.deprecated else ""
     marks += f" At least {option.floor} is used." if option.floor is not None else ""
     marks += " *(reload)*" if option.reload else ""
     cells = (
         f"`{name}`",
         option.kind.allowed,
-        f"`{default}`" if default != "by the host" else default,
+        f"`{default}`",
         option.doc + marks,
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

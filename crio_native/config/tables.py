@@ -7,7 +7,6 @@ Values are already parsed: durations are seconds (float), sizes bytes (int), cap
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -194,11 +193,6 @@ class Workload:
     resources: WorkloadResources = table(WorkloadResources)
 
 
-def detect_cgroup_manager() -> str:
-    """systemd manages the cgroups of a host that it booted (sd_booted(3)); elsewhere nobody does."""
-    return "systemd" if os.path.isdir("/run/systemd/system") else "cgroupfs"
-
-
 def builtin_handler() -> Mapping[str, RuntimeHandler]:
     return MappingProxyType({"builtin": RuntimeHandler(runtime_type="builtin")})
 
@@ -213,9 +207,9 @@ class RuntimeTable:
     )
     workloads: Mapping[str, Workload] = named(Workload, "The workloads.")
     cgroup_manager: str = option(
-        detect_cgroup_manager,
+        "cgroupfs",
         choice("systemd", "cgroupfs"),
-        "Who makes cgroups; the kubelet must be told the same. Without a value: systemd where it runs.",
+        "Who makes cgroups; the kubelet must be told the same. The daemon does not start with `systemd` yet.",
     )
     log_level: str = option(
         "info", choice("trace", "debug", "info", "warn", "error", "fatal", "panic"), "What is logged.", reload=True

@@ -213,6 +213,9 @@ def _mount(mount: Mapping[str, Any], field: str, namespaces: Mapping[str, str]) 
     if "remount" not in options:
         if bind and not source:
             raise InvalidArgument(f"{field}.source", "", "a bind mount needs a source")
+        if normal == "/proc" and (normalise(source) != "/proc" if bind else kind != "proc"):
+            # Masks and read-only paths would be put on files that are no procfs's, and the runtime's own writes too.
+            raise InvalidArgument(f"{field}.destination", destination, "may be covered by a procfs only")
         if not bind and kind in ("", "none"):
             raise InvalidArgument(
                 f"{field}.type", kind, "must name a file system, unless options have bind, rbind or remount"

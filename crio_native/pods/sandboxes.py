@@ -84,24 +84,29 @@ class Sandboxes:
         with node.locks.hold(pod_id):
             if pod_id not in node.store.pods:
                 return
-            node.store.update(Pod, pod_id, state=PodState.NOT_READY)
+            # Not waited for: on a full disk stopping is what frees space, and a start finds out by itself.
+            node.store.update(Pod, pod_id, wait=False, state=PodState.NOT_READY)
             stage("stopping the containers")
             self._containers.kill_of_pod(pod_id)
             stage("taking the network down")
             self.dismantle(pod, files=False)
-            node.store.update(Pod, pod_id, infra=None)
+            node.store.update(Pod, pod_id, wait=False, infra=None)
 
     def remove(self, pod_id: str, stage: Stage = lambda _: None) -> None:
-        """Remove the pod with all that it has; a pod that is not there is removed already."""
+        """Remove the pod with all that it has; a pod that is not there is removed already.
+
+        The containers go first, whatever else cannot be undone: on a full disk it is they who hold the space.
+        """
         node = self._node
         if pod_id not in node.store.pods:
             return
-        self.stop(pod_id, stage)
         with node.locks.hold(pod_id):
             pod = node.store.pods.get(pod_id)
             if pod is None:
                 return
             node.store.update(Pod, pod_id, wait=False, state=PodState.REMOVING)
+            stage("stopping the containers")
+            self._containers.kill_of_pod(pod_id)
             stage("removing the containers")
             for container in node.store.of_pod(pod_id):
                 self._containers.remove(container.id)

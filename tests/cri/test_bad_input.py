@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import Client, can_connect, refused
+from .conftest import Client, can_connect, close, new_client, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -298,3 +300,33 @@ def test_no_monitor(tmp_path: Path) -> None:
 def test_not_root(tmp_path: Path) -> None:
     code, error = daemon_output(*scratch_flags(tmp_path, tmp_path / "s"), user=65534, group=65534, env={})
     assert code == 1 and "root" in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_cgroup_manager_that_is_not_there_yet(tmp_path: Path) -> None:
+    code, error = daemon_output(*scratch_flags(tmp_path, tmp_path / "s"), "--cgroup-manager", "systemd")
+    assert code == 1 and "crio.runtime.cgroup_manager" in error and '"cgroupfs"' in error
+    assert len(error.strip().splitlines()) == 1 and not (tmp_path / "root").exists()
+
+
+@pytest.fixture
+def on_a_small_disk() -> Iterator[Client]:
+    disk = tempfile.mkdtemp(prefix="cn-", dir="/var/tmp")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "disk", disk], check=True)
+    try:
+        client = new_client(Path(disk))
+        yield client
+        close(client)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+        os.rmdir(disk)
+
+
+def test_a_disk_that_a_container_fills(on_a_small_disk: Client) -> None:
+    cri = on_a_small_disk
+    pod = cri.pod()
+    script = "dd if=/dev/zero of=/x bs=1M; dd if=/dev/zero of=/y bs=1k; sleep 1000"
+    cri.start(pod, "sh", "-c", script)
+    cri.until(lambda: os.statvfs(cri.daemon.directory).f_bavail == 0)
+    cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+    assert not cri.pods() and not cri.containers()
+    assert cri.run("echo", "service returns with the space")[1] == "service returns with the space\n"

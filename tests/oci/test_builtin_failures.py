@@ -120,6 +120,8 @@ def test_an_overlay_of_a_missing_layer(box: Box) -> None:
         ("mounts", [{"destination": "/proc/self", "type": "tmpfs"}], r"mounts\[0\].destination"),
         ("mounts", [{"destination": "/a/../proc/sys", "type": "tmpfs"}], r"mounts\[0\].destination"),
         ("mounts", [{"destination": "/x", "type": "bind"}], r"mounts\[0\].source"),
+        ("mounts", [{"destination": "/proc", "type": "bind", "source": "/tmp"}], r"mounts\[0\].destination"),
+        ("mounts", [{"destination": "/proc/.", "type": "tmpfs", "source": "x"}], r"mounts\[0\].destination"),
         ("linux.namespaces", [{"type": "net"}], r"linux.namespaces\[0\].type"),
         ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], r"linux.namespaces\[1\].type"),
         ("linux.namespaces", [{"type": "mount"}, {"type": "network", "path": "x"}], r"linux.namespaces\[1\].path"),
@@ -197,6 +199,13 @@ def test_a_proc_that_is_a_link_is_refused_for_mounts_below_it(box: Box) -> None:
     spec["mounts"].append({"destination": "/data/sys", "type": "tmpfs", "source": "x"})
     with pytest.raises(StepFailed, match=r"resolves to /proc/sys"):
         box.create(spec)
+
+
+def test_procfs_is_mounted_at_proc_and_nowhere_else(box: Box) -> None:
+    """CVE-2019-19921: with /proc a link, the masks would cover files of the image."""
+    hostile_proc(box)
+    with pytest.raises(StepFailed, match=r"resolves to /etc"):
+        box.create(box.spec())
 
 
 def test_kill_after_the_end_says_so(box: Box) -> None:

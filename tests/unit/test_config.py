@@ -88,7 +88,7 @@ def test_without_a_configuration_the_builtin_executor_runs_containers(file: Path
     assert config.runtime.default_runtime == "builtin"
     assert config.runtime.runtimes == {"builtin": RuntimeHandler(runtime_type="builtin")}
     assert (config.crio.root, config.crio.runroot) == ("/var/lib/crio-native", "/run/crio-native")
-    assert config.runtime.cgroup_manager == ("systemd" if os.path.isdir("/run/systemd/system") else "cgroupfs")
+    assert config.runtime.cgroup_manager == "cgroupfs"
 
 
 def test_later_files_win_key_by_key_and_the_command_line_wins_over_all(file: Path, tmp_path: Path) -> None:

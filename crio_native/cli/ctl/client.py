@@ -6,6 +6,7 @@ No command logic and no printing.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from functools import cached_property
@@ -29,6 +30,7 @@ CHANNEL_OPTIONS = (
 )
 NO_METHOD = ("", "Method not found!", "Method not implemented!")  # the last two are gRPC for Python's
 OWN_DEADLINE = "Deadline Exceeded"  # what gRPC says when the client gave up, not the runtime
+LOST = re.compile(r"connect|socket closed|goaway|reset by peer|broken pipe", re.IGNORECASE)  # gRPC's own words
 CLASSES: dict[grpc.StatusCode, type[errors.CrioError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
@@ -116,6 +118,8 @@ class Client:
             if deadline is not None and details in ("", OWN_DEADLINE):
                 details = f"no answer within {deadline:g} s; raise it with --timeout"
             return errors.DeadlineExceeded(f"{name}: {details}")
+        if code == grpc.StatusCode.UNAVAILABLE and not LOST.search(details):
+            return errors.Unavailable(f"{name}: {details}")  # something that the runtime needs, a registry say
         if code == grpc.StatusCode.UNAVAILABLE:
             return errors.Unavailable(f"{name}: the runtime at {self.path} is unavailable: {details}")
         if code == grpc.StatusCode.NOT_FOUND:

@@ -76,8 +76,11 @@ def _attach(context: Context, tree: trees.Tree, destination: str, directory: boo
         tree.close()
 
 
-def _target(context: Context, destination: str, directory: bool) -> int:
-    """The mount's target, made when missing; refused where a symlink led it into a procfs (CVE-2019-19921)."""
+def _target(context: Context, destination: str, directory: bool, *, exact: bool = False) -> int:
+    """The mount's target, made when missing; refused where a symlink led it into a procfs (CVE-2019-19921).
+
+    exact: refused where it led anywhere: /proc and /sys have to be where masks and labels are looked for.
+    """
     make = inroot.make_directories if directory else inroot.make_file
     try:
         target = make(context.root, destination)
@@ -85,7 +88,7 @@ def _target(context: Context, destination: str, directory: bool) -> int:
         raise OSError(error.errno, f"{error.strerror} (the mount's target)", destination) from None
     landed, root = (os.readlink(f"/proc/self/fd/{fd}") for fd in (target, context.root))
     inside = "/" + landed.removeprefix(root).lstrip("/")
-    if inside != destination and (inside == "/" or inside.startswith("/proc/")):
+    if inside != destination and (exact or inside == "/" or inside.startswith("/proc/")):
         raise Refused(destination, f"resolves to {inside} inside the root file system", errno.EPERM)
     return target
 
@@ -105,7 +108,7 @@ def mount(
 ) -> None:
     """or_bind: the host's own mount of this type, shown where a user namespace may not have one of its own: a procfs
     shows a PID namespace, a sysfs a network namespace, and that one belongs to others."""
-    target = _target(context, destination, True)
+    target = _target(context, destination, True, exact=fstype in ("proc", "sysfs"))
     try:
         syscalls.mount(origin, f"/proc/self/fd/{target}", fstype, flags, data or None)
     except OSError as error:
