@@ -111,7 +111,7 @@ def check_then_use() -> None:
 def mounts_into_proc() -> None:
     from crio_native.linux import inroot
 
-    def target(context: object, destination: str, directory: bool) -> int:
+    def target(context: object, destination: str, directory: bool, *, exact: bool = False) -> int:
         make = inroot.make_directories if directory else inroot.make_file
         return make(context.root, destination)  # type: ignore[attr-defined]
 
