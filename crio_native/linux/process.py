@@ -20,15 +20,6 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def pid_in_own_namespace(pid: int) -> int:
-    """The pid that a process has in its own PID namespace."""
-    with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-        for line in file.read().splitlines():
-            if line.startswith(b"NSpid:"):
-                return int(line.split()[-1])
-    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-
-
 def open_namespace(path: str) -> int:
     """A descriptor of a namespace file; refuses anything that is not on nsfs (a stranger's file would be setns'd)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -101,7 +101,6 @@ FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
 
-RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
@@ -119,13 +118,10 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
-SECCOMP_FILTER_FLAG_TSYNC_ESRCH = 1 << 4  # what a listener needs beside TSYNC
 
 IOPRIO_WHO_PROCESS = 1
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
-KEYCTL_SETPERM = 5
-KEYCTL_DESCRIBE = 6
 
 
 class clone_args(ctypes.Structure):
@@ -295,10 +291,6 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 def join_session_keyring(name: str) -> int:
     """A new session keyring of that name; returns its serial number."""
     return _check(_keyctl(KEYCTL_JOIN_SESSION_KEYRING, ctypes.c_char_p(name.encode()), 0, 0, 0))
-
-
-def keyring_permissions(serial: int, permissions: int) -> None:
-    _check(_keyctl(KEYCTL_SETPERM, c_void_p(serial), permissions, 0, 0))
 
 
 def setdomainname(name: str) -> None:

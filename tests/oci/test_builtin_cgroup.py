@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crio_native.errors import InvalidArgument
 from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.oci.runtime import ExecSpec
 
@@ -105,7 +106,7 @@ def the_container_sees_its_own_group_as_the_root(box: Box) -> None:
 
 def a_limit_that_is_too_small_is_refused(box: Box) -> None:
     before = machine_state("crio-native-test-oci")
-    with pytest.raises(Exception, match="memory"):
+    with pytest.raises(InvalidArgument, match="memory"):
         limited(box, memory={"limit": 4096})
     assert_machine_unchanged(before, "crio-native-test-oci/")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crio_native.errors import StepFailed
 from crio_native.linux import capabilities
 from crio_native.oci import seccomp
 from crio_native.oci.runtime import UserRequest
@@ -122,7 +123,7 @@ def test_working_directory_outside_the_root_is_refused(box: Box) -> None:
     for number in (3, 4, 5, 6, 7, 8):
         spec = box.spec("cat", "etc/shadow")
         spec["process"]["cwd"] = f"/proc/self/fd/{number}"
-        with pytest.raises(Exception, match=r"make_working_directory|change_directory"):
+        with pytest.raises(StepFailed, match=r"make_working_directory|change_directory"):
             box.create(spec)
 
 
