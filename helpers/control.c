@@ -154,6 +154,10 @@ static void obey(struct client *c, const char *request)
 		c->watching = true; /* if the container has just ended, control_ended will tell */
 	} else if (is(request, "kill", 1, n)) {
 		conclude(c, "kill", n[0] ? init_kill((int)n[0]) : EINVAL, "");
+	} else if (strncmp(request, "ended ", 6) == 0) {
+		conclude(c, "ended", remote_ended(request + 6), "");
+	} else if (is(request, "lost", 0, n)) {
+		conclude(c, "lost", remote_lost(), "");
 	} else if (is(request, "reopen", 0, n)) {
 		conclude(c, "reopen", log_reopen(), "the log goes on in the file that was open");
 	} else if (is(request, "resize", 2, n)) {
@@ -324,11 +328,11 @@ void control_started(const char *error, size_t size)
 	}
 }
 
-/* Tells the watchers, and ends all clients. */
+/* Tells the watchers, unless there is nothing to tell, and ends all clients. */
 void control_ended(const char *exit, size_t size)
 {
 	for (struct client *c = clients; c < clients + CLIENTS_MAX; c++) {
-		if (c->watching)
+		if (c->watching && size)
 			answer(c, "exit", exit, size);
 		if (c->fd)
 			drop(c);

@@ -390,6 +390,8 @@ int main(int argc, char **argv)
 {
 	if (argc == 2 && strcmp(argv[1], "pause") == 0)
 		return pause_main();
+	if (argc > 1 && strcmp(argv[1], "remote") == 0)
+		return remote_main(argv + 2);
 	if (fcntl(SYNC_FD, F_GETFD) < 0 || fcntl(REPLY_FD, F_GETFD) < 0) {
 		report("this program is started by crio-native, with its sockets as descriptors 3 and 4", 0);
 		return 2;

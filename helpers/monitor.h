@@ -96,6 +96,11 @@ void control_ended(const char *exit, size_t size);
 /* main.c: called by control.c for `start`; 0 or an errno. */
 int container_start(void);
 
+/* remote.c: `crio-monitor remote`, and what its clients tell it. */
+int remote_main(char **arguments);
+int remote_ended(const char *text);
+int remote_lost(void);
+
 /* pause.c */
 int pause_main(void);
 
