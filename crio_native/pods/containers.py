@@ -14,7 +14,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from crio_native.errors import (
     AlreadyExists,
@@ -46,6 +48,8 @@ class Containers:
         self._node = node
         self._ends: dict[str, Future[None]] = {}
         self._ends_lock = threading.Lock()
+        # Ends that were noticed while their start was not recorded yet: first things first.
+        self._starting: dict[str, list[ExitStatus | None]] = {}
 
     def create(self, pod_id: str, config: ContainerConfig, stage: Stage) -> str:
         """Make a container up to, not including, its command; returns its id.
@@ -107,16 +111,8 @@ class Containers:
                 )
             self._ready_pod(container.pod_id)
             _, runtime = node.handler(container.handler)
-            try:
-                runtime.start(container_id, node.layout.run_dir(container_id))
-            except StartFailed as error:
-                self._set_ended(container_id, ExitStatus(128), reason="StartError", message=str(error))
-                raise
-            except NotFound:
-                raise FailedPrecondition(f"container {container_id} ended before it was started") from None
-            except FailedPrecondition:
-                pass  # a daemon that was killed had started it, but did not live to record that
-            node.store.change(Container, container_id, _started)
+            with self._before_its_end(container_id):
+                self._start(container_id, runtime)
 
     def signal_stop(self, container_id: str) -> Future[None]:
         """Send the stop signal; the future is done when the container has ended.  Raises NotFound for no container."""
@@ -228,6 +224,31 @@ class Containers:
         self._free(container)
         self._node.store.delete(container)
 
+    def _start(self, container_id: str, runtime: Runtime) -> None:
+        try:
+            runtime.start(container_id, self._node.layout.run_dir(container_id))
+        except StartFailed as error:
+            self._set_ended(container_id, ExitStatus(128), reason="StartError", message=str(error))
+            raise
+        except NotFound:
+            raise FailedPrecondition(f"container {container_id} ended before it was started") from None
+        except FailedPrecondition:
+            pass  # a daemon that was killed had started it, but did not live to record that
+        self._node.store.change(Container, container_id, _started)
+
+    @contextmanager
+    def _before_its_end(self, container_id: str) -> Iterator[None]:
+        """What is recorded inside comes before the container's end, however soon that is noticed."""
+        with self._ends_lock:
+            early = self._starting[container_id] = []
+        try:
+            yield
+        finally:
+            with self._ends_lock:
+                del self._starting[container_id]
+            for status in early:
+                self._noticed(container_id, status)
+
     def _make(self, container: Container, image_config: dict[str, object], stage: Stage) -> None:
         node, layout = self._node, self._node.layout
         pod = self._ready_pod(container.pod_id)
@@ -247,6 +268,7 @@ class Containers:
         os.makedirs(bundle / "rootfs", 0o700)
         os.mkdir(run_dir, 0o700)
         overlay = node.images.prepare_root(container.image_id, bundle)
+        overlay = dataclasses.replace(overlay, mapped=pod.userns is not None)
         (bundle / "config.json").write_text(json.dumps(built.spec))
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
@@ -376,6 +398,10 @@ class Containers:
 
     def _noticed(self, container_id: str, status: ExitStatus | None) -> None:
         """In the exit watcher's thread: record the end; a worker does what may take time."""
+        with self._ends_lock:
+            if container_id in self._starting:
+                self._starting[container_id].append(status)
+                return
         if status is not None:
             self._set_ended(container_id, status)
         try:

@@ -26,7 +26,6 @@ import prctl
 import crio_native
 from crio_native.errors import (
     DeadlineExceeded,
-    Internal,
     InvalidArgument,
     NotFound,
     StartFailed,
@@ -40,7 +39,8 @@ from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, wire
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
-from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser, Stats
+from crio_native.oci.monitored import Monitored
+from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class BuiltinExec:
         self._reply.close()
 
 
-class BuiltinRuntime:
+class BuiltinRuntime(Monitored):
     """The Runtime (see `oci.runtime`) that makes containers itself.
 
     clamp: give what the host permits, with a warning, where more is asked for (the CRI's way on a restricted host);
@@ -259,8 +259,8 @@ class BuiltinRuntime:
         clamp: bool = True,
         create_timeout: float = 240.0,
     ) -> None:
+        super().__init__(cgroup_manager)
         self._launchers = launchers
-        self._cgroup_manager = cgroup_manager
         self._clamp = clamp
         self._create_timeout = create_timeout
 
@@ -346,62 +346,13 @@ class BuiltinRuntime:
                 self.kill(container_id, run_dir, 9)
             raise StartFailed.from_dict(error.to_dict()) from None
 
-    def watch(self, container_id: str, run_dir: Path) -> socket.socket:
-        return monitor.watch(run_dir)
-
-    def read_exit(self, watch: socket.socket) -> ExitStatus | None:
-        return monitor.read_exit(watch)
-
-    def exit_status(self, run_dir: Path) -> ExitStatus | None:
-        return monitor.read_exit_file(run_dir)
-
-    def is_alive(self, process_: Process) -> bool:
-        return process.start_time(process_.pid) == process_.start_time
-
-    def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
-        connection = monitor.Connection.connect(run_dir)
-        try:
-            connection.kill(signal)
-        finally:
-            connection.close()
-
-    def kill_all(self, container_id: str, cgroups_path: str) -> None:
-        cgroup = self._cgroup(cgroups_path)
-        if cgroup is not None:
-            cgroup.kill()
-
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
-        try:
-            watch: socket.socket | None = self.watch(container_id, run_dir)
-        except NotFound:
-            watch = None
-        try:
-            if watch is not None:
-                with contextlib.suppress(NotFound, StepFailed):
-                    self.kill(container_id, run_dir, 9)
-            cgroup = self._cgroup(cgroups_path)
-            if cgroup is not None and cgroup.exists():
-                cgroup.kill()
-            if watch is not None:
-                self._await_monitor(watch, container_id)
-            if cgroup is not None:
-                cgroup.remove()
-        finally:
-            if watch is not None:
-                watch.close()
+        cgroup = self._cgroup(cgroups_path)
+        self._end(container_id, run_dir, cgroup)
+        if cgroup is not None:
+            cgroup.remove()
         _leave_resctrl(container_id, run_dir)
         late_hooks.run_poststop(self._launchers, run_dir, container_id)
-
-    @staticmethod
-    def _await_monitor(watch: socket.socket, container_id: str) -> None:
-        watch.settimeout(10)
-        try:
-            while watch.recv(4096):
-                pass
-        except TimeoutError:
-            raise Internal(f"the monitor of container {container_id} did not end within 10 s of its kill") from None
-        except OSError:
-            pass  # reset: it ended with our request unread
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         cgroup = self._cgroup(cgroups_path)
@@ -456,24 +407,8 @@ class BuiltinRuntime:
             raise
         return BuiltinExec(reply, started["started"])
 
-    def reopen_log(self, container_id: str, run_dir: Path) -> None:
-        connection = monitor.Connection.connect(run_dir)
-        try:
-            connection.reopen_log()
-        finally:
-            connection.close()
-
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._limit(cgroup_of(cgroups_path, self._cgroup_manager), resources, container_id)
-
-    def stats(self, container_id: str, cgroups_path: str) -> Stats:
-        values = cgroup_of(cgroups_path, self._cgroup_manager).stats()
-        known = {name: values.pop(name) for name in Stats.__dataclass_fields__ if name in values and name != "extra"}
-        known.setdefault("timestamp", time.time_ns())
-        return Stats(**known, extra=values)
-
-    def _cgroup(self, cgroups_path: str) -> Cgroup | None:
-        return cgroup_of(cgroups_path, self._cgroup_manager) if cgroups_path else None
 
     @staticmethod
     def _limit(cgroup: Cgroup, resources: Mapping[str, Any], container_id: str) -> None:
