@@ -1,0 +1,89 @@
+"""What a Runtime does by the container's monitor and cgroup alone, whoever made the container.
+
+Here belong the calls that are the same for the built-in executor and for an OCI runtime's program: both leave a
+container with our monitor as its parent.  Making, starting and removing containers, and running commands in them, is
+their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+from crio_native.errors import Internal, NotFound, StepFailed
+from crio_native.linux import process
+from crio_native.linux.cgroup import Cgroup, cgroup_of
+from crio_native.monitor import client as monitor
+from crio_native.oci.runtime import ExitStatus, Process, Stats
+
+
+class Monitored:
+    """The part of `oci.runtime.Runtime` that needs no more than run_dir and cgroup."""
+
+    def __init__(self, cgroup_manager: str) -> None:
+        self._cgroup_manager = cgroup_manager
+
+    def watch(self, container_id: str, run_dir: Path) -> socket.socket:
+        return monitor.watch(run_dir)
+
+    def read_exit(self, watch: socket.socket) -> ExitStatus | None:
+        return monitor.read_exit(watch)
+
+    def exit_status(self, run_dir: Path) -> ExitStatus | None:
+        return monitor.read_exit_file(run_dir)
+
+    def is_alive(self, process_: Process) -> bool:
+        return process.start_time(process_.pid) == process_.start_time
+
+    def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
+        with monitor.Connection.connect(run_dir) as connection:
+            connection.kill(signal)
+
+    def kill_all(self, container_id: str, cgroups_path: str) -> None:
+        cgroup = self._cgroup(cgroups_path)
+        if cgroup is not None:
+            cgroup.kill()
+
+    def reopen_log(self, container_id: str, run_dir: Path) -> None:
+        with monitor.Connection.connect(run_dir) as connection:
+            connection.reopen_log()
+
+    def stats(self, container_id: str, cgroups_path: str) -> Stats:
+        values = cgroup_of(cgroups_path, self._cgroup_manager).stats()
+        known = {name: values.pop(name) for name in Stats.__dataclass_fields__ if name in values and name != "extra"}
+        known.setdefault("timestamp", time.time_ns())
+        return Stats(**known, extra=values)
+
+    def _cgroup(self, cgroups_path: str) -> Cgroup | None:
+        return cgroup_of(cgroups_path, self._cgroup_manager) if cgroups_path else None
+
+    def _end(self, container_id: str, run_dir: Path, cgroup: Cgroup | None) -> None:
+        """Kill every process of the container and wait for its monitor, which records the end; idempotent."""
+        try:
+            watch = monitor.watch(run_dir)
+        except NotFound:
+            watch = None
+        try:
+            if watch is not None:
+                with contextlib.suppress(NotFound, StepFailed), monitor.Connection.connect(run_dir) as connection:
+                    connection.kill(9)
+            if cgroup is not None and cgroup.exists():
+                cgroup.kill()
+            if watch is not None:
+                _await_monitor(watch, container_id)
+        finally:
+            if watch is not None:
+                watch.close()
+
+
+def _await_monitor(watch: socket.socket, container_id: str) -> None:
+    watch.settimeout(10)
+    try:
+        while watch.recv(4096):
+            pass
+    except TimeoutError:
+        raise Internal(f"the monitor of container {container_id} did not end within 10 s of its kill") from None
+    except OSError:
+        pass  # reset: it ended with our request unread
