@@ -25,9 +25,11 @@ def generate(destination: Path, sources: Path = SOURCES) -> list[Path]:
     # protoc derives Python's import paths from the paths that it sees, so it sees the sources as part of our package.
     protos = sorted(f"{PACKAGE}/{path.relative_to(sources)}" for path in sources.rglob("*.proto"))
     well_known = files("grpc_tools") / "_proto"
-    outputs = [f"--{kind}_out={destination}" for kind in ("python", "grpc_python", "pyi")]
-    if protoc.main(["protoc", f"-I{PACKAGE}={sources}", f"-I{well_known}", *outputs, *protos]) != 0:
-        raise RuntimeError(f"protoc refused one of: {', '.join(protos)}")
+    grpc = [proto for proto in protos if not proto.startswith(f"{PACKAGE}/shim/")]  # shims speak ttrpc, which is ours
+    for kind, chosen in (("python", protos), ("pyi", protos), ("grpc_python", grpc)):
+        command = ["protoc", f"-I{PACKAGE}={sources}", f"-I{well_known}", f"--{kind}_out={destination}", *chosen]
+        if protoc.main(command) != 0:
+            raise RuntimeError(f"protoc refused one of: {', '.join(chosen)}")
     written: list[Path] = []
     for directory in {(destination / proto).parent for proto in protos}:
         for package in (directory, *directory.parents[: len(directory.relative_to(destination / PACKAGE).parts) - 1]):
