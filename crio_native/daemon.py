@@ -57,10 +57,7 @@ def _run(config: Config, ready: Callable[[], None] | None) -> None:
     if os.geteuid() != 0:
         raise PermissionRefused("the daemon must run as root: it makes namespaces, mounts and cgroups")
     if config.runtime.cgroup_manager == "systemd":
-        raise FailedPrecondition(
-            'crio.runtime.cgroup_manager: "systemd" is not available in this version; set "cgroupfs", and the '
-            "kubelet's cgroupDriver to the same"
-        )
+        _require_systemd()
     os.umask(0o022)
     os.environ |= _GRPC
     root = _make_private(config.crio.root)
@@ -79,12 +76,25 @@ def _run(config: Config, ready: Callable[[], None] | None) -> None:
         os.close(lock)
 
 
+def _require_systemd() -> None:
+    from crio_native.linux.cgroup import systemd
+
+    try:
+        systemd.check()
+    except CrioError as error:
+        raise FailedPrecondition(
+            f'crio.runtime.cgroup_manager is "systemd", but {error}; set it to "cgroupfs", and the kubelet\'s '
+            "cgroupDriver to the same"
+        ) from error
+
+
 def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | None) -> None:
     import asyncio
     import contextlib
     from concurrent.futures import ThreadPoolExecutor
 
     from crio_native.images import ImageStore
+    from crio_native.images.sources import from_config
     from crio_native.network import PodNetwork
     from crio_native.oci.builtin.client import BuiltinRuntime
     from crio_native.pods.containers import Containers
@@ -104,7 +114,7 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
     with contextlib.ExitStack() as stack:
         images = ImageStore(
             Path(crio.imagestore or layout.root / "images"),
-            insecure=config.image.insecure_registries,
+            settings=from_config(config.image),
             pinned=config.image.pinned_images,
         )
         stack.callback(images.close)

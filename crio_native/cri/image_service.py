@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
@@ -13,8 +12,9 @@ from crio_native.cri.jobs import Jobs
 from crio_native.cri.messages import filesystem_usage
 from crio_native.cri.server import Call
 from crio_native.cri.translate import to_message
-from crio_native.errors import InvalidArgument, NotFound, Unimplemented
+from crio_native.errors import InvalidArgument, NotFound
 from crio_native.images import Credentials, Image, ImageStore
+from crio_native.images.credentials import decode
 from crio_native.pods.store import Store
 from crio_native.pods.values import ImageSpec
 
@@ -58,6 +58,7 @@ class ImageService:
     async def PullImage(self, request: Any, call: Call) -> Any:
         reference = _reference(request.image)
         credentials = _credentials(request.auth)
+        namespace = request.sandbox_config.metadata.namespace
 
         def work(stage: Any) -> Image:
             stage("pulling")
@@ -66,11 +67,11 @@ class ImageService:
                 if not images:
                     raise InvalidArgument("image.image", reference, "holds no image")
                 return images[0]
-            return self._images.pull(reference, credentials=credentials)
+            return self._images.pull(reference, credentials=credentials, namespace=namespace)
 
         image = await self._jobs.run(
             self._pulls,
-            ("pull", reference, credentials),
+            ("pull", reference, credentials, namespace),
             f"pulling {reference}",
             work,
             seconds=call.seconds(),
@@ -113,20 +114,14 @@ def _reference(spec: Any) -> str:
 
 
 def _credentials(auth: Any) -> Credentials | None:
-    """Name and password, given as such or as base64 of ``name:password``; an empty message is anonymous."""
-    if auth.identity_token or auth.registry_token:
-        raise Unimplemented("auth: this version logs in with username and password only, not with tokens")
+    """One of: a token, name and password, base64 of ``name:password``; an empty message says nothing."""
+    if auth.registry_token:
+        return Credentials(registry_token=auth.registry_token, server=auth.server_address)
+    if auth.identity_token:
+        return Credentials(identity_token=auth.identity_token, server=auth.server_address)
     if auth.username:
-        return Credentials(auth.username, auth.password)
-    if not auth.auth:
-        return None
-    try:
-        name, colon, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        name, colon, password = "", "", ""
-    if not colon or not name:
-        raise InvalidArgument("auth.auth", "(hidden)", "must be base64 of NAME:PASSWORD")
-    return Credentials(name, password.rstrip("\0"))
+        return Credentials(auth.username, auth.password, server=auth.server_address)
+    return replace(decode(auth.auth, "auth.auth"), server=auth.server_address) if auth.auth else None
 
 
 def _fill(message: Any, image: Image) -> None:

@@ -5,7 +5,9 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
 
     references   names as people and the kubelet write them
     manifests    the documents: index, manifest, config
-    registry     a source: OCI Distribution over HTTP
+    sources      who has the image of a name, from:
+      registries_conf, short_names, credentials, certificates, proxies
+    registry     a source: OCI Distribution, over `transport` (HTTP) and `logins`
     layouts      two more: OCI layout and docker-archive, on disk
     unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
     layers       the directories that layers became
@@ -20,14 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
+    from crio_native.images.sources import Settings
     from crio_native.images.store import ImageStore
 
-__all__ = ["Credentials", "FsUsage", "Image", "ImageStore", "Platform", "Progress"]
+__all__ = ["Credentials", "FsUsage", "Image", "ImageStore", "Platform", "Progress", "Settings"]
 
 
 def __getattr__(name: str) -> Any:
     # The unpacker imports this package, too, and must not pay for the store.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "store" if name == "ImageStore" else "model"
+    module = {"ImageStore": "store", "Settings": "sources"}.get(name, "model")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -29,10 +29,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user's name and password for a registry."""
+    """Who we are at a registry: a user's name and password, or one of two kinds of token.
 
-    username: str
-    password: str = field(repr=False)
+    identity_token: exchanged for access tokens (OAuth 2's refresh token).  registry_token: sent as it is (Bearer).
+    server: the registry that they are for, "" where the caller does not say.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

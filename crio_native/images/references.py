@@ -79,12 +79,29 @@ def check_digest(digest: object, field: str) -> str:
     raise InvalidArgument(field, digest, "not a digest: sha256: and 64 hex digits, or sha512: and 128")
 
 
+def is_short(text: str) -> bool:
+    """Whether a reference names no registry: `busybox`, `team/app:v1`."""
+    first, slash, _ = text.partition("@")[0].partition("/")
+    return not slash or not _is_registry(first)
+
+
+def is_location(text: str) -> bool:
+    """Whether a text is a registry or a name below one, without tag and digest: HOST[:PORT][/PATH]."""
+    registry, slash, path = text.partition("/")
+    valid_path = not slash or _REPOSITORY.fullmatch(path) is not None
+    return bool(_REGISTRY.fullmatch(registry)) and _valid_host(registry) and valid_path and len(text) <= MAX_NAME
+
+
+def _is_registry(first: str) -> bool:
+    """Without one of these marks of a host, the first word of a name is a user of some registry."""
+    return bool(set(".:") & set(first)) or first == "localhost" or first != first.lower()
+
+
 def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    # Without one of these marks of a host, the first word is a user of Docker Hub.
-    if not slash or not (set(".:") & set(first) or first == "localhost" or first != first.lower()):
+    if not slash or not _is_registry(first):
         first, rest = DEFAULT_REGISTRY, name
-    if first == "index.docker.io":
+    if first in ("index.docker.io", "registry-1.docker.io"):
         first = DEFAULT_REGISTRY
     return first, f"library/{rest}" if first == DEFAULT_REGISTRY and "/" not in rest else rest
 

@@ -46,6 +46,7 @@ from crio_native.images.model import Credentials, FsUsage, Image, Platform, Prog
 from crio_native.images.records import Record, Records
 from crio_native.images.references import Reference
 from crio_native.images.registry import Repository
+from crio_native.images.sources import Settings, Sources
 from crio_native.images.unpacker import Limits
 from crio_native.images.work import Joining, Stop
 from crio_native.oci.runtime import Overlay
@@ -69,10 +70,9 @@ class _Catalogue:
 class ImageStore:
     """The images of one node.  Methods may be called from any thread; `list`, `get` and `usage` never wait.
 
-    root: the store's directory, made if missing.  layers_in_parallel: of one pull.  insecure: registries
-    ("host[:port]") to speak plain HTTP with, beside those on the loopback.  pinned: patterns as for `pin`.  limits:
-    bounds of one layer.  Raises FailedPrecondition if another process uses the directory, StepFailed
-    if it cannot be used.
+    root: the store's directory, made if missing.  layers_in_parallel: of one pull.  settings: of registries.
+    pinned: patterns as for `pin`.  limits: bounds of one layer.  Raises InvalidArgument for wrong registry settings,
+    FailedPrecondition if another process uses the directory, StepFailed if it cannot be used.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class ImageStore:
         root: Path,
         *,
         layers_in_parallel: int = 3,
-        insecure: Collection[str] = (),
+        settings: Settings | None = None,
         pinned: Collection[str] = (),
         limits: Limits | None = None,
     ) -> None:
-        self._root, self._parallel, self._insecure = root, layers_in_parallel, frozenset(insecure)
+        self._root, self._parallel, self._sources = root, layers_in_parallel, Sources(settings or Settings())
         self._pinned, self._limits = tuple(pinned), limits
         self._joining = Joining()
         self._closing = threading.Event()
@@ -133,10 +133,10 @@ class ImageStore:
         digits = ref.removeprefix("sha256:")
         is_prefix = MIN_PREFIX <= len(digits) <= 64 and not digits.strip("0123456789abcdef")
         if not (is_prefix and len(digits) == 64):
-            reference = references.parse(ref)
-            key = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
-            if key in catalogue.by_name:
-                return catalogue.by_name[key]
+            for reference in self._sources.names(ref):
+                key = f"{reference.name}@{reference.digest}" if reference.digest else str(reference)
+                if key in catalogue.by_name:
+                    return catalogue.by_name[key]
         found = [image for id_, image in catalogue.images.items() if is_prefix and id_.startswith(f"sha256:{digits}")]
         if len(found) > 1:
             raise InvalidArgument("image", ref, f"{len(found)} images have ids that start so; give more digits")
@@ -157,51 +157,53 @@ class ImageStore:
         ref: str,
         *,
         credentials: Credentials | None = None,
+        namespace: str = "",
         progress: OnProgress | None = None,
         platform: Platform | None = None,
         cancelled: threading.Event | None = None,
     ) -> Image:
         """Get an image from its registry; a pull of the same that is in progress is joined (without its progress).
 
-        progress: called from other threads, at most ten times a second a layer.  platform: instead of this
-        machine's.  cancelled: ends the pull at its next step.
+        namespace: of the pod that it is for, which may have credentials of its own.  progress: called from other
+        threads, at most ten times a second a layer.  platform: instead of this machine's.  cancelled: ends the pull at
+        its next step.
         Raises InvalidArgument (the reference, a document or a layer is wrong), NotFound, PermissionRefused,
         Unavailable (the registry), ResourceExhausted (the disk, a bound), DeadlineExceeded (cancelled),
         Unimplemented (no container image, an unknown compression).  After an error nothing new is left.
         """
-        reference = references.parse(ref)
         platform = platform or Platform.host()
-        stop = Stop(f"pull of {reference}", cancelled, self._closing)
+        stop = Stop(f"pull of {ref}", cancelled, self._closing, patience=self._sources.settings.patience)
+
+        def use(repository: Repository, reference: Reference, origin: str) -> Image:
+            return self._pull(repository, reference, origin, progress, platform, stop)
+
         return self._joining.run(
-            ("pull", reference, platform, credentials),
-            lambda: self._pull(reference, credentials, progress, platform, stop),
+            ("pull", ref, platform, credentials, namespace),
+            lambda: self._sources.pull(ref, stop, use, credentials=credentials, namespace=namespace),
             stop,
             shares=lambda error: not isinstance(error, DeadlineExceeded),
         )
 
     def _pull(
         self,
+        repository: Repository,
         reference: Reference,
-        credentials: Credentials | None,
+        origin: str,
         progress: OnProgress | None,
         platform: Platform,
         stop: Stop,
     ) -> Image:
-        plain = references.is_loopback(reference.registry) or reference.registry in self._insecure
-        origin = f"registry {reference.registry}"
-        with contextlib.closing(Repository(reference, stop, plain_http=plain, credentials=credentials)) as repository:
+        def fetch(descriptor: Descriptor) -> bytes:
+            raw, _, _ = repository.manifest(descriptor.digest)
+            return b"".join(verified([raw], descriptor, origin))
 
-            def fetch(descriptor: Descriptor) -> bytes:
-                raw, _, _ = repository.manifest(descriptor.digest)
-                return b"".join(verified([raw], descriptor, origin))
-
-            raw, media_type, stated = repository.manifest(reference.wanted)
-            if promised := reference.digest or stated:
-                raw = b"".join(verified([raw], Descriptor(media_type, promised, len(raw)), origin))
-            manifest, digests = manifests.resolve(fetch, raw, media_type, platform, f"manifest of {reference}")
-            names = () if reference.digest else (str(reference),)
-            known_as = dict.fromkeys(f"{reference.name}@{digest}" for digest in (*digests, promised) if digest)
-            return self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
+        raw, media_type, stated = repository.manifest(reference.wanted)
+        if promised := reference.digest or stated:
+            raw = b"".join(verified([raw], Descriptor(media_type, promised, len(raw)), origin))
+        manifest, digests = manifests.resolve(fetch, raw, media_type, platform, f"manifest of {reference}")
+        names = () if reference.digest else (str(reference),)
+        known_as = dict.fromkeys(f"{reference.name}@{digest}" for digest in (*digests, promised) if digest)
+        return self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
 
     def load(
         self, source: str, *, progress: OnProgress | None = None, cancelled: threading.Event | None = None

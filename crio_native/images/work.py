@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -15,23 +16,32 @@ POLL = 0.1  # seconds between looks at the events
 
 
 class Stop:
-    """Whether some work should end: because its caller says so, the daemon ends, or a part of it has failed.
+    """Whether some work should end: its caller says so, the daemon ends, a part of it failed, or it stands still.
 
-    what: names the work in the error.
+    what: names the work in the error.  patience: seconds that it may go on without `progressed`; None for ever.
     """
 
-    def __init__(self, what: str, *events: threading.Event | None) -> None:
+    def __init__(self, what: str, *events: threading.Event | None, patience: float | None = None) -> None:
         self._what = what
         self._own = threading.Event()
         self._events = [self._own, *(event for event in events if event)]
+        self.patience = patience or math.inf
+        self._last = time.monotonic()
 
     def set(self) -> None:
         self._own.set()
+
+    def progressed(self) -> None:
+        self._last = time.monotonic()
 
     def check(self) -> None:
         """Raises DeadlineExceeded if it should."""
         if any(event.is_set() for event in self._events):
             raise DeadlineExceeded(f"{self._what} was cancelled before it was complete")
+        if time.monotonic() - self._last > self.patience:
+            raise DeadlineExceeded(
+                f"{self._what} made no progress for {self.patience:g} s (pull_progress_timeout) and was cancelled"
+            )
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not through a stop."""

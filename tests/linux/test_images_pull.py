@@ -30,6 +30,7 @@ from crio_native.errors import (
 )
 from crio_native.images import Credentials, Image, ImageStore, Platform, Progress
 from crio_native.images import registry as client
+from crio_native.images import transport
 from crio_native.images.manifests import OCI_INDEX
 from crio_native.images.unpacker import Limits
 
@@ -278,7 +279,7 @@ def test_a_registry_that_fails_is_named_and_nothing_is_left(
     error: type[CrioError],
     words: str,
 ) -> None:
-    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    monkeypatch.setattr(transport, "ATTEMPTS", 1)
     monkeypatch.setattr(client, "RESUMES", 0)
     image = picture(BASE, TOP)
     name = hostile.serve("app", image)

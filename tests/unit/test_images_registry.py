@@ -15,6 +15,7 @@ import pytest
 
 from crio_native.errors import DeadlineExceeded, NotFound, PermissionRefused, Unavailable
 from crio_native.images import registry as client
+from crio_native.images import transport
 from crio_native.images.manifests import OCI_MANIFEST, Descriptor
 from crio_native.images.model import Credentials
 from crio_native.images.references import parse
@@ -33,9 +34,7 @@ MANIFEST = reply(200, b"{}", {"Content-Type": OCI_MANIFEST + "; charset=utf-8"})
 
 @contextlib.contextmanager
 def repository(address: str, credentials: Credentials | None = None, stop: Stop | None = None) -> Iterator[Repository]:
-    made = Repository(
-        parse(f"{address}/app"), stop or Stop("test"), plain_http=True, credentials=credentials, backoff=0.01
-    )
+    made = Repository(parse(f"{address}/app"), stop or Stop("test"), credentials=credentials, backoff=0.01)
     with contextlib.closing(made):
         yield made
 
@@ -149,7 +148,7 @@ def test_a_registry_that_stays_broken_is_named_with_its_answer(hostile: HostileR
     words = rf"registry {hostile.address} does not serve app: HTTP 503 TOOMANYREQUESTS: slow .* down; check"
     with repository(hostile.address) as source, pytest.raises(Unavailable, match=words):
         source.manifest("latest")
-    assert len(hostile.requests) == client.ATTEMPTS
+    assert len(hostile.requests) == transport.ATTEMPTS
 
 
 def test_a_registry_that_is_down_is_named() -> None:
@@ -181,7 +180,7 @@ def test_a_server_that_speaks_no_http_is_named() -> None:
 
 
 def test_a_server_that_falls_silent_is_left(hostile: HostileRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(transport, "READ_TIMEOUT", 0.2)
     monkeypatch.setattr(client, "RESUMES", 1)
     silence = threading.Event()
 
@@ -199,7 +198,7 @@ def test_a_server_that_falls_silent_is_left(hostile: HostileRegistry, monkeypatc
 
 
 def test_a_server_that_drips_is_left(hostile: HostileRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MIN_RATE_AFTER", 0.3)
+    monkeypatch.setattr(transport, "MIN_RATE_AFTER", 0.3)
 
     def drip(request: BaseHTTPRequestHandler) -> None:
         reply(200, b"", {"Content-Length": str(len(BLOB))})(request)
@@ -256,7 +255,7 @@ def test_a_redirect_leads_only_to_web_addresses(hostile: HostileRegistry, target
 def test_a_redirect_never_leaves_tls() -> None:
     source = Repository(parse("registry.example/app"), Stop("test"))
     with contextlib.closing(source), pytest.raises(Unavailable, match="leaves TLS"):
-        source._check_redirect("https", "http://registry.example/x")
+        source._transport._check_target("https", "http://registry.example/x")
 
 
 # Authentication
