@@ -150,8 +150,21 @@ class Stats:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an executor is and can do, as it tells itself.  features: its OCI features document, {} for none."""
+
+    version: str = ""
+    recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Runtime(Protocol):
     """A runtime handler's executor."""
+
+    def abilities(self) -> Abilities:
+        """Ask whether and what it can do; may take a second.  Raises CrioError with the reason when it cannot run."""
 
     def create(self, container: ContainerSpec) -> Process:
         """Make the container up to, not including, its command.

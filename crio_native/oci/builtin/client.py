@@ -35,12 +35,13 @@ from crio_native.errors import (
 from crio_native.linux import capabilities, mounts, namespaces, process, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
+from crio_native.oci import features
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, wire
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
 from crio_native.oci.monitored import Monitored
-from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser
+from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
 
@@ -263,6 +264,12 @@ class BuiltinRuntime(Monitored):
         self._launchers = launchers
         self._clamp = clamp
         self._create_timeout = create_timeout
+
+    def abilities(self) -> Abilities:
+        document = features.features()
+        options, linux = document["mountOptions"], document["linux"]
+        mapped = "user" in linux["namespaces"] and linux["mountExtensions"]["idmap"]["enabled"]
+        return Abilities(crio_native.__version__, "rro" in options, mapped, document)
 
     def create(self, container: ContainerSpec) -> Process:
         specs.validate(container.spec)

@@ -51,7 +51,7 @@ class Launcher:
 
     def serve(self) -> None:
         """Until the daemon closes the request socket; containers live on without us."""
-        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping}
+        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping, "external": self.external}
         self.refill()
         while True:
             events = self.poll.poll(None if self.spare else REFILL_DELAY)
@@ -145,6 +145,16 @@ class Launcher:
         """One of the hooks that come when the container's init has the monitor for a parent."""
         if self.clone(0) == 0:
             run_hook(request, descriptors[0])
+
+    def external(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        """An act of an OCI runtime's program, in a clone, which alone imports what that takes."""
+        if self.clone(0) == 0:
+            try:
+                from crio_native.oci.external import runner
+
+                runner.main(request, descriptors)
+            finally:
+                os._exit(1)
 
     def ping(self, request: dict[str, Any], descriptors: list[int]) -> None:
         wire.tell(descriptors[0], {"pong": os.getpid()})

@@ -1,0 +1,537 @@
+"""What runs an OCI runtime's program: a clone of a launcher, made for one act.
+
+`run` runs a command to its end.  `create` becomes the container's monitor, which must be the parent of a process that the
+runtime made and left: so this process is its subreaper, speaks to the monitor as an init would, and execs it.  `execute`
+stays as the parent of a process that the runtime started inside a container, and tells its end.
+
+Whoever asked holds the other end of `reply`; when that closes, nobody wants the act any more, and it is undone as far
+as its processes go.  The runtime gets three descriptors and no other (CVE-2024-21626).
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal's C half
+import _socket
+import fcntl
+import os
+import select
+import time
+
+import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
+
+from crio_native.linux import syscalls
+from crio_native.oci.builtin import steps, users, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+PR_SET_CHILD_SUBREAPER = 36
+WORDS_MAX = 64 << 10  # bytes kept of what a runtime says, from its end
+CHUNK = 64 << 10
+DRAIN_SECONDS = 0.5  # for what a runtime that has ended left in its pipes, should a child of it keep them open
+PID_FILE_MAX = 32
+END_SECONDS = 10.0  # for killed processes to be gone
+STATUSES_MAX = 1024  # ends that are kept of processes that nobody asked for yet
+SAID_MAX = 4096  # bytes of a refusal's words that are passed on; JSON may make six of one
+DRAIN_CHUNKS = 64
+
+
+class Unwanted(Exception):
+    """The asker has gone."""
+
+
+def main(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """descriptors: the reply socket, then the act's own."""
+    reply = wire.channel(descriptors[0])
+    try:
+        _prctl.prctl(_prctl.PR_SET_NAME, "crio-runner")
+        _prctl.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        os.chdir("/")
+        ACTS[request["act"]](request, reply, descriptors[1:])
+    except Unwanted:
+        kill_children()
+    except BaseException as error:
+        kill_children()  # nothing of the act may be left when the answer arrives
+        answer(reply, {"error": steps.describe(request["act"], error)})
+    finally:
+        os._exit(0)
+
+
+def answer(reply: _socket.socket, message: dict[str, Any]) -> None:
+    try:
+        wire.send(reply, wire.pack(message))
+    except OSError:
+        pass  # nobody listens any more
+
+
+class Children:
+    """The processes that this one is the parent or the subreaper of, and how they ended."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.wakeup, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        _signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+
+    def reap(self, awaited: int) -> int | None:
+        """Reap whatever has ended; the wait status of `awaited` once it has."""
+        try:
+            os.read(self.wakeup, 512)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == awaited or len(self.statuses) < STATUSES_MAX:
+                self.statuses[pid] = status
+        return self.statuses.get(awaited)
+
+
+def spawn(line: Sequence[str], env: dict[str, str], stdio: Sequence[int]) -> int:
+    """Start a program with three descriptors and every signal as it should be; OSError if it cannot be executed."""
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in stdio]
+    try:
+        return os.posix_spawn(
+            line[0],
+            list(line),
+            env,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(moved)],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(_signal.SIGPIPE, _signal.SIGXFSZ),  # what Python ignores, its children would
+        )
+    finally:
+        for fd in moved:
+            os.close(fd)
+
+
+class Tail:
+    """What comes out of a pipe; of more than `most` bytes the end is kept, or the beginning."""
+
+    def __init__(self, fd: int, most: int, *, end: bool) -> None:
+        self.fd, self.most, self.end, self.open = fd, most, end, True
+        self.data = b""
+        os.set_blocking(fd, False)
+
+    def read(self) -> bool:
+        """Take what is there; False when nothing is."""
+        try:
+            chunk = os.read(self.fd, CHUNK)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self.open = False
+            return False
+        data = self.data + chunk
+        self.data = data[-self.most :] if self.end else data[: self.most]
+        return True
+
+
+def wait_for(
+    pid: int, children: Children, reply: _socket.socket, tails: Sequence[Tail], extra: dict[int, Callable[[], None]]
+) -> int:
+    """The wait status of a child, while its output is read; `extra` are descriptors with what to do when readable.
+
+    Raises Unwanted when the asker goes.
+    """
+    while True:
+        poll = select.poll()
+        poll.register(children.wakeup, select.POLLIN)
+        poll.register(reply.fileno(), select.POLLIN)
+        for tail in tails:
+            if tail.open:
+                poll.register(tail.fd, select.POLLIN)
+        for fd in extra:
+            poll.register(fd, select.POLLIN)
+        status = children.reap(pid)
+        if status is not None:
+            return status
+        for fd, _ in poll.poll():
+            if fd == reply.fileno():
+                raise Unwanted
+            if fd in extra:
+                extra.pop(fd)()
+        for tail in tails:
+            tail.read()
+
+
+def drain(tails: Sequence[Tail]) -> None:
+    end = time.monotonic() + DRAIN_SECONDS
+    while any(tail.open for tail in tails) and time.monotonic() < end:
+        if not any([tail.read() for tail in tails if tail.open]):
+            time.sleep(0.002)
+
+
+def run(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
+    """line, env, stdin (bytes), output_max -> code, signal, stdout, stderr."""
+    children = Children()
+    out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    os.write(stdin, request["stdin"])
+    os.lseek(stdin, 0, os.SEEK_SET)
+    pid = spawn(request["line"], request["env"], [stdin, out[1], err[1]])
+    os.close(out[1])
+    os.close(err[1])
+    tails = [Tail(out[0], request["output_max"], end=False), Tail(err[0], WORDS_MAX, end=True)]
+    status = wait_for(pid, children, reply, tails, {})
+    drain(tails)
+    code = os.waitstatus_to_exitcode(status)
+    told = {"code": max(code, 0), "signal": max(-code, 0), "stdout": tails[0].data, "stderr": tails[1].data}
+    answer(reply, told)
+
+
+def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
+    """Mount the root, find the user, write config.json, have the runtime create the container, become its monitor.
+
+    The monitor's reply is JSON (see `monitor.client.read_reply`), and so is a failure of ours.
+    """
+    step = "overlay_root"
+    words = b""
+    try:
+        mount_root(request)
+        step = "find_user"
+        user = find_user(request)
+        step = "write_config"
+        write_config(request, user)
+        step = "monitor_cgroup"
+        for path in request["groups"]:
+            join(path)
+        step = "create"
+        made = Made(request, reply)
+        words = made.create()
+        step = "monitor"
+        made.become_monitor(reply, {**(user or {}), "words": words[-1024:].decode(errors="replace")})
+    except Refusal as refusal:
+        kill_children()
+        fail(reply, {"step": step, "errno": 0, "path": request["line"][0], "detail": refusal.said})
+    except users.NoSuchUser as error:
+        fail(reply, {"step": step, "errno": 0, "path": error.file, "detail": str(error)})
+    except Unwanted:
+        raise
+    except BaseException as error:
+        kill_children()
+        fail(reply, steps.describe(step, error))
+
+
+def fail(reply: _socket.socket, failure: dict[str, Any]) -> None:
+    try:
+        reply.send(b'{"error":' + wire.encode(failure).encode() + b"}", _socket.MSG_NOSIGNAL)
+    except OSError:
+        pass
+
+
+class Refusal(Exception):
+    """The runtime ended without having done what it was asked; said: its words."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.said = said[-SAID_MAX:]
+
+
+def mount_root(request: dict[str, Any]) -> None:
+    """The layers' names are relative to `base`, so that 127 of them fit the page that mount data is bounded to."""
+    root = request["root"]
+    if root:
+        os.chdir(root["base"])
+        syscalls.mount("overlay", root["path"], "overlay", 0, root["data"])
+        os.chdir("/")
+
+
+def find_user(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Who the command runs as, in numbers, by the image's own files."""
+    wanted = request["user"]
+    if wanted is None:
+        return None
+    root = os.open(request["rootfs"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        user = users.find(root, wanted["user"], wanted["group"], wanted["supplementary"], wanted["merge"])
+    finally:
+        os.close(root)
+    return {"uid": user.uid, "gid": user.gid, "groups": list(user.groups), "home": user.home}
+
+
+def write_config(request: dict[str, Any], user: dict[str, Any] | None) -> None:
+    process = request["process"]
+    if user is not None:
+        process["user"] = {"uid": user["uid"], "gid": user["gid"], "additionalGids": user["groups"]}
+        if not any(text.startswith("HOME=") for text in process["env"]):
+            process["env"] = [*process["env"], f"HOME={user['home']}"]
+    rest = request["spec"]  # the JSON object without its process
+    config = rest[:-1] + (b"," if len(rest) > 2 else b"") + b'"process":' + wire.encode(process).encode() + b"}"
+    write_file(request["config"], config)
+
+
+def write_file(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def join(procs: str) -> None:
+    """Put this process, and all that it will start, into the group whose file of processes this is."""
+    fd = os.open(procs, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+class Made:
+    """A container in the making: its streams and, for a terminal, the socket that its master arrives on."""
+
+    def __init__(self, request: dict[str, Any], reply: _socket.socket) -> None:
+        self.request, self.reply = request, reply
+        self.run_dir = os.open(request["run_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.out, self.err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        self.stdin = os.pipe2(os.O_CLOEXEC) if request["stdin"] and not request["terminal"] else (null, -1)
+        self.console = Console(request["console"]) if request["terminal"] else None
+
+    def create(self) -> bytes:
+        """Run the runtime's `create`; what it said although it succeeded.  Raises Refusal."""
+        children = Children()
+        tails = [Tail(self.out[0], WORDS_MAX, end=True), Tail(self.err[0], WORDS_MAX, end=True)]
+        extra = {self.console.fileno(): self.console.accept} if self.console else {}
+        try:
+            pid = spawn(self.request["line"], self.request["env"], [self.stdin[0], self.out[1], self.err[1]])
+            for fd in (self.stdin[0], self.out[1], self.err[1]):
+                os.close(fd)
+            status = wait_for(pid, children, self.reply, tails, extra)
+            if self.console and status == 0:
+                self.console.accept()
+        finally:
+            if self.console:
+                self.console.close()
+        for tail in tails:
+            for _ in range(DRAIN_CHUNKS):  # what a hook left behind may write for ever
+                if not tail.read():
+                    break
+        said = tails[1].data or tails[0].data
+        if status != 0:
+            raise Refusal(end_of(status, said))
+        self.pid = child_of_file(self.request["pid_file"])
+        return said
+
+    def become_monitor(self, reply: _socket.socket, told: dict[str, Any]) -> NoReturn:
+        """Say for the container's process what an init of ours would say itself, then exec the monitor."""
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        if self.console:
+            wire.send(theirs, b"C", [self.console.master])
+        theirs.send(b"R" + wire.encode(told).encode())
+        wanted = {3: ours.fileno(), 4: reply.fileno(), 5: self.run_dir}
+        if not self.console:
+            wanted |= {6: self.stdin[1]} if self.stdin[1] >= 0 else {}
+            wanted |= {7: self.out[0], 8: self.err[0]}
+        moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in wanted.items()}
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for number in (0, 1):
+            os.dup2(null, number)
+        syscalls.close_range(3, 63)
+        for number, fd in moved.items():
+            os.dup2(fd, number)
+        syscalls.close_range(64)
+        _signal.set_wakeup_fd(-1)
+        steps.restore_signals()
+        monitor = self.request["monitor"]
+        os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(self.pid)], {})
+
+
+class Console:
+    """The socket that a runtime sends a terminal's master to."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.master = path, -1
+        self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            self.listener.bind(path)
+        except OSError as error:
+            raise OSError(error.errno or 22, "its path must be short enough for a socket (crio.runroot)", path) from None
+        self.listener.listen(1)
+
+    def fileno(self) -> int:
+        return self.listener.fileno()
+
+    def accept(self) -> None:
+        """Take the master from whoever connected; nothing happens when it is here already."""
+        if self.master >= 0:
+            return
+        self.listener.settimeout(1)
+        try:
+            fd, _ = self.listener._accept()
+        except (TimeoutError, BlockingIOError):
+            raise Refusal("the runtime did not send the terminal to its console socket") from None
+        with_socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+        try:
+            with_socket.settimeout(5)
+            _, descriptors = wire.receive(with_socket)
+        finally:
+            with_socket.close()
+        if not descriptors or not os.isatty(descriptors[0]):
+            raise Refusal("what the runtime sent to its console socket is no terminal")
+        self.master = descriptors[0]
+
+    def close(self) -> None:
+        self.listener.close()
+        os.unlink(self.path)
+
+
+def execute(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
+    """Have the runtime start a process in a container, and be its parent until it ends.
+
+    Tells {"started": pid} (with the terminal's master attached, if there is one), then {"exited", "signal"} as a
+    launcher does.  "kill" on the reply socket, or its end, kills the process's group.
+    """
+    children = Children()
+    base = f"{request['scratch']}/{os.getpid()}"
+    files = {name: f"{base}.{name}" for name in ("process", "pid", "log", "tty")}
+    stdio = [descriptors[number] if number >= 0 else -1 for number in request["stdio"]]
+    try:
+        for path in request["groups"]:
+            join(path)
+        pid, console = start(request, reply, children, files, stdio)
+    except Refusal as refusal:
+        kill_children()
+        wire.tell(reply.fileno(), {"error": {"step": "exec", "errno": 0, "path": "", "detail": refusal.said}})
+        return
+    finally:
+        for path in files.values():
+            forget(path)
+        for fd in descriptors:
+            os.close(fd)
+    wire.send(reply, wire.encode({"started": pid}).encode(), [console.master] if console else [])
+    if console:
+        os.close(console.master)
+    code = os.waitstatus_to_exitcode(attend(pid, children, reply))
+    wire.tell(reply.fileno(), {"exited": code if code >= 0 else 128 - code, "signal": max(-code, 0)})
+
+
+def start(
+    request: dict[str, Any], reply: _socket.socket, children: Children, files: dict[str, str], stdio: list[int]
+) -> tuple[int, Console | None]:
+    """The pid of the started process.  Raises Refusal."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    write_file(files["process"], request["process"])
+    console = Console(files["tty"]) if request["terminal"] else None
+    line = [*request["line"][:-1], "--detach", "--process", files["process"], "--pid-file", files["pid"]]
+    line += ["--console-socket", files["tty"]] if console else []
+    line[1:1] = ["--log", files["log"], "--log-format", "json"]
+    try:
+        runtime = spawn([*line, request["line"][-1]], request["env"], [fd if fd >= 0 else null for fd in stdio])
+        extra = {console.fileno(): console.accept} if console else {}
+        status = wait_for(runtime, children, reply, [], extra)
+        if status != 0:
+            raise Refusal(end_of(status, read_end(files["log"])))
+        if console:
+            console.accept()
+    finally:
+        if console:
+            console.listener.close()
+        os.close(null)
+    return child_of_file(files["pid"], children), console
+
+
+def attend(pid: int, children: Children, reply: _socket.socket) -> int:
+    """The wait status of the process, which is killed with its group when the asker says so, or goes."""
+    poll = select.poll()
+    poll.register(children.wakeup, select.POLLIN)
+    poll.register(reply, select.POLLIN)
+    while (status := children.reap(pid)) is None:
+        for fd, _ in poll.poll():
+            if fd == reply.fileno():
+                poll.unregister(reply)  # one command is all there is; a closed peer would poll ready for ever
+                try:
+                    reply.recv(16)
+                except OSError:
+                    pass
+                kill_group(pid)
+    return status
+
+
+def kill_group(pid: int) -> None:
+    """Not reaped yet, so pid and group are still this process's."""
+    try:
+        os.kill(-pid, _signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, _signal.SIGKILL)  # before its setsid
+
+
+def end_of(status: int, said: bytes) -> str:
+    """A runtime's words, with how it ended where it has none."""
+    code = os.waitstatus_to_exitcode(status)
+    end = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code} and said nothing"
+    return said.decode(errors="replace").strip() or end
+
+
+def child_of_file(path: str, children: Children | None = None) -> int:
+    """The pid in a pid file, when it is a child of ours; a runtime may write anything.  Raises Refusal."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(PID_FILE_MAX)
+    except OSError as error:
+        raise Refusal(f"the runtime left no pid file: {(error.strerror or '').lower()}") from None
+    text = data.strip()
+    if not (text.isdigit() and len(text) <= 10):
+        raise Refusal(f"the runtime left a pid file without a pid: {data!r}")
+    pid = int(text)
+    if children is not None and pid in children.statuses:
+        return pid
+    if not is_child(pid):
+        raise Refusal(f"the runtime left a pid file with {pid}, which is no process that it made")
+    return pid
+
+
+def is_child(pid: int) -> bool:
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return pid > 0
+
+
+def read_end(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.pread(fd, WORDS_MAX, max(os.fstat(fd).st_size - WORDS_MAX, 0))
+    finally:
+        os.close(fd)
+
+
+def forget(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def kill_children() -> None:
+    """Kill and reap every child and, as they become ours when their parents end, all below them."""
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb", buffering=0) as file:
+            for pid in file.read(1 << 16).split():
+                os.kill(int(pid), _signal.SIGKILL)  # its pid is its own until we reap it
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.002)
+
+
+ACTS: dict[str, Callable[[dict[str, Any], _socket.socket, list[int]], None]] = {
+    "run": run,
+    "create": create,
+    "exec": execute,
+}

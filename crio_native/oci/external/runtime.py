@@ -1,0 +1,323 @@
+"""`ExternalRuntime`: the `Runtime` whose containers an OCI runtime's program makes.
+
+The program creates, starts, signals, updates and deletes; our monitor is the container's parent, holds its output and
+tells its end.  The root file system is mounted where the bundle says, for the program to find, and unmounted when the
+container is deleted.  A container that its program cannot delete any more (it was uninstalled, it hangs) is taken apart
+without it: nothing of a container may depend on a file that an operator may remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crio_native.config.tables import RuntimeHandler, RuntimeTable
+from crio_native.errors import (
+    CrioError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    StartFailed,
+    StepFailed,
+)
+from crio_native.linux import mounts, process, syscalls
+from crio_native.linux.cgroup import Cgroup, cgroup_of
+from crio_native.monitor import client as monitor
+from crio_native.oci.builtin.client import BuiltinExec, Launchers, receive
+from crio_native.oci.external.program import ACT_SECONDS, Program, words
+from crio_native.oci.monitored import Monitored
+from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Overlay, Process, ResolvedUser
+
+log = logging.getLogger(__name__)
+
+PAUSE = "/pause"
+EXEC_SECONDS = 30.0  # for a process in a container to be started
+
+
+class ExternalRuntime(Monitored):
+    """name, settings: the handler.  scratch: a directory of ours on tmpfs, for what lives as long as an exec's start."""
+
+    def __init__(
+        self, name: str, settings: RuntimeHandler, table: RuntimeTable, launchers: Launchers, scratch: Path
+    ) -> None:
+        super().__init__(table.cgroup_manager)
+        self._settings = settings
+        self._launchers = launchers
+        self._scratch = scratch
+        self._no_pivot = table.no_pivot
+        self._program = Program(
+            launchers,
+            name=name,
+            path=settings.runtime_path,
+            root=settings.runtime_root or f"/run/{name}",
+            env=settings.monitor_env,
+            systemd_cgroup=table.cgroup_manager == "systemd",
+        )
+
+    @property
+    def program(self) -> str:
+        return self._program.path
+
+    def abilities(self) -> Abilities:
+        self._monitor()
+        return self._program.abilities()
+
+    def create(self, container: ContainerSpec) -> Process:
+        if container.overlay is not None and container.overlay.mapped:
+            raise FailedPrecondition(
+                f"the handler's program {self.program} cannot show an image's files to a user namespace; "
+                "use a handler of runtime_type builtin"
+            )
+        os.makedirs(self._program.root, 0o700, exist_ok=True)
+        _mark(container.run_dir, container.spec["root"]["path"])
+        cgroups_path = (container.spec.get("linux") or {}).get("cgroupsPath", "")
+        try:
+            return self._create(container, cgroups_path)
+        except BaseException:
+            self.delete(container.id, container.run_dir, cgroups_path)
+            raise
+
+    def _create(self, container: ContainerSpec, cgroups_path: str) -> Process:
+        request = self._create_request(container, self._cgroup(cgroups_path), self._monitor_group(container.id, cgroups_path))
+        with self._launchers.conversation(request) as reply:
+            try:
+                created = monitor.read_reply(reply, self._settings.container_create_timeout or None)
+            except StepFailed as error:
+                raise _in_words(error) from None
+        told = created.get("init") or {}
+        if said := words(str(told.get("words", "")).encode()):
+            log.warning("container %s: %s says: %s", container.id, self.program, said)
+        user = ResolvedUser(told["uid"], told["gid"], tuple(told["groups"]), told["home"]) if "uid" in told else None
+        return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"], user)
+
+    def _create_request(self, container: ContainerSpec, cgroup: Cgroup | None, groups: list[str]) -> dict[str, Any]:
+        spec = dict(container.spec)
+        process_object = spec.pop("process")
+        terminal = bool(process_object.get("terminal"))
+        pid_file = f"{container.run_dir}/pid"
+        line = ["create", "--bundle", str(container.bundle), "--pid-file", pid_file]
+        line += ["--no-pivot"] if self._no_pivot else []
+        line += ["--console-socket", f"{container.run_dir}/tty"] if terminal else []
+        return {
+            "op": "external",
+            "act": "create",
+            "line": self._program.line(*line, container.id),
+            "env": self._program.env,
+            "root": _overlay(container.overlay, spec) if container.overlay else None,
+            "rootfs": spec["root"]["path"],
+            "user": _user(container),
+            "spec": json.dumps(spec).encode(),
+            "process": process_object,
+            "config": f"{container.bundle}/config.json",
+            "run_dir": str(container.run_dir),
+            "pid_file": pid_file,
+            "console": f"{container.run_dir}/tty",
+            "terminal": terminal,
+            "stdin": container.stdin,
+            "groups": groups,
+            "monitor": {
+                "path": self._monitor(),
+                "arguments": monitor.arguments(
+                    container_id=container.id,
+                    tty=terminal,
+                    stdin=container.stdin,
+                    stdin_once=container.stdin_once,
+                    log_path=container.log_path,
+                    log_size_max=container.log_size_max,
+                    oom_file=cgroup.oom_file() if cgroup else "",
+                ),
+            },
+        }
+
+    def start(self, container_id: str, run_dir: Path) -> None:
+        monitor.Connection.connect(run_dir).close()  # NotFound when it has ended
+        try:
+            self._program.act("start", container_id)
+        except StepFailed as error:
+            if self._program.status(container_id) == "running":
+                raise FailedPrecondition(f"container {container_id} was started before") from error
+            with contextlib.suppress(NotFound):
+                super().kill(container_id, run_dir, 9)
+            raise StartFailed.from_dict(error.to_dict()) from None
+
+    def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
+        """By the runtime, which knows what a signal means to its kind of container; by the monitor where it fails."""
+        monitor.Connection.connect(run_dir).close()
+        try:
+            self._program.act("kill", container_id, str(int(signal)))
+        except CrioError as error:
+            log.info("container %s: the runtime did not send signal %d: %s", container_id, signal, error)
+            super().kill(container_id, run_dir, signal)
+
+    def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
+        cgroup = self._cgroup(cgroups_path)
+        self._end(container_id, run_dir, cgroup)
+        rootfs = _marked(run_dir)
+        if rootfs:
+            self._forget(container_id)
+        for group in (cgroup, self._monitor_cgroup(container_id, cgroups_path)):
+            if group is not None:
+                group.kill()
+                group.remove()
+        if rootfs:
+            _unmount(rootfs)
+            _unmark(run_dir)
+
+    def _forget(self, container_id: str) -> None:
+        """Have the runtime delete the container; what it cannot, we do: its processes have ended already."""
+        try:
+            ended = self._program.run(self._program.line("delete", "--force", container_id))
+            problem = "" if ended.code == 0 else ended.words
+        except CrioError as error:
+            problem = str(error)
+        state = f"{self._program.root}/{container_id}"
+        if os.path.lexists(state):
+            log.warning("container %s: %s could not delete it, so its state is removed: %s", container_id, self.program, problem)
+            shutil.rmtree(state)
+
+    def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
+        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        streams = [request.stdin, request.stdout, request.stderr]
+        given = [fd for fd in streams if fd >= 0]
+        message = {
+            "op": "external",
+            "act": "exec",
+            "line": self._program.line("exec", container_id),
+            "env": self._program.env,
+            "process": json.dumps(self._process(request.process, cgroups_path)).encode(),
+            "scratch": str(self._scratch),
+            "terminal": False,
+            "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
+            "groups": self._exec_groups(cgroups_path),
+        }
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            try:
+                self._launchers.send(message, [theirs.fileno(), *given])
+            finally:
+                theirs.close()
+            started = receive(reply, EXEC_SECONDS, f"starting a process in container {container_id}")
+            if "error" in started:
+                raise self._exec_failed(container_id, StartFailed.from_dict(started["error"]), process_)
+        except BaseException:
+            reply.close()
+            raise
+        return BuiltinExec(reply, started["started"])
+
+    def _exec_failed(self, container_id: str, error: StartFailed, process_: Process) -> StepFailed:
+        if not self.is_alive(process_):
+            return StepFailed("exec", 3, "", f"the container has ended: {words(error.detail.encode())}")
+        return StartFailed(error.step, error.number, self.program, words(error.detail.encode()))
+
+    def _process(self, process_object: Mapping[str, Any], cgroups_path: str) -> Mapping[str, Any]:
+        """With exec_cpu_affinity "first": the process begins on the first CPU of the container's set."""
+        cgroup = self._cgroup(cgroups_path)
+        if self._settings.exec_cpu_affinity != "first" or cgroup is None:
+            return process_object
+        cpus = cgroup.cpus()
+        return {**process_object, "execCPUAffinity": {"initial": str(cpus[0])}} if cpus else process_object
+
+    def _exec_groups(self, cgroups_path: str) -> list[str]:
+        cgroup = self._cgroup(cgroups_path)
+        if self._settings.monitor_exec_cgroup != "container" or cgroup is None:
+            return []
+        return cgroup.procs_files()
+
+    def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
+        self._program.act("update", "--resources", "-", container_id, stdin=json.dumps(dict(resources)).encode())
+
+    def pause(self, container_id: str) -> None:
+        """Freeze every process of the container.  Raises StepFailed."""
+        self._program.act("pause", container_id)
+
+    def resume(self, container_id: str) -> None:
+        self._program.act("resume", container_id)
+
+    def checkpoint(self, container_id: str, images: Path, work: Path, *, leave_running: bool) -> None:
+        """Write the container's processes into a directory, by the runtime's criu.  Raises StepFailed."""
+        line = ["checkpoint", "--file-locks", "--image-path", str(images), "--work-path", str(work)]
+        line += ["--leave-running"] if leave_running else []
+        self._program.act(*line, container_id, seconds=10 * ACT_SECONDS)
+
+    def _monitor(self) -> str:
+        """The monitor's program: ours, or what monitor_path names.  Raises NotFound, FailedPrecondition."""
+        path = self._settings.monitor_path
+        if not path:
+            return str(monitor.binary_path())
+        if not os.access(path, os.X_OK):
+            raise FailedPrecondition(f"monitor_path {path!r} is not an executable file")
+        return path
+
+    def _monitor_cgroup(self, container_id: str, cgroups_path: str) -> Cgroup | None:
+        """Beside the container's, with monitor_cgroup "pod"; none where the monitor stays in the daemon's."""
+        if self._settings.monitor_cgroup != "pod" or not cgroups_path:
+            return None
+        parent = cgroups_path.rpartition("/")[0]
+        return cgroup_of(f"{parent}/crio-conmon-{container_id}", self._cgroup_manager)
+
+    def _monitor_group(self, container_id: str, cgroups_path: str) -> list[str]:
+        group = self._monitor_cgroup(container_id, cgroups_path)
+        if group is None:
+            return []
+        group.create()
+        return group.procs_files()
+
+
+def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
+    for name in (overlay.base, overlay.upper, overlay.work):
+        if set(name) & set(":,\\"):
+            raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
+    data = "lowerdir=" + ":".join(overlay.lowers)
+    if overlay.upper:
+        data += f",upperdir={overlay.upper},workdir={overlay.work}"
+    label = (spec.get("linux") or {}).get("mountLabel", "")
+    if label:
+        data += f',context="{label}"'
+    return {"base": overlay.base, "path": spec["root"]["path"], "data": data}
+
+
+def _user(container: ContainerSpec) -> dict[str, Any] | None:
+    user = container.user
+    if user is None:
+        return None
+    return {
+        "user": user.user,
+        "group": user.group,
+        "supplementary": list(user.supplementary),
+        "merge": user.merge,
+    }
+
+
+def _in_words(error: StepFailed) -> StepFailed:
+    """The same with the runtime's words without their log's frame."""
+    if error.step != "create":
+        return error
+    return StepFailed(error.step, error.number, error.path, words(error.detail.encode()) or error.detail)
+
+
+def _mark(run_dir: Path, rootfs: str) -> None:
+    """While this file exists the runtime may know the container, and its root may be mounted."""
+    (run_dir / "external").write_text(rootfs)
+
+
+def _marked(run_dir: Path) -> str:
+    try:
+        return (run_dir / "external").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _unmark(run_dir: Path) -> None:
+    (run_dir / "external").unlink(missing_ok=True)
+
+
+def _unmount(path: str) -> None:
+    while os.path.ismount(path):
+        syscalls.umount2(path, mounts.MNT_DETACH)
