@@ -21,13 +21,15 @@ class Overlay:
 
     base: directory that the lower names are relative to (short names keep the mount data under one page).
     lowers: layer directories relative to base, topmost first.  upper, work: absolute, on one file system, both
-    existing; upper "" makes a read-only root of the lowers alone.
+    existing; upper "" makes a read-only root of the lowers alone.  mapped: the lowers' owners are shown as the
+    container's user namespace maps them; upper has the host's numbers.
     """
 
     base: str
     lowers: Sequence[str]
     upper: str
     work: str
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime, Stats
-from crio_native.pods import names, spec, trees
+from crio_native.pods import names, spec, trees, userns
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
 from crio_native.pods.signals import stop_signal
@@ -268,7 +268,8 @@ class Containers:
         os.makedirs(bundle / "rootfs", 0o700)
         os.mkdir(run_dir, 0o700)
         overlay = node.images.prepare_root(container.image_id, bundle)
-        overlay = dataclasses.replace(overlay, mapped=pod.userns is not None)
+        if pod.userns is not None:
+            overlay = userns.map_root(overlay, pod.userns)
         (bundle / "config.json").write_text(json.dumps(built.spec))
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from crio_native.linux import capabilities
+from crio_native.linux import capabilities, trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Host:
     """bounding: the daemon's capability bounding set, as names; a container cannot have more.
 
     oom_score_adj: the lowest value that a container may get (the daemon's own, without CAP_SYS_RESOURCE).
+    user_namespaces: there are user namespaces, and mounts that show owners as one of them maps them.
     """
 
     bounding: frozenset[str]
@@ -24,6 +25,7 @@ class Host:
     selinux: bool
     machine: str
     hostname: str
+    user_namespaces: bool = True
 
     @classmethod
     def read(cls) -> Host:
@@ -36,6 +38,7 @@ class Host:
             selinux=os.path.exists("/sys/fs/selinux/enforce"),
             machine=platform.machine(),
             hostname=socket.gethostname(),
+            user_namespaces=trees.HAVE_SETATTR and _read("/proc/sys/user/max_user_namespaces").strip() not in ("", "0"),
         )
 
 

@@ -42,11 +42,26 @@ def check_dns(config: DNSConfig | None) -> None:
                 )
 
 
-def write(directory: Path, *, hostname: str, dns: DNSConfig | None, host_network: bool, ips: Sequence[str]) -> None:
-    """Write all three.  A pod on the host's network gets copies of the host's files where it brings none."""
-    _write(directory / "hostname", f"{hostname}\n")
-    _write(directory / "resolv.conf", _resolv_conf(dns) if dns is not None else _of_host("/etc/resolv.conf"))
-    _write(directory / "hosts", _of_host("/etc/hosts") if host_network else _hosts(hostname, ips))
+def write(
+    directory: Path,
+    *,
+    hostname: str,
+    dns: DNSConfig | None,
+    host_network: bool,
+    ips: Sequence[str],
+    owner: tuple[int, int],
+) -> None:
+    """Write all three.  A pod on the host's network gets copies of the host's files where it brings none.
+
+    owner: the host's (uid, gid) of the pod's root.
+    """
+    files = {
+        "hostname": f"{hostname}\n",
+        "resolv.conf": _resolv_conf(dns) if dns is not None else _of_host("/etc/resolv.conf"),
+        "hosts": _of_host("/etc/hosts") if host_network else _hosts(hostname, ips),
+    }
+    for name, text in files.items():
+        _write(directory / name, text, owner)
 
 
 def _resolv_conf(dns: DNSConfig) -> str:
@@ -70,8 +85,9 @@ def _of_host(path: str) -> str:
         return ""
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, owner: tuple[int, int]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with open(fd, "w", errors="surrogateescape") as file:
+        os.fchown(fd, *owner)
         os.fchmod(fd, 0o644)  # whatever the umask: the pod's programs read it
         file.write(text)

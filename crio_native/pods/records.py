@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from crio_native.oci.runtime import Process, ResolvedUser
-from crio_native.pods.values import ContainerConfig, PodConfig, Resources
+from crio_native.pods.values import ContainerConfig, PodConfig, Resources, UserNamespace
 
 
 class PodState(StrEnum):
@@ -73,6 +73,7 @@ class Pod:
 
     created_at: ns since the epoch.  claimed: a caller was told the id (an unclaimed pod answers the retry of the call
     that made it).  infra: the pause process of a pod that shares its PID namespace.  cgroup: its containers' parent.
+    userns: the mappings of its own user namespace.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Pod:
     claimed: bool = False
     ips: tuple[str, ...] = ()
     infra: ProcessRecord | None = None
+    userns: UserNamespace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,5 +163,5 @@ class Layout:
         return self.pod_run_dir(pod_id) / "shm"
 
     def pins(self, pod_id: str) -> Mapping[str, Path]:
-        """The pinned namespaces by kind: ``net``, ``ipc``, ``uts``."""
-        return {kind: self.namespaces / f"{kind}ns" / pod_id for kind in ("net", "ipc", "uts")}
+        """Where namespaces are pinned, by kind: ``net``, ``ipc``, ``uts``, ``user``; a pod may not have them all."""
+        return {kind: self.namespaces / f"{kind}ns" / pod_id for kind in ("net", "ipc", "uts", "user")}

@@ -74,6 +74,8 @@ def _whole(node: Node, sandboxes: Sandboxes, pod: Pod) -> bool:
     needed = {"net", "uts"} if modes.network is not NamespaceMode.NODE else set()
     if modes.ipc is not NamespaceMode.NODE:
         needed.add("ipc")
+    if pod.userns is not None:
+        needed.add("user")
     try:
         for kind in needed:
             os.close(kernel.open_namespace(str(node.layout.pins(pod.id)[kind])))

@@ -13,12 +13,14 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
 from crio_native.network.model import PortMapping
+from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus
-from crio_native.pods import names, pod_files, spec, spec_resources, spec_security, trees
+from crio_native.pods import names, pod_files, spec, spec_resources, spec_security, trees, userns
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Pod, PodState, ProcessRecord
@@ -46,6 +48,7 @@ class Sandboxes:
         stage("checking the configuration")
         name = names.pod_name(config.metadata)
         _check(config)
+        userns_options = userns.of_pod(config, node.settings, node.host)
         sysctls = spec_resources.pod_sysctls(config.linux.sysctls, node.settings.default_sysctls, config.namespaces)
         node.handler(handler)
         pod = Pod(
@@ -55,6 +58,7 @@ class Sandboxes:
             handler=handler or node.settings.default_runtime,
             created_at=time.time_ns(),
             cgroup=node.cgroup_parent(config.linux.cgroup_parent),
+            userns=userns_options,
         )
         pod = dataclasses.replace(pod, hostname=self._hostname(pod))
         with node.locks.hold(pod.id):
@@ -169,9 +173,11 @@ class Sandboxes:
             del pins["net"], pins["uts"]
         if namespaces.ipc is NamespaceMode.NODE:
             del pins["ipc"]
+        if pod.userns is None:
+            del pins["user"]
         if pins:
             stage("making the namespaces")
-            netlink = node.namespaces.pin_namespaces(pins, hostname=pod.hostname, sysctls=sysctls)
+            netlink = self._pin(pod, pins, sysctls)
             if netlink is not None:
                 with netlink:
                     stage("setting the network up")
@@ -183,9 +189,10 @@ class Sandboxes:
             dns=pod.config.dns_config,
             host_network=host_network,
             ips=ips,
+            owner=userns.root_of(pod.userns),
         )
         if "ipc" in pins:
-            _mount_shm(str(layout.shm(pod.id)))
+            _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns))
         infra = None
         if namespaces.pid is NamespaceMode.POD:
             stage("starting the pause process")
@@ -193,6 +200,15 @@ class Sandboxes:
         node.store.update(Pod, pod.id, state=PodState.READY, ips=ips, infra=infra)
         if infra is not None:
             self.watch_infra(pod)
+
+    def _pin(self, pod: Pod, pins: dict[str, Path], sysctls: dict[str, str]) -> socket.socket | None:
+        launchers = self._node.namespaces
+        if pod.userns is None:
+            return launchers.pin_namespaces(pins, hostname=pod.hostname, sysctls=sysctls)
+        uid_map, gid_map = userns.map_lines(pod.userns)
+        return pinning.pin_namespaces(
+            launchers, pins, uid_map=uid_map, gid_map=gid_map, hostname=pod.hostname, sysctls=sysctls
+        )
 
     def _connect(self, pod: Pod, netlink: socket.socket) -> tuple[str, ...]:
         meta = pod.config.metadata
@@ -214,6 +230,7 @@ class Sandboxes:
         bundle, run_dir = layout.bundle(pod.id), layout.run_dir(pod.id)
         os.mkdir(bundle, 0o700)
         os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
+        os.chown(bundle / "rootfs", *userns.root_of(pod.userns))
         os.mkdir(run_dir, 0o700)
         config = spec.infra_spec(pod, spec.Node(node.settings, node.host, layout, node.profiles))
         process = runtime.create(ContainerSpec(pod.id, config, bundle, run_dir, pause=True))
@@ -290,11 +307,11 @@ def _port_mappings(config: PodConfig) -> tuple[PortMapping, ...]:
     )
 
 
-def _mount_shm(path: str) -> None:
+def _mount_shm(path: str, owner: tuple[int, int]) -> None:
     """A tmpfs of its own: a directory on the run directory's would let one pod fill it for all."""
     os.mkdir(path, 0o700)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    syscalls.mount("shm", path, "tmpfs", flags, _SHM)
+    syscalls.mount("shm", path, "tmpfs", flags, f"{_SHM},uid={owner[0]},gid={owner[1]}")
 
 
 def _unmount(path: str) -> None:

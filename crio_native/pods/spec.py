@@ -14,7 +14,7 @@ from typing import Any
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
 from crio_native.oci.runtime import UserRequest
-from crio_native.pods import spec_mounts, spec_process, spec_resources, spec_security
+from crio_native.pods import devices, spec_mounts, spec_process, spec_resources, spec_security, userns
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
@@ -69,7 +69,8 @@ def container_spec(
     score, clamped = spec_resources.oom_score(container.resources.oom_score_adj, host.oom_score_adj)
     label, mount_label = spec_security.selinux_label(security, host)
     masked, readonly_paths = spec_security.hidden_paths(security)
-    devices, rules = _devices(container, handler, settings)
+    asked = _devices(container, handler, settings)
+    bound = asked.bound() if pod.userns else []
     resources = spec_resources.linux_resources(
         container.resources,
         min_memory=handler.container_min_memory,
@@ -95,11 +96,12 @@ def container_spec(
             "path": str(node.layout.bundle(container.id) / "rootfs"),
             "readonly": security.readonly_rootfs or settings.read_only,
         },
-        "mounts": _mounts(pod, container, node),
+        "mounts": [*_mounts(pod, container, node), *bound],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, pid_path),
-            "resources": {**resources, "devices": rules},
-            "devices": devices,
+            **_id_mappings(pod),
+            "resources": {**resources, "devices": asked.rules},
+            "devices": [] if bound else asked.nodes,
             "cgroupsPath": container.cgroup,
             "maskedPaths": masked,
             "readonlyPaths": readonly_paths,
@@ -124,11 +126,12 @@ def container_spec(
 def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
     """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces."""
     options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
+    user = userns.pause_user(pod.userns)
     none: dict[str, list[str]] = {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
     return {
         "ociVersion": OCI_VERSION,
         "process": {
-            "user": {"uid": 65535, "gid": 65535},
+            "user": {"uid": user, "gid": user},
             "args": ["pause"],
             "env": [],
             "cwd": "/",
@@ -140,8 +143,9 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
         "mounts": [],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, ""),
+            **_id_mappings(pod),
             "cgroupsPath": f"{pod.cgroup}/crio-{pod.id}",
-            "resources": {"devices": spec_mounts.default_rules()},
+            "resources": {"devices": devices.default_rules()},
         },
     }
 
@@ -168,7 +172,15 @@ def _namespaces(options: NamespaceOption, pod: Pod, layout: Layout, pid_path: st
     if pod.config.namespaces.network is not NamespaceMode.NODE:
         result.append({"type": "network", "path": str(pins["net"])})
         result.append({"type": "uts", "path": str(pins["uts"])})
+    if pod.userns is not None:
+        result.append({"type": "user", "path": str(pins["user"])})
     return result
+
+
+def _id_mappings(pod: Pod) -> dict[str, Any]:
+    if pod.userns is None:
+        return {}
+    return {"uidMappings": userns.to_oci(pod.userns.uids), "gidMappings": userns.to_oci(pod.userns.gids)}
 
 
 def _mounts(pod: Pod, container: Container, node: Node) -> list[dict[str, Any]]:
@@ -182,17 +194,17 @@ def _mounts(pod: Pod, container: Container, node: Node) -> list[dict[str, Any]]:
     return spec_mounts.merge(ours, spec_mounts.caller_mounts(container.config.mounts))
 
 
-def _devices(
-    container: Container, handler: RuntimeHandler, settings: RuntimeTable
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    nodes: list[dict[str, Any]] = []
-    rules = spec_mounts.default_rules()
-    if container.config.linux.security_context.privileged and not handler.privileged_without_host_devices:
-        nodes, rules = spec_mounts.host_devices()
-    extra = [Device(d.container, d.host, d.permissions) for d in settings.additional_devices]
-    asked_nodes, asked_rules = spec_mounts.devices([*container.config.devices, *extra])
-    taken = {node["path"] for node in asked_nodes}
-    return [node for node in nodes if node["path"] not in taken] + asked_nodes, rules + asked_rules
+def _devices(container: Container, handler: RuntimeHandler, settings: RuntimeTable) -> devices.Devices:
+    security = container.config.linux.security_context
+    configured = [Device(d.container, d.host, d.permissions) for d in settings.additional_devices]
+    found = devices.of_container(
+        container.config.devices,
+        configured,
+        all_of_host=security.privileged and not handler.privileged_without_host_devices,
+    )
+    if settings.device_ownership_from_security_context:
+        found.give_to(security.run_as_user, security.run_as_group)
+    return found
 
 
 def crio_annotations(pod: Pod, container: Container, handler: RuntimeHandler, layout: Layout) -> dict[str, str]:

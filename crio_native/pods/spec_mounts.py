@@ -1,4 +1,4 @@
-"""The mounts and devices of a container's config.json.
+"""The mounts of a container's config.json.
 
 The order: the file systems that every container has, the pod's own files (hosts, resolv.conf, hostname, shm), then what
 the caller asks for, shallow paths first.  A caller's mount takes the place of ours on the same path.  Nothing here
@@ -8,14 +8,14 @@ touches the file system except to look (`stat`, mountinfo); `check_sources` says
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from crio_native.errors import InvalidArgument
 from crio_native.oci.spec import normalise
-from crio_native.pods.values import Device, Mount, MountPropagation
+from crio_native.pods import userns
+from crio_native.pods.values import Mount, MountPropagation
 
 OciMount = dict[str, Any]
 
@@ -24,13 +24,6 @@ _PROPAGATION = {
     MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
-# What a host's /dev holds besides devices that a privileged container may want: the container has its own of these.
-_OWN_DEV = frozenset(
-    "pts shm mqueue fd stdin stdout stderr ptmx console .udev core null zero full random urandom tty".split()
-)
-_MAX_DEVICES = 4096
-# null, zero, full, random, urandom; tty, console, ptmx; pseudo-terminals.
-_DEFAULT_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 
 
 def system_mounts(*, privileged: bool) -> list[OciMount]:
@@ -73,10 +66,16 @@ def caller_mounts(mounts: Sequence[Mount]) -> list[OciMount]:
         _check_mount(mount, field)
         options = ["rbind", _PROPAGATION[mount.propagation]]
         options.append("rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw")
-        source = os.path.realpath(mount.host_path)
-        result.append(
-            {"destination": normalise(mount.container_path), "type": "bind", "source": source, "options": options}
-        )
+        oci: OciMount = {
+            "destination": normalise(mount.container_path),
+            "type": "bind",
+            "source": os.path.realpath(mount.host_path),
+            "options": options,
+        }
+        if mount.uidMappings or mount.gidMappings:
+            options.append("idmap")
+            oci |= {"uidMappings": userns.to_oci(mount.uidMappings), "gidMappings": userns.to_oci(mount.gidMappings)}
+        result.append(oci)
     return sorted(result, key=lambda m: m["destination"].count("/"))
 
 
@@ -85,6 +84,10 @@ def _check_mount(mount: Mount, field: str) -> None:
         raise InvalidArgument(f"{field}.host_path", mount.host_path, "must be an absolute path")
     if not mount.container_path.startswith("/") or normalise(mount.container_path) == "/":
         raise InvalidArgument(f"{field}.container_path", mount.container_path, "must be an absolute path below /")
+    for name in ("uidMappings", "gidMappings"):
+        userns.check_mappings(getattr(mount, name), f"{field}.{name}")
+    if bool(mount.uidMappings) != bool(mount.gidMappings):
+        raise InvalidArgument(f"{field}.uidMappings", mount.uidMappings, "come with gidMappings, or not at all")
     private = mount.propagation is MountPropagation.PROPAGATION_PRIVATE
     if mount.recursive_read_only and not (mount.readonly and private):
         raise InvalidArgument(
@@ -154,76 +157,6 @@ def root_propagation(mounts: Sequence[Mount]) -> str:
     if MountPropagation.PROPAGATION_BIDIRECTIONAL in wanted:
         return "rshared"
     return "rslave" if MountPropagation.PROPAGATION_HOST_TO_CONTAINER in wanted else ""
-
-
-def default_rules() -> list[dict[str, Any]]:
-    """The device rules of every container: the usual devices; and any node may be made, which gives no access to it."""
-    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
-    for major, minor in _DEFAULT_DEVICES:
-        rule = {"allow": True, "type": "c", "major": major, "access": "rwm"}
-        rules.append(rule if minor is None else {**rule, "minor": minor})
-    return rules
-
-
-def devices(asked: Sequence[Device]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The nodes and the cgroup rules of devices that the caller names; a directory stands for all devices in it."""
-    nodes: list[dict[str, Any]] = []
-    rules: list[dict[str, Any]] = []
-    for index, device in enumerate(asked):
-        field = f"config.devices[{index}]"
-        access = device.permissions or "rwm"
-        if not set(access) <= set("rwm"):
-            raise InvalidArgument(f"{field}.permissions", access, "must be made of r, w and m")
-        if not device.container_path.startswith("/"):
-            raise InvalidArgument(f"{field}.container_path", device.container_path, "must be an absolute path")
-        found = _devices_at(device.host_path, normalise(device.container_path))
-        if not found:
-            raise InvalidArgument(f"{field}.host_path", device.host_path, "is no device, nor a directory with devices")
-        nodes += found
-        rules += [_rule(node, access) for node in found]
-    return nodes, rules
-
-
-def host_devices() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every device of the host, for privileged containers, and the rule that allows all."""
-    nodes = []
-    for entry in sorted(os.listdir("/dev")):
-        if entry not in _OWN_DEV:
-            nodes += _devices_at(f"/dev/{entry}", f"/dev/{entry}")
-    return nodes[:_MAX_DEVICES], [{"allow": True, "access": "rwm"}]
-
-
-def _devices_at(host_path: str, container_path: str) -> list[dict[str, Any]]:
-    try:
-        info = os.stat(host_path)
-        if stat.S_ISDIR(info.st_mode):
-            names = sorted(os.listdir(host_path))[:_MAX_DEVICES]
-            return [
-                node
-                for name in names
-                if not os.path.islink(f"{host_path}/{name}")  # a loop would have no end
-                for node in _devices_at(f"{host_path}/{name}", f"{container_path}/{name}")
-            ][:_MAX_DEVICES]
-    except OSError:
-        return []
-    kind = "c" if stat.S_ISCHR(info.st_mode) else "b" if stat.S_ISBLK(info.st_mode) else ""
-    if not kind:
-        return []
-    node = {
-        "path": container_path,
-        "type": kind,
-        "major": os.major(info.st_rdev),
-        "minor": os.minor(info.st_rdev),
-        "fileMode": stat.S_IMODE(info.st_mode),
-        "uid": info.st_uid,
-        "gid": info.st_gid,
-    }
-    return [node]
-
-
-def _rule(node: Mapping[str, Any], access: str) -> dict[str, Any]:
-    return {"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access}
 
 
 def _fs(destination: str, kind: str, *options: str) -> OciMount:

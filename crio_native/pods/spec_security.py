@@ -128,12 +128,7 @@ def hidden_paths(security: ContainerSecurity) -> tuple[list[str], list[str]]:
 
 
 def check_namespaces(options: Any, field: str) -> None:
-    """Refuse what this version cannot give: user namespaces, and modes that a field does not have."""
-    users = options.userns_options
-    if users is not None and users.mode is not NamespaceMode.NODE:
-        raise InvalidArgument(
-            f"{field}.userns_options.mode", users.mode.name, "user namespaces are not available yet; use NODE"
-        )
+    """Refuse modes that a field does not have; user namespaces have a module of their own, `userns`."""
     for name, allowed in (
         ("network", (NamespaceMode.POD, NamespaceMode.NODE)),
         ("ipc", (NamespaceMode.POD, NamespaceMode.NODE)),

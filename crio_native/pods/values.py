@@ -195,12 +195,18 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
+    """host_path or image is what is mounted; uidMappings and gidMappings are spelt as in the CRI."""
+
     container_path: str = ""
     host_path: str = ""
     readonly: bool = False
     selinux_relabel: bool = False
     propagation: MountPropagation = MountPropagation.PROPAGATION_PRIVATE
+    uidMappings: tuple[IDMapping, ...] = ()
+    gidMappings: tuple[IDMapping, ...] = ()
     recursive_read_only: bool = False
+    image: ImageSpec | None = None
+    image_sub_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +214,11 @@ class Device:
     container_path: str = ""
     host_path: str = ""
     permissions: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CDIDevice:
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +267,7 @@ class ContainerConfig:
     envs: tuple[KeyValue, ...] = ()
     mounts: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
+    CDI_devices: tuple[CDIDevice, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     log_path: str = ""

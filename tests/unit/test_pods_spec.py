@@ -388,7 +388,7 @@ def test_resolver_lines_hold_no_second_line(server: str, search: str, option: st
 
 
 def test_pod_files(tmp_path: Path) -> None:
-    pod_files.write(tmp_path, hostname="web", dns=None, host_network=False, ips=("10.0.0.2", "fd00::2"))
+    pod_files.write(tmp_path, hostname="web", dns=None, host_network=False, ips=("10.0.0.2", "fd00::2"), owner=(0, 0))
     assert (tmp_path / "hostname").read_text() == "web\n"
     assert "10.0.0.2\tweb\nfd00::2\tweb\n" in (tmp_path / "hosts").read_text()
     assert (tmp_path / "hosts").stat().st_mode & 0o777 == 0o644

@@ -149,6 +149,8 @@ class FileTree:
         for name in (overlay.base, overlay.upper, overlay.work):
             if set(name) & set(":,\\"):
                 raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
+        if overlay.mapped:
+            out.add("map_layers", "linux.uidMappings, linux.gidMappings", base=overlay.base)
         data = "lowerdir=" + ":".join(overlay.lowers)
         if overlay.upper:
             data += f",upperdir={overlay.upper},workdir={overlay.work}"

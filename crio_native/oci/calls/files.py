@@ -39,6 +39,16 @@ def bind_root(path: str) -> list[str]:
 
 
 @describes
+def map_layers(base: str) -> list[str]:
+    return [
+        open_tree(quoted(base)),
+        "mount_setattr(tree, 0, set=MOUNT_ATTR_IDMAP, userns_fd of the container's user namespace)",
+        "mount_setattr(tree, 0, propagation=MS_PRIVATE)",
+        f"move_mount(tree, {quoted(base)})",
+    ]
+
+
+@describes
 def overlay_root(path: str, base: str, data: str) -> list[str]:
     return [
         _private_parent(path),

@@ -71,6 +71,23 @@ def enter_user_namespace(new_pid: bool, join_pid: str) -> list[str]:
 
 
 @describes
+def pin_namespaces(
+    paths: Mapping[str, str], uid_map: str, gid_map: str, hostname: str, sysctls: Mapping[str, str]
+) -> list[str]:
+    kinds = "|".join(f"CLONE_NEW{kind.upper()}" for kind in paths if kind != "user")
+    inside = [f"sethostname({quoted(hostname)})"] if "uts" in paths else []
+    inside += set_sysctls(sysctls)
+    inside += ["socket(AF_NETLINK, SOCK_RAW), sent through descriptor 0"] if "net" in paths else []
+    return [
+        *user_namespace(uid_map, gid_map, ""),
+        "clone3(flags=0), a child that makes the namespaces",
+        *(f"in the child: {line}" for line in ("setns(user_namespace, CLONE_NEWUSER)", f"unshare({kinds})", *inside)),
+        *(f'mount("/proc/CHILD/ns/{kind}", {quoted(path)}, NULL, MS_BIND, NULL)' for kind, path in paths.items()),
+        "_exit(0)",
+    ]
+
+
+@describes
 def own_streams(uid: int, gid: int) -> list[str]:
     return [f"fchown(N, {uid}, {gid}) for each standard stream that is a pipe"]
 

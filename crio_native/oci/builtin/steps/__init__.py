@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from crio_native.oci.builtin.steps import command, devices, dialogue, mounting, root, surroundings
+from crio_native.oci.builtin.steps import command, devices, dialogue, mounting, pinning, root, surroundings
 from crio_native.oci.builtin.steps.command import restore_signals
 from crio_native.oci.builtin.steps.context import Context, Refused, describe
 from crio_native.oci.builtin.steps.surroundings import set_sysctls, sysctl_path
@@ -26,7 +26,7 @@ __all__ = ["STEPS", "Context", "Refused", "describe", "restore_signals", "run", 
 
 STEPS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for module in (surroundings, root, mounting, devices, command, dialogue)
+    for module in (surroundings, root, mounting, devices, command, dialogue, pinning)
     for function in module.STEPS
 }
 

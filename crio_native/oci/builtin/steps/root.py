@@ -24,6 +24,23 @@ def bind_root(context: Context, path: str) -> None:
     context.root = tree.fd
 
 
+def map_layers(context: Context, base: str) -> None:
+    """Cover the layers' directory with itself as the container's user namespace shows it, in a mount namespace that
+    nobody else sees: no file of a layer has to be changed.  Not the upper directory: overlayfs works in there as the
+    host's root, whom a mapped mount does not know."""
+    tree = trees.clone(syscalls.AT_FDCWD, base)
+    try:
+        tree.map_ids(context.user_namespace, recursive=False)
+    except OSError as error:
+        why = " (its file system has no id-mapped mounts)" if error.errno == errno.EINVAL else ""
+        raise OSError(error.errno, f"{error.strerror}{why}", base) from None
+    tree.change(propagation=mounts.MS_PRIVATE)
+    target = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree.attach(target)
+    os.close(target)
+    tree.close()
+
+
 def overlay_root(context: Context, path: str, base: str, data: str) -> None:
     """The layers' names are relative to `base`, so that 127 of them fit the page that mount data is bounded to."""
     _make_parent_private(path)
@@ -115,6 +132,7 @@ def propagate_root(context: Context, flags: int) -> None:
 STEPS = (
     root_propagation,
     bind_root,
+    map_layers,
     overlay_root,
     open_root,
     place_root,
