@@ -163,15 +163,25 @@ async def _loop(
     network: Any,
     ready: Callable[[], None] | None,
 ) -> None:
+    import contextlib
     from concurrent.futures import ThreadPoolExecutor
 
     from crio_native.api.runtime.v1 import api_pb2
     from crio_native.cri.image_service import ImageService
     from crio_native.cri.jobs import Jobs
+    from crio_native.cri.node_service import NodeService
     from crio_native.cri.runtime_service import RuntimeService
     from crio_native.cri.server import Server
+    from crio_native.cri.stats_service import StatsService
+    from crio_native.cri.streaming import StreamingService, settings
+    from crio_native.pods.events import Events
+    from crio_native.streaming.server import StreamServer
 
-    with ThreadPoolExecutor(_WORKERS, "call") as calls, ThreadPoolExecutor(_PULLS, "pull") as pulls:
+    with (
+        ThreadPoolExecutor(_WORKERS, "call") as calls,
+        ThreadPoolExecutor(_PULLS, "pull") as pulls,
+        contextlib.closing(StreamServer(settings(config.api))) as streams,
+    ):
         jobs = Jobs()
         server = Server(
             config.api.listen,
@@ -180,8 +190,14 @@ async def _loop(
             send_max=config.api.grpc_max_send_msg_size,
         )
         services = api_pb2.DESCRIPTOR.services_by_name
-        runtime = RuntimeService(config, node, sandboxes, containers, jobs, calls, network.status)
-        server.add(services["RuntimeService"], runtime)
+        events = Events(node.store)
+        server.add(
+            services["RuntimeService"],
+            RuntimeService(node, sandboxes, containers, jobs, calls),
+            StatsService(config, node),
+            NodeService(config, node, events, network.status),
+            StreamingService(node, containers, streams),
+        )
         server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls))
         stopping = _stop_on_signals()
         await server.start()
@@ -194,6 +210,7 @@ async def _loop(
         await stopping.wait()
         log.info("stopping; containers go on")
         _notify("STOPPING=1")
+        events.close()
         await server.stop(_STOP_SECONDS / 2)
         await jobs.drain(_STOP_SECONDS)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cri.translate import to_message
-from crio_native.oci.runtime import Stats
+from crio_native.pods.events import Event
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
 
 _STATES = {
@@ -95,49 +95,15 @@ def info(values: Mapping[str, Any]) -> dict[str, str]:
     return {"info": json.dumps(values)}
 
 
-def container_stats(
-    container: Container,
-    stats: Stats | None,
-    nano_cores: int | None,
-    layer: tuple[int, int, int] | None,
-    mountpoint: str,
-) -> Any:
-    """A ContainerStats.  layer: (time in ns, bytes, inodes) of the writable layer.  What is unknown is left out."""
-    result = pb.ContainerStats()
-    result.attributes.id = container.id
-    to_message(result.attributes.metadata, container.config.metadata)
-    result.attributes.labels.update(container.config.labels)
-    result.attributes.annotations.update(container.config.annotations)
-    if stats is not None:
-        _cpu_and_memory(result, stats, nano_cores)
-    if layer is not None:
-        result.writable_layer.timestamp = layer[0]
-        result.writable_layer.fs_id.mountpoint = mountpoint
-        result.writable_layer.used_bytes.value = layer[1]
-        result.writable_layer.inodes_used.value = layer[2]
-    return result
-
-
-def _cpu_and_memory(result: Any, stats: Stats, nano_cores: int | None) -> None:
-    result.cpu.timestamp = result.memory.timestamp = stats.timestamp
-    _wrap(result.cpu.usage_core_nano_seconds, stats.cpu_usage)
-    _wrap(result.cpu.usage_nano_cores, nano_cores)
-    memory = result.memory
-    _wrap(memory.usage_bytes, stats.memory_usage)
-    _wrap(memory.working_set_bytes, stats.memory_working_set)
-    _wrap(memory.rss_bytes, stats.memory_rss)
-    _wrap(memory.page_faults, stats.page_faults)
-    _wrap(memory.major_page_faults, stats.major_page_faults)
-    if stats.memory_limit and stats.memory_working_set is not None:
-        _wrap(memory.available_bytes, max(stats.memory_limit - stats.memory_working_set, 0))
-    if stats.swap_usage is not None:
-        result.swap.timestamp = stats.timestamp
-        _wrap(result.swap.swap_usage_bytes, stats.swap_usage)
-
-
-def _wrap(wrapper: Any, number: int | None) -> None:
-    if number is not None:
-        wrapper.value = number
+def event(happened: Event) -> Any:
+    """A ContainerEventResponse, as CRI-O fills it: with the pod's status and those of all its containers."""
+    return pb.ContainerEventResponse(
+        container_id=happened.subject,
+        container_event_type=pb.ContainerEventType.Name(happened.kind),
+        created_at=happened.at,
+        pod_sandbox_status=pod_status(happened.pod),
+        containers_statuses=[container_status(c) for c in happened.containers if c.state != ContainerState.CREATING],
+    )
 
 
 def filesystem_usage(timestamp: int, mountpoint: str, used: int, inodes: int) -> Any:

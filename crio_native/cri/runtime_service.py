@@ -1,40 +1,34 @@
-"""RuntimeService: each call in CRI words, what it asks of `pods/`, and the answer.
+"""The RuntimeService's calls about pods and containers: what each asks of `pods/`, and the answer.
 
-A method's name is the call's; a call without a method is UNIMPLEMENTED.  Lists and statuses read records and never
-wait for a change that is under way.
+A method's name is the call's.  Lists and statuses read records and never wait for a change that is under way.
+Statistics are in `stats_service`, what concerns the node in `node_service`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, TypeVar
 
-from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as pb
-from crio_native.config import Config
-from crio_native.cri import exec_sync, messages
+from crio_native.cri import exec_sync, lookup, messages
 from crio_native.cri.jobs import Jobs
 from crio_native.cri.listing import Listing
 from crio_native.cri.server import Call
-from crio_native.cri.stats import StatsReader
-from crio_native.cri.translate import from_message, selects
+from crio_native.cri.translate import from_message
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
-from crio_native.pods import names
+from crio_native.pods import names, resize
 from crio_native.pods.containers import KILL_SECONDS, Containers
 from crio_native.pods.node import Node
-from crio_native.pods.records import Container, ContainerState, Pod, PodState
+from crio_native.pods.records import Container, Pod
 from crio_native.pods.sandboxes import Sandboxes
-from crio_native.pods.values import ContainerConfig, PodConfig
+from crio_native.pods.values import ContainerConfig, PodConfig, Resources
 
 R = TypeVar("R", Pod, Container)
 
-API_VERSION = "v1"
-RUNTIME_NAME = "crio-native"
-_KUBELET_API = "0.1.0"  # what kubelets compare Version.version with
 _EXEC_ARGS_MAX = 4096
 
 
@@ -43,58 +37,18 @@ class RuntimeService:
 
     def __init__(
         self,
-        config: Config,
         node: Node,
         sandboxes: Sandboxes,
         containers: Containers,
         jobs: Jobs,
         changes: Executor,
-        network_status: Callable[[], tuple[bool, str]],
     ) -> None:
-        self._config = config
         self._node = node
         self._sandboxes = sandboxes
         self._containers = containers
         self._jobs = jobs
         self._changes = changes
-        self._network_status = network_status
         self._listing = Listing(node.store)
-        self._stats = StatsReader(containers, node.layout)
-
-    async def Version(self, request: Any, call: Call) -> Any:
-        return pb.VersionResponse(
-            version=_KUBELET_API,
-            runtime_name=RUNTIME_NAME,
-            runtime_version=__version__,
-            runtime_api_version=API_VERSION,
-        )
-
-    async def Status(self, request: Any, call: Call) -> Any:
-        ready, message = await call.thread(self._network_status)
-        response = pb.StatusResponse()
-        response.status.conditions.add(type="RuntimeReady", status=True)
-        response.status.conditions.add(
-            type="NetworkReady", status=ready, reason="" if ready else "NetworkPluginNotReady", message=message
-        )
-        default = self._config.runtime.default_runtime
-        for name in ("", *sorted(self._node.settings.runtimes)):
-            usable = (name or default) in self._node.runtimes
-            response.runtime_handlers.add(
-                name=name, features=pb.RuntimeHandlerFeatures(recursive_read_only_mounts=usable)
-            )
-        response.features.supplemental_groups_policy = True
-        if request.verbose:
-            response.info["config"] = await call.thread(self._config.to_toml)
-            response.info["state"] = json.dumps(
-                {"pods": len(self._node.store.pods), "containers": len(self._node.store.containers)}
-            )
-        return response
-
-    async def RuntimeConfig(self, request: Any, call: Call) -> Any:
-        response = pb.RuntimeConfigResponse()
-        systemd = self._config.runtime.cgroup_manager == "systemd"
-        response.linux.cgroup_driver = pb.SYSTEMD if systemd else pb.CGROUPFS
-        return response
 
     async def RunPodSandbox(self, request: Any, call: Call) -> Any:
         config = from_message(PodConfig, request.config, "config")
@@ -110,14 +64,14 @@ class RuntimeService:
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
     async def StopPodSandbox(self, request: Any, call: Call) -> Any:
-        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id", missing_ok=True)
+        pod = self._find_or_none(Pod, request.pod_sandbox_id, "pod_sandbox_id")
         if pod is not None:
             work = partial(self._ignore_missing, partial(self._sandboxes.stop, pod.id))
             await self._change(call, ("stop", pod.id), f"stopping pod {pod.id}", work)
         return pb.StopPodSandboxResponse()
 
     async def RemovePodSandbox(self, request: Any, call: Call) -> Any:
-        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id", missing_ok=True)
+        pod = self._find_or_none(Pod, request.pod_sandbox_id, "pod_sandbox_id")
         if pod is not None:
             work = partial(self._ignore_missing, partial(self._sandboxes.remove, pod.id))
             await self._change(call, ("remove", pod.id), f"removing pod {pod.id}", work)
@@ -135,18 +89,11 @@ class RuntimeService:
         return response
 
     async def ListPodSandbox(self, request: Any, call: Call) -> bytes:
-        wanted = request.filter
-        state = wanted.state.state if wanted.HasField("state") else None
-        labels = dict(wanted.label_selector)
+        return self._listing.pods(lookup.pod_filter(request.filter))
 
-        def accept(pod: Pod) -> bool:
-            return (
-                pod.id.startswith(wanted.id)
-                and (state is None or messages.pod_state(pod) == state)
-                and selects(labels, pod.config.labels)
-            )
-
-        return self._listing.pods(accept)
+    async def StreamPodSandboxes(self, request: Any, call: Call) -> AsyncIterator[bytes]:
+        for page in self._listing.pod_pages(lookup.pod_filter(request.filter)):
+            yield page
 
     async def CreateContainer(self, request: Any, call: Call) -> Any:
         pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id")
@@ -175,7 +122,7 @@ class RuntimeService:
     async def StopContainer(self, request: Any, call: Call) -> Any:
         if request.timeout < 0:
             raise InvalidArgument("timeout", request.timeout, "must be 0 or more seconds")
-        container = self._find(Container, request.container_id, "container_id", missing_ok=True)
+        container = self._find_or_none(Container, request.container_id, "container_id")
         if container is not None and container.live:
             await self._stop(container.id, request.timeout, call)
         return pb.StopContainerResponse()
@@ -192,7 +139,7 @@ class RuntimeService:
             raise DeadlineExceeded(f"container {container_id} still lives {KILL_SECONDS:g} s after SIGKILL")
 
     async def RemoveContainer(self, request: Any, call: Call) -> Any:
-        container = self._find(Container, request.container_id, "container_id", missing_ok=True)
+        container = self._find_or_none(Container, request.container_id, "container_id")
         if container is not None:
             await self._change(
                 call,
@@ -210,19 +157,11 @@ class RuntimeService:
         return response
 
     async def ListContainers(self, request: Any, call: Call) -> bytes:
-        wanted = request.filter
-        state = wanted.state.state if wanted.HasField("state") else None
-        labels = dict(wanted.label_selector)
+        return self._listing.containers(lookup.container_filter(request.filter))
 
-        def accept(container: Container) -> bool:
-            return (
-                container.id.startswith(wanted.id)
-                and container.pod_id.startswith(wanted.pod_sandbox_id)
-                and (state is None or messages.container_state(container) == state)
-                and selects(labels, container.config.labels)
-            )
-
-        return self._listing.containers(accept)
+    async def StreamContainers(self, request: Any, call: Call) -> AsyncIterator[bytes]:
+        for page in self._listing.container_pages(lookup.container_filter(request.filter)):
+            yield page
 
     async def ExecSync(self, request: Any, call: Call) -> Any:
         container = self._find(Container, request.container_id, "container_id")
@@ -245,23 +184,22 @@ class RuntimeService:
         await call.thread(self._containers.reopen_log, container.id)
         return pb.ReopenContainerLogResponse()
 
-    async def ContainerStats(self, request: Any, call: Call) -> Any:
+    async def UpdateContainerResources(self, request: Any, call: Call) -> Any:
+        if request.HasField("windows"):
+            raise InvalidArgument("windows", request.windows, "is for another operating system")
         container = self._find(Container, request.container_id, "container_id")
-        return pb.ContainerStatsResponse(stats=await call.thread(self._stats.read, container))
+        wanted = from_message(Resources, request.linux, "linux")
+        await call.thread(resize.resize, self._node, container.id, wanted)
+        return pb.UpdateContainerResourcesResponse()
 
-    async def ListContainerStats(self, request: Any, call: Call) -> Any:
-        wanted = request.filter
-        labels = dict(wanted.label_selector)
-        chosen = [
-            container
-            for container in list(self._node.store.containers.values())
-            if container.state == ContainerState.RUNNING
-            and container.id.startswith(wanted.id)
-            and container.pod_id.startswith(wanted.pod_sandbox_id)
-            and selects(labels, container.config.labels)
-        ]
-        stats = await call.thread(lambda: [self._stats.read(container) for container in chosen])
-        return pb.ListContainerStatsResponse(stats=stats)
+    async def UpdatePodSandboxResources(self, request: Any, call: Call) -> Any:
+        pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id")
+        overhead, resources = (
+            from_message(Resources, getattr(request, field), field) if request.HasField(field) else None
+            for field in ("overhead", "resources")
+        )
+        await call.thread(resize.resize_pod, self._node, pod.id, overhead, resources)
+        return pb.UpdatePodSandboxResourcesResponse()
 
     async def _change(self, call: Call, key: tuple[str, str], what: str, work: Any, *, subject: object = None) -> Any:
         return await self._jobs.run(self._changes, key, what, work, seconds=call.seconds(), subject=subject)
@@ -273,21 +211,11 @@ class RuntimeService:
         except NotFound:
             pass  # somebody else removed it meanwhile: what was wanted
 
-    def _find(self, kind: type[R], object_id: str, field: str, *, missing_ok: bool = False) -> Any:
-        """The record by its id or an unambiguous beginning of it; None (with missing_ok) or NotFound."""
-        table: Any = self._node.store.pods if kind is Pod else self._node.store.containers
-        if not object_id:
-            raise InvalidArgument(field, object_id, "is empty")
-        if object_id in table:
-            found = [table.get(object_id)]
-        else:
-            found = [record for key, record in list(table.items()) if key.startswith(object_id)]
-        found = [r for r in found if r is not None and r.state not in (PodState.CREATING, ContainerState.CREATING)]
-        if len(found) > 1:
-            raise InvalidArgument(field, object_id, f"is the beginning of {len(found)} ids; give more digits")
-        if not found and not missing_ok:
-            raise NotFound("pod" if kind is Pod else "container", object_id)
-        return found[0] if found else None
+    def _find(self, kind: type[R], object_id: str, field: str) -> R:
+        return lookup.find(self._node.store, kind, object_id, field)
+
+    def _find_or_none(self, kind: type[R], object_id: str, field: str) -> R | None:
+        return lookup.find_or_none(self._node.store, kind, object_id, field)
 
     def _container_info(self, container: Container) -> dict[str, Any]:
         try:

@@ -1,12 +1,14 @@
 """The gRPC server: its socket, its calls, its errors.  What a call does is in the services.
 
-The methods of a service come from the protobuf descriptor: a service object serves those that it has a coroutine for,
-and the others answer UNIMPLEMENTED with their name.  A coroutine may return a message or ready bytes.
+The methods of a service come from the protobuf descriptor: each is served by the first object that has a coroutine of
+its name (an asynchronous generator, for a stream), and one that none has answers UNIMPLEMENTED with its name.  What a
+coroutine returns, or yields, is a message or ready bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import math
@@ -14,7 +16,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextvars import ContextVar, copy_context
 from typing import Any
@@ -66,9 +68,9 @@ class Server:
             ]
         )
 
-    def add(self, descriptor: Any, service: object) -> None:
-        """Serve all methods of a protobuf service."""
-        handlers = {method.name: self._handler(method, service) for method in descriptor.methods}
+    def add(self, descriptor: Any, *parts: object) -> None:
+        """Serve all methods of a protobuf service, whose calls the parts share among them."""
+        handlers = {method.name: self._handler(method, parts) for method in descriptor.methods}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
 
     async def start(self) -> None:
@@ -86,12 +88,14 @@ class Server:
         except FileNotFoundError:
             pass
 
-    def _handler(self, method: Any, service: object) -> grpc.RpcMethodHandler[Any, Any]:
-        function = getattr(service, method.name, None)
+    def _handler(self, method: Any, parts: Sequence[object]) -> grpc.RpcMethodHandler[Any, Any]:
+        name = method.name
+        function = next((found for part in parts if (found := getattr(part, name, None))), None)
         parse = GetMessageClass(method.input_type).FromString
         if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(_unimplemented_stream(method.name), parse, _serialise)
-        serve = self._serve(method.name, function) if function is not None else _unimplemented(method.name)
+            stream = self._serve_stream(name, function) if function is not None else _unimplemented_stream(name)
+            return grpc.unary_stream_rpc_method_handler(stream, parse, _serialise)
+        serve = self._serve(name, function) if function is not None else _unimplemented(name)
         return grpc.unary_unary_rpc_method_handler(serve, parse, _serialise)
 
     def _serve(
@@ -109,6 +113,21 @@ class Server:
                 await _refuse(name, error, context)
             log.debug("%s took %.1f ms", name, (time.monotonic() - start) * 1000)
             return answer
+
+        return serve
+
+    def _serve_stream(
+        self, name: str, function: Callable[[Any, Call], AsyncGenerator[Any, None]]
+    ) -> Callable[[Any, Any], Any]:
+        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            request_id.set(f"{next(_numbers):x}")
+            try:
+                # Closed here and now, whatever ends it: what it holds is not left to the garbage collector.
+                async with contextlib.aclosing(function(request, Call(name, context, self._executor))) as answers:
+                    async for answer in answers:
+                        yield answer
+            except Exception as error:
+                await _refuse(name, error, context)
 
         return serve
 

@@ -106,12 +106,16 @@ def _without_signs(asked: Resources) -> Resources:
 def _restore(runtime: Any, container: Container, wanted: Resources, min_memory: int) -> None:
     """Write the old values of what `wanted` names; where there was none, the kernel's default."""
     old = container.resources
-    back = {name: getattr(old, name) or default for name, default in _DEFAULTS.items() if getattr(wanted, name)}
+    back: dict[str, Any] = {
+        name: getattr(old, name) or default for name, default in _DEFAULTS.items() if getattr(wanted, name)
+    }
     if wanted.cpu_shares:
         back["cpu_shares"] = old.cpu_shares or _DEFAULT_SHARES
     if wanted.cpu_period:
         back["cpu_period"] = old.cpu_period or _DEFAULT_PERIOD
-    kept = {name: getattr(old, name) for name in ("cpuset_cpus", "cpuset_mems", "hugepage_limits", "unified")}
+    kept: dict[str, Any] = {
+        name: getattr(old, name) for name in ("cpuset_cpus", "cpuset_mems", "hugepage_limits", "unified")
+    }
     try:
         runtime.update(container.id, container.cgroup, _limits(Resources(**back, **kept), min_memory))
     except CrioError as error:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cri.jobs import Jobs
-from crio_native.cri.listing import _framed
+from crio_native.cri.listing import framed
 from crio_native.cri.messages import _signal
 from crio_native.cri.status_codes import status_code
 from crio_native.cri.translate import from_message, to_message
@@ -181,7 +181,7 @@ def test_status_codes(error: Exception, code: grpc.StatusCode) -> None:
 @given(st.lists(st.text(max_size=300), max_size=5))
 def test_entries_joined_are_a_list(ids: list[str]) -> None:
     ids = [text.encode("utf-8", "replace").decode() for text in ids]
-    data = b"".join(_framed(pb.Container(id=text)) for text in ids)
+    data = b"".join(framed(pb.Container(id=text)) for text in ids)
     assert [c.id for c in pb.ListContainersResponse.FromString(data).containers] == ids
 
 

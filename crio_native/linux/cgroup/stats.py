@@ -19,8 +19,8 @@ def read(host: Hierarchy, path: str) -> dict[str, Any]:
     """The fields of `oci.runtime.Stats`, those that this host can tell; times in ns, sizes in bytes.
 
     Beside them ``extra``, whose keys are there when the host has them: cpu (ns, and counts of throttling), memory (the
-    kernel's own names), memory_peak, pids_limit, io (a list with one entry a device), hugetlb (page size -> bytes),
-    pressure (cpu, memory and io; stall times in microseconds).
+    kernel's own names), memory_peak, swap_limit, pids_limit, io (a list with one entry a device), hugetlb and
+    hugetlb_peak (page size -> bytes), pressure (cpu, memory and io; stall times in microseconds).
     """
     reading: dict[str, Any] = {"timestamp": time.time_ns(), "extra": {}}
     extra = reading["extra"]
@@ -38,10 +38,27 @@ def read(host: Hierarchy, path: str) -> dict[str, Any]:
     elif io:
         extra["io"] = _io_v2(f"{io}{path}/io.stat")
     if host.version_of("hugetlb"):
-        extra["hugetlb"] = _hugetlb(host, path)
+        extra["hugetlb"], extra["hugetlb_peak"] = _hugetlb(host, path)
     if host.unified:
         extra["pressure"] = _pressure(f"{host.unified}{path}/")
     return reading
+
+
+def memory_counts(host: Hierarchy, path: str) -> dict[str, int]:
+    """``failcnt``, how often the limit was hit, and ``kernel``, bytes of the kernel's own; those that the host tells.
+
+    Apart from `read`: only who asks for metrics wants them.
+    """
+    memory = host.mount_of("memory")
+    if host.version_of("memory") == 2:
+        events = files.table(files.read_or_empty(f"{memory}{path}/memory.events"))
+        found = {"failcnt": events.get("max"), "kernel": None}
+    else:
+        found = {
+            "failcnt": _number(f"{memory}{path}/memory.failcnt"),
+            "kernel": _number(f"{memory}{path}/memory.kmem.usage_in_bytes"),
+        }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _number(path: str) -> int | None:
@@ -83,6 +100,7 @@ def _memory_v2(directory: str, reading: dict[str, Any]) -> None:
     reading["swap_usage"] = _number(directory + "memory.swap.current")
     reading["extra"]["memory"] = table
     reading["extra"]["memory_peak"] = _number(directory + "memory.peak")
+    reading["extra"]["swap_limit"] = _number(directory + "memory.swap.max")
 
 
 def _memory_v1(directory: str, reading: dict[str, Any]) -> None:
@@ -98,6 +116,9 @@ def _memory_v1(directory: str, reading: dict[str, Any]) -> None:
     reading["swap_usage"] = table.get("total_swap")
     reading["extra"]["memory"] = table
     reading["extra"]["memory_peak"] = _number(directory + "memory.max_usage_in_bytes")
+    both = table.get("hierarchical_memsw_limit", _V1_UNLIMITED)
+    if limit is not None and limit <= both < _V1_UNLIMITED:
+        reading["extra"]["swap_limit"] = both - limit
 
 
 def _io_v2(path: str) -> list[dict[str, Any]]:
@@ -124,14 +145,15 @@ def _io_v1(directory: str) -> list[dict[str, Any]]:
     return list(devices.values())
 
 
-def _hugetlb(host: Hierarchy, path: str) -> dict[str, int]:
-    suffix = ".current" if host.version_of("hugetlb") == 2 else ".usage_in_bytes"
-    directory = f"{host.mount_of('hugetlb')}{path}/"
-    return {
-        size: value
-        for size in _huge_page_sizes()
-        if (value := _number(f"{directory}hugetlb.{size}{suffix}")) is not None
-    }
+def _hugetlb(host: Hierarchy, path: str) -> tuple[dict[str, int], dict[str, int]]:
+    """What is in use, and the most that was (which only v1 remembers), by page size."""
+    current = ".current" if host.version_of("hugetlb") == 2 else ".usage_in_bytes"
+    directory = f"{host.mount_of('hugetlb')}{path}/hugetlb."
+    readings = [
+        {size: value for size in _huge_page_sizes() if (value := _number(directory + size + suffix)) is not None}
+        for suffix in (current, ".max_usage_in_bytes")
+    ]
+    return readings[0], readings[1]
 
 
 def _huge_page_sizes() -> list[str]:

@@ -1,0 +1,154 @@
+"""The RuntimeService's calls about the node as a whole: versions, state, configuration, events."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import time
+import tomllib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from crio_native import __version__
+from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.config import Config
+from crio_native.cri import messages
+from crio_native.cri.server import Call
+from crio_native.errors import CrioError, InvalidArgument
+from crio_native.linux.cgroup import hierarchy
+from crio_native.oci.runtime import Abilities
+from crio_native.pods.events import Events
+from crio_native.pods.node import Node
+
+log = logging.getLogger(__name__)
+
+API_VERSION = "v1"
+RUNTIME_NAME = "crio-native"
+_KUBELET_API = "0.1.0"  # what kubelets compare Version.version with
+
+
+class NodeService:
+    """Its answers are what is true when they are given: nothing is remembered but the pod CIDR."""
+
+    def __init__(self, config: Config, node: Node, events: Events, network_status: Callable[[], tuple[bool, str]]):
+        self._config = config
+        self._node = node
+        self._events = events
+        self._network_status = network_status
+        self._known_abilities: dict[str, Abilities] = {}
+        self._pod_cidr = ""
+        self._started = time.time_ns()
+
+    async def Version(self, request: Any, call: Call) -> Any:
+        return pb.VersionResponse(
+            version=_KUBELET_API,
+            runtime_name=RUNTIME_NAME,
+            runtime_version=__version__,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def Status(self, request: Any, call: Call) -> Any:
+        network, why = await call.thread(self._network_status)
+        runtime = self._runtime_trouble()
+        response = pb.StatusResponse()
+        conditions = response.status.conditions
+        conditions.add(
+            type="RuntimeReady", status=not runtime, reason="RuntimeNotReady" if runtime else "", message=runtime
+        )
+        conditions.add(
+            type="NetworkReady", status=network, reason="" if network else "NetworkPluginNotReady", message=why
+        )
+        abilities = await call.thread(self._abilities)
+        for name in ("", *sorted(self._node.settings.runtimes)):
+            can = abilities.get(name or self._config.runtime.default_runtime, Abilities())
+            features = pb.RuntimeHandlerFeatures(
+                recursive_read_only_mounts=can.recursive_read_only_mounts, user_namespaces=can.user_namespaces
+            )
+            response.runtime_handlers.add(name=name, features=features)
+        response.features.supplemental_groups_policy = True
+        response.features.user_namespaces_host_network = all(can.user_namespaces for can in abilities.values())
+        if request.verbose:
+            response.info["config"] = await call.thread(self._config_json)
+            response.info["state"] = json.dumps(self._state())
+        return response
+
+    async def RuntimeConfig(self, request: Any, call: Call) -> Any:
+        response = pb.RuntimeConfigResponse()
+        systemd = self._config.runtime.cgroup_manager == "systemd"
+        response.linux.cgroup_driver = pb.SYSTEMD if systemd else pb.CGROUPFS
+        return response
+
+    async def UpdateRuntimeConfig(self, request: Any, call: Call) -> Any:
+        """The pod CIDR is noted for operators to compare: the pods' addresses are the network configuration's, as in
+        CRI-O."""
+        cidr = request.runtime_config.network_config.pod_cidr
+        for each in filter(None, cidr.split(",")):
+            try:
+                ipaddress.ip_network(each.strip())
+            except ValueError:
+                raise InvalidArgument(
+                    "runtime_config.network_config.pod_cidr", each, "must be a network such as 10.85.0.0/16"
+                ) from None
+        if cidr and cidr != self._pod_cidr:
+            log.info("the kubelet's pod CIDR is %s; pods get their addresses from the network configuration", cidr)
+        self._pod_cidr = cidr or self._pod_cidr
+        return pb.UpdateRuntimeConfigResponse()
+
+    async def GetContainerEvents(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        subscription = self._events.subscribe(lambda: _wake(loop, woken))
+        try:
+            while True:
+                await woken.wait()
+                woken.clear()
+                for event in subscription.take():
+                    yield messages.event(event)
+        finally:
+            subscription.close()
+
+    def _abilities(self) -> dict[str, Abilities]:
+        """What each handler that can run can do; asked once, because some programs take a second to say."""
+        if not self._known_abilities:
+            for name, runtime in self._node.runtimes.items():
+                try:
+                    self._known_abilities[name] = runtime.abilities()
+                except CrioError as error:
+                    log.warning("runtime handler %s cannot run: %s", name, error)
+        return self._known_abilities
+
+    def _runtime_trouble(self) -> str:
+        """Why no container can be made by default; "" when one can."""
+        default = self._config.runtime.default_runtime
+        if default not in self._node.runtimes:
+            return f"the default runtime handler {default!r} has no executor in this version"
+        if not self._node.namespaces.pids():
+            return "no launcher runs; each call that needs one starts another"
+        return ""
+
+    def _config_json(self) -> str:
+        """sandboxImage is what kubeadm looks for; this runtime's pods have no such image, but a kubelet may pin it."""
+        tables = tomllib.loads(self._config.to_toml())
+        return json.dumps({"sandboxImage": self._config.image.pause_image, **tables})
+
+    def _state(self) -> dict[str, Any]:
+        store = self._node.store
+        return {
+            "pid": os.getpid(),
+            "startedAt": self._started,
+            "version": __version__,
+            "kernel": os.uname().release,
+            "cgroups": hierarchy().mode,
+            "pods": Counter(pod.state for pod in list(store.pods.values())),
+            "containers": Counter(container.state for container in list(store.containers.values())),
+            "launchers": self._node.namespaces.pids(),
+            "podCIDR": self._pod_cidr,
+            "eventsDropped": self._events.dropped,
+        }
+
+
+def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(woken.set)
