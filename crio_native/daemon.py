@@ -96,9 +96,9 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
     from crio_native.images import ImageStore
     from crio_native.images.sources import from_config
     from crio_native.network import PodNetwork
-    from crio_native.oci.builtin.client import BuiltinRuntime
     from crio_native.pods.containers import Containers
     from crio_native.pods.exits import ExitWatcher
+    from crio_native.pods.handlers import Handlers, Parts
     from crio_native.pods.host import Host
     from crio_native.pods.node import Node
     from crio_native.pods.profiles import SeccompProfiles
@@ -130,11 +130,6 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
         exits = ExitWatcher()
         stack.callback(cleaners.shutdown, cancel_futures=True)
         stack.callback(exits.stop)
-        executors = {
-            name: BuiltinRuntime(launchers, create_timeout=handler.container_create_timeout)
-            for name, handler in runtime.runtimes.items()
-            if handler.runtime_type == "builtin"
-        }
         node = Node(
             settings=runtime,
             host=Host.read(),
@@ -143,7 +138,7 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
             images=images,
             network=network,
             namespaces=launchers,
-            runtimes=executors,
+            handlers=Handlers(Parts(launchers, layout, runtime)),
             profiles=SeccompProfiles(),
             exits=exits,
             workers=cleaners,

@@ -110,7 +110,7 @@ class Containers:
                     f"container {container_id} is {container.state}; only a created container can be started"
                 )
             self._ready_pod(container.pod_id)
-            _, runtime = node.handler(container.handler)
+            runtime = self._runtime(container)
             with self._before_its_end(container_id):
                 self._start(container_id, runtime)
 
@@ -172,7 +172,7 @@ class Containers:
         """
         node = self._node
         container = node.store.get(Container, container_id)
-        process, runtime = container.process, node.handler(container.handler)[1]
+        process, runtime = container.process, self._runtime(container)
         if container.state != ContainerState.RUNNING or process is None:
             raise FailedPrecondition(f"container {container_id} is {container.state}; exec needs a running one")
         config = json.loads((node.layout.bundle(container_id) / "config.json").read_bytes())
@@ -252,7 +252,7 @@ class Containers:
     def _make(self, container: Container, image_config: dict[str, object], stage: Stage) -> None:
         node, layout = self._node, self._node.layout
         pod = self._ready_pod(container.pod_id)
-        settings, runtime = node.handler(container.handler)
+        settings, runtime = node.handlers.usable(pod.handler).settings, node.executor(pod)
         built = spec.container_spec(
             pod,
             container,
@@ -362,7 +362,7 @@ class Containers:
         )
 
     def _runtime(self, container: Container) -> Runtime:
-        return self._node.handler(container.handler)[1]
+        return self._node.executor(self._node.store.get(Pod, container.pod_id))
 
     def _signal(self, container: Container, number: int) -> None:
         try:

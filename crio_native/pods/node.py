@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from crio_native.config.tables import RuntimeHandler, RuntimeTable
-from crio_native.errors import InvalidArgument, Unimplemented
+from crio_native.config.tables import RuntimeTable
+from crio_native.errors import InvalidArgument
 from crio_native.images import ImageStore
 from crio_native.network import PodNetwork
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.runtime import Runtime
 from crio_native.pods.exits import ExitWatcher
+from crio_native.pods.handlers import Handlers
 from crio_native.pods.host import Host
 from crio_native.pods.locks import KeyedLocks
 from crio_native.pods.profiles import SeccompProfiles
-from crio_native.pods.records import Layout
+from crio_native.pods.records import Layout, Pod
 from crio_native.pods.store import Store
 
 Stage = Callable[[str], None]
@@ -25,8 +26,7 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """runtimes: an executor for each handler that this version can run.  namespaces: who makes and pins them.
-    workers: where ends are cleaned up after."""
+    """namespaces: who makes and pins them.  workers: where ends are cleaned up after."""
 
     settings: RuntimeTable
     host: Host
@@ -35,26 +35,20 @@ class Node:
     images: ImageStore
     network: PodNetwork
     namespaces: Launchers
-    runtimes: Mapping[str, Runtime]
+    handlers: Handlers
     profiles: SeccompProfiles
     exits: ExitWatcher
     workers: ThreadPoolExecutor
     locks: KeyedLocks = field(default_factory=KeyedLocks)
 
-    def handler(self, name: str) -> tuple[RuntimeHandler, Runtime]:
-        """A handler's settings and its executor; "" is the default.  Raises InvalidArgument, Unimplemented."""
-        name = name or self.settings.default_runtime
-        settings = self.settings.runtimes.get(name)
-        if settings is None:
-            known = ", ".join(sorted(self.settings.runtimes))
-            raise InvalidArgument("runtime_handler", name, f"no such handler is configured; there are: {known}")
-        runtime = self.runtimes.get(name)
-        if runtime is None:
-            raise Unimplemented(
-                f'runtime_handler {name!r}: this version runs only handlers of runtime_type "builtin", '
-                f"not {settings.runtime_type!r}"
-            )
-        return settings, runtime
+    @property
+    def runtimes(self) -> Mapping[str, Runtime]:
+        """The executors of the handlers that can run."""
+        return {name: handler.runtime for name, handler in self.handlers.items() if not handler.problem}
+
+    def executor(self, pod: Pod) -> Runtime:
+        """Who runs a pod's containers: its handler as it was when the pod was made."""
+        return self.handlers.of(pod.handler, pod.executor)
 
     def cgroup_path(self, parent: str, object_id: str) -> str:
         """A container's cgroup in the words of the cgroup manager."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from crio_native.config.tables import RuntimeHandler
 from crio_native.oci.runtime import Process, ResolvedUser
 from crio_native.pods.values import ContainerConfig, PodConfig, Resources, UserNamespace
 
@@ -68,12 +69,33 @@ class ProcessRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class HandlerRecord:
+    """What of a handler's configuration its living containers are managed with (see `config.tables.RuntimeHandler`)."""
+
+    runtime_type: str = "builtin"
+    runtime_path: str = ""
+    runtime_root: str = ""
+    runtime_config_path: str = ""
+    monitor_path: str = ""
+    monitor_cgroup: str = ""
+    monitor_env: tuple[str, ...] = ()
+    monitor_exec_cgroup: str = ""
+
+    @classmethod
+    def of(cls, handler: RuntimeHandler) -> HandlerRecord:
+        return cls(**{name: getattr(handler, name) for name in cls.__dataclass_fields__})
+
+    def settings(self) -> RuntimeHandler:
+        return RuntimeHandler(**{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod sandbox.
 
     created_at: ns since the epoch.  claimed: a caller was told the id (an unclaimed pod answers the retry of the call
     that made it).  infra: the pause process of a pod that shares its PID namespace.  cgroup: its containers' parent.
-    userns: the mappings of its own user namespace.
+    userns: the mappings of its own user namespace.  executor: what of its handler's configuration it was made with.
     """
 
     id: str
@@ -87,6 +109,7 @@ class Pod:
     claimed: bool = False
     ips: tuple[str, ...] = ()
     infra: ProcessRecord | None = None
+    executor: HandlerRecord | None = None
     userns: UserNamespace | None = None
 
 

@@ -97,8 +97,8 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     for run_dir in _strangers(layout.runroot / "containers", known):
         log.warning("removing %s, which belongs to no known container", run_dir)
         cgroup = _cgroup_of(layout.root / "containers" / run_dir.name)
-        for runtime in node.runtimes.values():
-            runtime.delete(run_dir.name, run_dir, cgroup)
+        for handler in node.handlers.values():
+            handler.runtime.delete(run_dir.name, run_dir, cgroup)
         trees.remove_tree(run_dir)
     for place in (layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"):
         for directory in _strangers(place, known):

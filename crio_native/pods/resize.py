@@ -38,7 +38,8 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
             raise FailedPrecondition(
                 f"container {container_id} is {container.state}; only a created or running one has limits to change"
             )
-        settings, runtime = node.handler(container.handler)
+        runtime = node.executor(node.store.get(Pod, container.pod_id))
+        settings = node.handlers.settings_of(container.handler)
         old = container.resources
         new = _merged(old, wanted)
         _limits(new, settings.container_min_memory)

@@ -23,7 +23,7 @@ from crio_native.oci.runtime import ContainerSpec, ExitStatus
 from crio_native.pods import names, pod_files, spec, spec_resources, spec_security, trees, userns
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node, Stage
-from crio_native.pods.records import Pod, PodState, ProcessRecord
+from crio_native.pods.records import HandlerRecord, Pod, PodState, ProcessRecord
 from crio_native.pods.values import NamespaceMode, PodConfig
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,13 @@ class Sandboxes:
         _check(config)
         userns_options = userns.of_pod(config, node.settings, node.host)
         sysctls = spec_resources.pod_sysctls(config.linux.sysctls, node.settings.default_sysctls, config.namespaces)
-        node.handler(handler)
+        chosen = node.handlers.usable(handler)
         pod = Pod(
             id=names.new_id(),
             name=name,
             config=config,
-            handler=handler or node.settings.default_runtime,
+            handler=chosen.name,
+            executor=HandlerRecord.of(chosen.settings),
             created_at=time.time_ns(),
             cgroup=node.cgroup_parent(config.linux.cgroup_parent),
             userns=userns_options,
@@ -138,7 +139,7 @@ class Sandboxes:
 
     def watch_infra(self, pod: Pod) -> None:
         """Notice the end of the pod's pause process.  Raises NotFound when it has ended."""
-        _, runtime = self._node.handler(pod.handler)
+        runtime = self._node.handlers.pause
         sock = runtime.watch(pod.id, self._node.layout.run_dir(pod.id))
         self._node.exits.watch(pod.id, sock, runtime.read_exit, self._infra_ended)
 
@@ -226,7 +227,7 @@ class Sandboxes:
 
     def _start_infra(self, pod: Pod) -> ProcessRecord:
         node, layout = self._node, self._node.layout
-        _, runtime = node.handler(pod.handler)
+        runtime = node.handlers.pause
         bundle, run_dir = layout.bundle(pod.id), layout.run_dir(pod.id)
         os.mkdir(bundle, 0o700)
         os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
@@ -240,7 +241,7 @@ class Sandboxes:
     def _delete_infra(self, pod: Pod) -> None:
         run_dir = self._node.layout.run_dir(pod.id)
         if pod.config.namespaces.pid is NamespaceMode.POD:
-            _, runtime = self._node.handler(pod.handler)
+            runtime = self._node.handlers.pause
             runtime.delete(pod.id, run_dir, self._node.cgroup_path(pod.cgroup, pod.id))
             trees.remove_tree(run_dir)
 

@@ -7,6 +7,7 @@ because nobody else knows why it refused; what it says of itself is checked befo
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, S
 from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.runtime import Abilities
+
+log = logging.getLogger(__name__)
 
 OUTPUT_MAX = 256 << 10  # bytes of a program's stdout; the longest there is, a features document, has some 15 KiB
 WORDS_MAX = 2000  # characters of its complaint that go into an error
@@ -111,7 +114,10 @@ class Program:
         return str(self._object("state", ended.stdout).get("status", ""))
 
     def abilities(self) -> Abilities:
-        """Its version and features.  Raises NotFound, FailedPrecondition, StepFailed, DeadlineExceeded."""
+        """Its version and features, as far as it tells them: older runtimes have no `features`.
+
+        Raises NotFound, FailedPrecondition, StepFailed, DeadlineExceeded.
+        """
         path = self.find()
         asked = self.run([path, "--version"], seconds=ASK_SECONDS)
         if asked.code != 0:
@@ -119,7 +125,8 @@ class Program:
         first = asked.stdout.decode(errors="replace").strip().split("\n")[0]
         asked = self.run([path, "features"], seconds=ASK_SECONDS)
         if asked.code != 0:
-            raise self.failed("features", asked.code, asked.words)
+            log.info("%s has no features to tell: %s", path, asked.words or f"code {asked.code}")
+            return Abilities(first[:200])
         return abilities_of(first[:200], self._object("features", asked.stdout), path)
 
     def _object(self, command: str, data: bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What runs an OCI runtime's program: a clone of a launcher, made for one act.
 
-`run` runs a command to its end.  `create` becomes the container's monitor, which must be the parent of a process that the
-runtime made and left: so this process is its subreaper, speaks to the monitor as an init would, and execs it.  `execute`
-stays as the parent of a process that the runtime started inside a container, and tells its end.
+`run` runs a command to its end.  `create` becomes the container's monitor, which must be the parent of a process that
+the runtime made and left: so this process is its subreaper, speaks to the monitor as an init would, and execs it.
+`execute` stays as the parent of a process that the runtime started inside a container, and tells its end.
 
 Whoever asked holds the other end of `reply`; when that closes, nobody wants the act any more, and it is undone as far
 as its processes go.  The runtime gets three descriptors and no other (CVE-2024-21626).
@@ -164,7 +164,7 @@ def wait_for(
 def drain(tails: Sequence[Tail]) -> None:
     end = time.monotonic() + DRAIN_SECONDS
     while any(tail.open for tail in tails) and time.monotonic() < end:
-        if not any([tail.read() for tail in tails if tail.open]):
+        if not sum(tail.read() for tail in tails if tail.open):
             time.sleep(0.002)
 
 
@@ -294,7 +294,7 @@ class Made:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.out, self.err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         self.stdin = os.pipe2(os.O_CLOEXEC) if request["stdin"] and not request["terminal"] else (null, -1)
-        self.console = Console(request["console"]) if request["terminal"] else None
+        self.console = Console(f"{request['scratch']}/{os.getpid()}.tty") if request["terminal"] else None
 
     def create(self) -> bytes:
         """Run the runtime's `create`; what it said although it succeeded.  Raises Refusal."""
@@ -302,7 +302,7 @@ class Made:
         tails = [Tail(self.out[0], WORDS_MAX, end=True), Tail(self.err[0], WORDS_MAX, end=True)]
         extra = {self.console.fileno(): self.console.accept} if self.console else {}
         try:
-            pid = spawn(self.request["line"], self.request["env"], [self.stdin[0], self.out[1], self.err[1]])
+            pid = spawn(self.line(), self.request["env"], [self.stdin[0], self.out[1], self.err[1]])
             for fd in (self.stdin[0], self.out[1], self.err[1]):
                 os.close(fd)
             status = wait_for(pid, children, self.reply, tails, extra)
@@ -320,6 +320,10 @@ class Made:
             raise Refusal(end_of(status, said))
         self.pid = child_of_file(self.request["pid_file"])
         return said
+
+    def line(self) -> list[str]:
+        *line, container_id = self.request["line"]
+        return [*line, *(["--console-socket", self.console.path] if self.console else []), container_id]
 
     def become_monitor(self, reply: _socket.socket, told: dict[str, Any]) -> NoReturn:
         """Say for the container's process what an init of ours would say itself, then exec the monitor."""
@@ -342,19 +346,22 @@ class Made:
         _signal.set_wakeup_fd(-1)
         steps.restore_signals()
         monitor = self.request["monitor"]
-        os.execve(monitor["path"], [*monitor["arguments"], "--pid", str(self.pid)], {})
+        words = monitor["arguments"]
+        line = words if words[0] == "crio-monitor" else ["crio-monitor", *words]
+        os.execve(monitor["path"], [*line, "--pid", str(self.pid)], {})
 
 
 class Console:
-    """The socket that a runtime sends a terminal's master to."""
+    """The socket that a runtime sends a terminal's master to.  Its path must be short: sun_path has 108 bytes."""
 
     def __init__(self, path: str) -> None:
         self.path, self.master = path, -1
         self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        forget(path)
         try:
             self.listener.bind(path)
         except OSError as error:
-            raise OSError(error.errno or 22, "its path must be short enough for a socket (crio.runroot)", path) from None
+            raise OSError(error.errno or 22, "crio.runroot may be too long for a socket's path", path) from None
         self.listener.listen(1)
 
     def fileno(self) -> int:
@@ -366,7 +373,7 @@ class Console:
             return
         self.listener.settimeout(1)
         try:
-            fd, _ = self.listener._accept()
+            fd, _ = self.listener._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
         except (TimeoutError, BlockingIOError):
             raise Refusal("the runtime did not send the terminal to its console socket") from None
         with_socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
@@ -381,7 +388,7 @@ class Console:
 
     def close(self) -> None:
         self.listener.close()
-        os.unlink(self.path)
+        forget(self.path)
 
 
 def execute(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
@@ -434,7 +441,7 @@ def start(
             console.accept()
     finally:
         if console:
-            console.listener.close()
+            console.close()
         os.close(null)
     return child_of_file(files["pid"], children), console
 

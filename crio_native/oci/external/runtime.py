@@ -37,12 +37,14 @@ from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Overlay,
 
 log = logging.getLogger(__name__)
 
-PAUSE = "/pause"
+# What every runtime serves.  The fields of later versions are looked at by those that know them, whatever this says,
+# but older ones refuse a document of a version that they do not know.
+OCI_VERSION = "1.0.2"
 EXEC_SECONDS = 30.0  # for a process in a container to be started
 
 
 class ExternalRuntime(Monitored):
-    """name, settings: the handler.  scratch: a directory of ours on tmpfs, for what lives as long as an exec's start."""
+    """name, settings: the handler.  scratch: a directory of ours on tmpfs, for files that an exec's start needs."""
 
     def __init__(
         self, name: str, settings: RuntimeHandler, table: RuntimeTable, launchers: Launchers, scratch: Path
@@ -75,7 +77,8 @@ class ExternalRuntime(Monitored):
                 f"the handler's program {self.program} cannot show an image's files to a user namespace; "
                 "use a handler of runtime_type builtin"
             )
-        os.makedirs(self._program.root, 0o700, exist_ok=True)
+        for directory in (self._program.root, self._scratch):
+            os.makedirs(directory, 0o700, exist_ok=True)
         _mark(container.run_dir, container.spec["root"]["path"])
         cgroups_path = (container.spec.get("linux") or {}).get("cgroupsPath", "")
         try:
@@ -85,7 +88,9 @@ class ExternalRuntime(Monitored):
             raise
 
     def _create(self, container: ContainerSpec, cgroups_path: str) -> Process:
-        request = self._create_request(container, self._cgroup(cgroups_path), self._monitor_group(container.id, cgroups_path))
+        request = self._create_request(
+            container, self._cgroup(cgroups_path), self._monitor_group(container.id, cgroups_path)
+        )
         with self._launchers.conversation(request) as reply:
             try:
                 created = monitor.read_reply(reply, self._settings.container_create_timeout or None)
@@ -98,13 +103,13 @@ class ExternalRuntime(Monitored):
         return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"], user)
 
     def _create_request(self, container: ContainerSpec, cgroup: Cgroup | None, groups: list[str]) -> dict[str, Any]:
-        spec = dict(container.spec)
-        process_object = spec.pop("process")
+        spec = {**container.spec, "ociVersion": OCI_VERSION}
+        process_object = _said(spec.pop("process"))
+        spec["linux"] = _said(spec.get("linux") or {})
         terminal = bool(process_object.get("terminal"))
         pid_file = f"{container.run_dir}/pid"
         line = ["create", "--bundle", str(container.bundle), "--pid-file", pid_file]
         line += ["--no-pivot"] if self._no_pivot else []
-        line += ["--console-socket", f"{container.run_dir}/tty"] if terminal else []
         return {
             "op": "external",
             "act": "create",
@@ -118,7 +123,7 @@ class ExternalRuntime(Monitored):
             "config": f"{container.bundle}/config.json",
             "run_dir": str(container.run_dir),
             "pid_file": pid_file,
-            "console": f"{container.run_dir}/tty",
+            "scratch": str(self._scratch),
             "terminal": terminal,
             "stdin": container.stdin,
             "groups": groups,
@@ -179,7 +184,9 @@ class ExternalRuntime(Monitored):
             problem = str(error)
         state = f"{self._program.root}/{container_id}"
         if os.path.lexists(state):
-            log.warning("container %s: %s could not delete it, so its state is removed: %s", container_id, self.program, problem)
+            log.warning(
+                "container %s: %s could not delete it, so its state is removed: %s", container_id, self.program, problem
+            )
             shutil.rmtree(state)
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
@@ -191,7 +198,7 @@ class ExternalRuntime(Monitored):
             "act": "exec",
             "line": self._program.line("exec", container_id),
             "env": self._program.env,
-            "process": json.dumps(self._process(request.process, cgroups_path)).encode(),
+            "process": json.dumps(self._process(request.process, process_)).encode(),
             "scratch": str(self._scratch),
             "terminal": False,
             "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
@@ -205,30 +212,29 @@ class ExternalRuntime(Monitored):
                 theirs.close()
             started = receive(reply, EXEC_SECONDS, f"starting a process in container {container_id}")
             if "error" in started:
-                raise self._exec_failed(container_id, StartFailed.from_dict(started["error"]), process_)
+                raise self._exec_failed(StepFailed.from_dict(started["error"]), process_)
         except BaseException:
             reply.close()
             raise
         return BuiltinExec(reply, started["started"])
 
-    def _exec_failed(self, container_id: str, error: StartFailed, process_: Process) -> StepFailed:
+    def _exec_failed(self, error: StepFailed, process_: Process) -> StepFailed:
         if not self.is_alive(process_):
             return StepFailed("exec", 3, "", f"the container has ended: {words(error.detail.encode())}")
         return StartFailed(error.step, error.number, self.program, words(error.detail.encode()))
 
-    def _process(self, process_object: Mapping[str, Any], cgroups_path: str) -> Mapping[str, Any]:
+    def _process(self, process_object: Mapping[str, Any], process_: Process) -> Mapping[str, Any]:
         """With exec_cpu_affinity "first": the process begins on the first CPU of the container's set."""
-        cgroup = self._cgroup(cgroups_path)
-        if self._settings.exec_cpu_affinity != "first" or cgroup is None:
-            return process_object
-        cpus = cgroup.cpus()
-        return {**process_object, "execCPUAffinity": {"initial": str(cpus[0])}} if cpus else process_object
+        if self._settings.exec_cpu_affinity != "first":
+            return _said(process_object)
+        first = min(os.sched_getaffinity(process_.pid))
+        return {**_said(process_object), "execCPUAffinity": {"initial": str(first)}}
 
     def _exec_groups(self, cgroups_path: str) -> list[str]:
         cgroup = self._cgroup(cgroups_path)
         if self._settings.monitor_exec_cgroup != "container" or cgroup is None:
             return []
-        return cgroup.procs_files()
+        return _procs_files(cgroup)
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._program.act("update", "--resources", "-", container_id, stdin=json.dumps(dict(resources)).encode())
@@ -267,7 +273,7 @@ class ExternalRuntime(Monitored):
         if group is None:
             return []
         group.create()
-        return group.procs_files()
+        return _procs_files(group)
 
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
@@ -281,6 +287,21 @@ def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
     if label:
         data += f',context="{label}"'
     return {"base": overlay.base, "path": spec["root"]["path"], "data": data}
+
+
+def _said(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Without empty strings: some runtimes take an empty label or profile for one that has to be set."""
+    return {name: value for name, value in members.items() if value != ""}
+
+
+def _procs_files(cgroup: Cgroup) -> list[str]:
+    """Where a process writes "0" to join the group in every hierarchy."""
+    files = cgroup.join_files()
+    descriptor = cgroup.descriptor()
+    if descriptor is not None:
+        files.append(os.readlink(f"/proc/self/fd/{descriptor}") + "/cgroup.procs")
+        os.close(descriptor)
+    return files
 
 
 def _user(container: ContainerSpec) -> dict[str, Any] | None:

@@ -1,0 +1,140 @@
+"""The runtime handlers: which executor serves a name of [crio.runtime.runtimes], what it can do, or why it cannot run.
+
+An executor is made by its handler's `runtime_type`: a new type is one more function in `TYPES`.  Each is asked once, at
+start-up, whether it can run at all, so that a broken one is known before its first pod.  A pod keeps the part of its
+handler that its containers are managed with (`HandlerRecord`): it can be stopped and removed when the configuration
+has changed, or has no such handler any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crio_native.config.tables import RuntimeHandler, RuntimeTable
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
+from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.external.runtime import ExternalRuntime
+from crio_native.oci.runtime import Abilities, Runtime
+from crio_native.pods.records import HandlerRecord, Layout
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of the node executors are made with."""
+
+    launchers: Launchers
+    layout: Layout
+    settings: RuntimeTable
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A configured handler.  problem: why it cannot run, "" if it can; `abilities` then say what it can do."""
+
+    name: str
+    settings: RuntimeHandler
+    runtime: Runtime
+    abilities: Abilities = field(default_factory=Abilities)
+    problem: str = ""
+
+    @property
+    def program(self) -> str:
+        """The program that makes the containers, "" for none."""
+        return str(getattr(self.runtime, "program", ""))
+
+
+def _builtin(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
+    return BuiltinRuntime(
+        parts.launchers,
+        cgroup_manager=parts.settings.cgroup_manager,
+        create_timeout=settings.container_create_timeout,
+    )
+
+
+def _oci(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
+    return ExternalRuntime(name, settings, parts.settings, parts.launchers, parts.layout.runroot / "exec")
+
+
+Make = Callable[[str, RuntimeHandler, Parts], Runtime]
+TYPES: Mapping[str, Make] = {"builtin": _builtin, "oci": _oci}
+
+
+class Handlers(Mapping[str, Handler]):
+    """The handlers by name, as configured at start-up."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Make and ask each.  Raises FailedPrecondition when the default handler cannot run."""
+        self._parts = parts
+        self._default = parts.settings.default_runtime
+        self._handlers = {name: self._probed(name, each) for name, each in parts.settings.runtimes.items()}
+        self._of_records: dict[tuple[str, HandlerRecord], Runtime] = {}
+        # The pause process of a pod needs no image, and nothing that a runtime's program could do better.
+        self.pause: Runtime = _builtin("", RuntimeHandler(runtime_type="builtin"), parts)
+        if problem := self._handlers[self._default].problem:
+            raise FailedPrecondition(
+                f"crio.runtime.default_runtime: the handler {self._default!r} cannot run: {problem}"
+            )
+
+    def __getitem__(self, name: str) -> Handler:
+        return self._handlers[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._handlers)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def usable(self, name: str, program: str = "") -> Handler:
+        """The handler for a new pod; "" is the default.
+
+        program: a key of the handler's platform_runtime_paths, whose program is to be used.  Raises InvalidArgument
+        for a name that is not configured, FailedPrecondition for a handler that cannot run.
+        """
+        handler = self._handlers.get(name or self._default)
+        if handler is None:
+            known = ", ".join(sorted(self._handlers))
+            raise InvalidArgument("runtime_handler", name, f"no such handler is configured; there are: {known}")
+        if handler.problem:
+            raise FailedPrecondition(f"runtime_handler {handler.name!r} cannot run: {handler.problem}")
+        return self._with_program(handler, program) if program else handler
+
+    def settings_of(self, name: str) -> RuntimeHandler:
+        """A handler's configuration, also when it cannot run; the default of each key when there is no such handler."""
+        handler = self._handlers.get(name)
+        return handler.settings if handler else RuntimeHandler()
+
+    def _with_program(self, handler: Handler, platform: str) -> Handler:
+        paths = handler.settings.platform_runtime_paths
+        if platform not in paths:
+            known = ", ".join(sorted(paths)) or "none"
+            raise InvalidArgument(
+                "config.annotations", platform, f"is no platform of handler {handler.name!r}; there are: {known}"
+            )
+        return self._probed(handler.name, replace(handler.settings, runtime_path=paths[platform]))
+
+    def of(self, name: str, record: HandlerRecord | None) -> Runtime:
+        """The executor of a pod's containers.  Raises InvalidArgument when neither record nor name tells."""
+        handler = self._handlers.get(name)
+        if handler is not None and record in (None, HandlerRecord.of(handler.settings)):
+            return handler.runtime
+        if record is None:
+            raise InvalidArgument(
+                "runtime_handler", name, "is not configured any more, and the pod kept no record of it"
+            )
+        if (name, record) not in self._of_records:
+            log.info("handler %s was another when its pods were made; they are managed with %s", name, record)
+            self._of_records[name, record] = TYPES[record.runtime_type](name, record.settings(), self._parts)
+        return self._of_records[name, record]
+
+    def _probed(self, name: str, settings: RuntimeHandler) -> Handler:
+        runtime = TYPES[settings.runtime_type](name, settings, self._parts)
+        try:
+            return Handler(name, settings, runtime, abilities=runtime.abilities())
+        except CrioError as error:
+            log.error("handler %s cannot run: %s", name, error)
+            return Handler(name, settings, runtime, problem=str(error))
