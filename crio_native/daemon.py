@@ -121,7 +121,10 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
         network = PodNetwork.from_directory(
             network_dir=config.network.network_dir,
             default_network=config.network.cni_default_network,
+            plugin_dirs=tuple(filter(None, (*config.network.plugin_dirs, config.network.plugin_dir))),
             state_dir=layout.runroot / "network",
+            cache_dir=layout.root / "cni",
+            status_grace=config.network.cni_status_grace_period,
         )
         stack.callback(network.shutdown)
         store = Store(layout.root / "state.db")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crio_native.errors import FailedPrecondition, StepFailed
-from crio_native.network.config import NetworkConfig
+from crio_native.network.config import BridgeConfig
 from crio_native.network.model import Attachment, Route
 from crio_native.network.netlink import CREATE, EXCL, REPLACE, Netlink, Request, is_missing, messages
 
@@ -45,7 +45,7 @@ def random_mac() -> str:
     return octets.hex(":")
 
 
-def check_bridge(netlink: Netlink, config: NetworkConfig) -> int:
+def check_bridge(netlink: Netlink, config: BridgeConfig) -> int:
     """The index of the bridge, 0 when there is none yet.
 
     Raises FailedPrecondition when another kind of link has its name.
@@ -71,7 +71,7 @@ def bridges(netlink: Netlink) -> set[str]:
     return {link.get_attr("IFLA_IFNAME") for link in netlink.dump(request, messages.link)}
 
 
-def create_bridge(netlink: Netlink, config: NetworkConfig) -> None:
+def create_bridge(netlink: Netlink, config: BridgeConfig) -> None:
     """Make the bridge, down and without addresses."""
     attributes: list[tuple[str, object]] = [
         ("IFLA_IFNAME", config.bridge),
@@ -85,7 +85,7 @@ def create_bridge(netlink: Netlink, config: NetworkConfig) -> None:
     netlink.run(Request("create-bridge", config.bridge, messages.link, _RTM_NEWLINK, CREATE | EXCL, body))
 
 
-def set_up_bridge(netlink: Netlink, config: NetworkConfig, index: int) -> None:
+def set_up_bridge(netlink: Netlink, config: BridgeConfig, index: int) -> None:
     """Give the bridge the gateways' addresses (when it is the gateway) and bring it up.  Idempotent."""
     if config.is_gateway:
         gateways = [f"{item.gateway}/{item.subnet.prefixlen}" for item in config.ranges()]
@@ -158,6 +158,11 @@ def configure_inside(netlink: Netlink, attachment: Attachment) -> None:
         netlink.run(*(_route(route, index) for route in attachment.routes))
 
 
+def bring_up_loopback(netlink: Netlink) -> None:
+    """Through a socket of the pod's own namespace."""
+    netlink.run(_up("bring-up-loopback", "lo", _LOOPBACK_INDEX))
+
+
 def delete(netlink: Netlink, name: str) -> None:
     """Remove a link, with its peer.  Nothing happens when it is gone, for instance with the pod's namespace."""
     body = {"attrs": [("IFLA_IFNAME", name)]}
@@ -168,7 +173,7 @@ def delete(netlink: Netlink, name: str) -> None:
             raise
 
 
-def routes_for(config: NetworkConfig, addresses: Iterable[str], gateways: Sequence[str]) -> tuple[Route, ...]:
+def routes_for(config: BridgeConfig, addresses: Iterable[str], gateways: Sequence[str]) -> tuple[Route, ...]:
     """The configured routes that a pod with these addresses can use, each with its next hop.
 
     A route without one goes by the gateway of the first address of its family.

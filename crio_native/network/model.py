@@ -49,7 +49,9 @@ class Attachment:
     """A pod's place in the network.
 
     addresses: with prefix length, the primary one first (``10.87.0.2/16``).  gateways: one for each address.
-    mtu: bytes, 0 for the kernel's own choice.  host_interface: the node's end of the veth pair, a port of `bridge`.
+    mtu: bytes, 0 for the kernel's own choice.  bridge: the built-in one, "" where plugin programs made the attachment.
+    host_interface: the node's end of the veth pair, a port of `bridge`.  network: its name.  maps_ports: whether
+    `port_mappings` are ours to map, or a plugin program's.
     """
 
     interface: str
@@ -61,6 +63,13 @@ class Attachment:
     bridge: str
     mtu: int = 0
     port_mappings: tuple[PortMapping, ...] = ()
+    network: str = ""
+    maps_ports: bool = True
+
+    @property
+    def table(self) -> str:
+        """The name of the network's nf_tables table."""
+        return f"crio_native_{self.bridge}" if self.bridge else f"crio_cni_{self.network}"
 
     @property
     def ips(self) -> tuple[str, ...]:

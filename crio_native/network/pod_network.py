@@ -1,71 +1,98 @@
 """The pod network: what `pods/` calls to attach a sandbox to the node's network and to detach it again.
 
-Here is the order of things and what undoes them; the kernel's side is in `links.py` and `nftables.py`, the durable side
-in `records.py`.  The order is always: record, then make; and: take away, then forget.
+Here is the order of things and what undoes them.  A network is the built-in bridge, or plugin programs, or both one
+after the other, and ports of the node at the end.  The order is always: record, then make; and: take away, then forget.
+The kernel's side is in `bridges`, `rules` and below, the programs' in `cni`, the durable side in `records` and
+`cni.attachment`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
-from crio_native.network import links, nftables
-from crio_native.network.config import Address, NetworkConfig, Range
+from crio_native.network import bridges, links
+from crio_native.network.bridges import Bridges
+from crio_native.network.cni import results
+from crio_native.network.cni.attachment import Attachments, CniAttachment, Subject
+from crio_native.network.cni.chores import FIRST_PAUSE, Chores
+from crio_native.network.cni.plugins import Limits, Plugins
+from crio_native.network.cni.readiness import Readiness
+from crio_native.network.config import Range
+from crio_native.network.conflist import NetworkList
+from crio_native.network.directory import NetworkDirectory
+from crio_native.network.keys import Address
 from crio_native.network.model import Attachment, PortMapping, check_sandbox_id, checked_port_mappings
 from crio_native.network.netlink import Netlink
+from crio_native.network.nftables import Table
 from crio_native.network.records import Records
-from crio_native.network.sysctl import Sysctls
+from crio_native.network.rules import Rules
 
 log = logging.getLogger(__name__)
 
 
 class PodNetwork:
-    """The built-in network: a bridge, veth pairs, leased addresses, masquerading, ports of the node.
+    """Thread-safe for different sandboxes; the calls for one sandbox are the caller's to put in order.
 
-    Thread-safe for different sandboxes; the calls for one sandbox are the caller's to put in order.  Nothing is exec'ed
-    and no namespace is entered.  The node is not touched before the first `setup`.
+    This process enters no namespace.  The node is not touched before the first `setup`.
     """
 
-    def __init__(self, *, config: NetworkConfig | CrioError, state_dir: Path) -> None:
+    def __init__(
+        self,
+        *,
+        networks: Callable[[], NetworkList],
+        state_dir: Path,
+        cache_dir: Path | None = None,
+        plugin_dirs: Sequence[str] = (),
+        status_grace: float = 0.0,
+        limits: Limits | None = None,
+    ) -> None:
         """Open the records in `state_dir` (made if missing, 0700).
 
-        config: the network, or the error why there is none; then `status` tells it, `setup` raises it, and everything
-        that was set up before can still be torn down.  Raises Internal when the records are damaged.
+        networks: the network as it is now; while it raises a CrioError, `status` tells it, `setup` raises it, and
+        everything that was set up before can still be torn down.  cache_dir: where attachments by plugin programs are
+        recorded, which a reboot does not undo; below state_dir by default.  status_grace: seconds, see `Readiness`.
+        Raises Internal when the records are damaged.
         """
-        self._config = config
+        self._networks = networks
         self._records = Records(state_dir)
-        self._sysctls = Sysctls(self._records)
-        self._node_lock = threading.Lock()
-        self._bridge_index = 0  # of the bridge that this object has prepared
-        self._nftables_problem = ""
+        self._rules = Rules(self._records)
+        self._bridges = Bridges(self._records, self._rules)
+        self._plugins = Plugins(plugin_dirs, limits)
+        self._attachments = Attachments((cache_dir or state_dir) / "results")
+        self._readiness = Readiness(self._plugins, status_grace)
+        self._chores = Chores()
+        self._leftovers: set[str] = set()  # sandboxes whose programs' DEL is a chore
+        self._gc_lock = threading.Lock()  # a program must not begin an ADD of which its GC has not heard
 
     @classmethod
-    def from_directory(cls, *, network_dir: str | Path, default_network: str = "", state_dir: Path) -> PodNetwork:
-        """The network that `NetworkConfig.load` finds, or one that is not ready and tells why."""
-        config: NetworkConfig | CrioError
-        try:
-            config = NetworkConfig.load(network_dir, default_network)
-        except CrioError as error:
-            log.error("the pod network is not ready: %s", error)
-            config = error
-        return cls(config=config, state_dir=state_dir)
+    def from_directory(
+        cls, *, network_dir: str | Path, default_network: str = "", plugin_dirs: Sequence[str] = (), **others: Any
+    ) -> PodNetwork:
+        """The network that the files of `network_dir` define, as they are at each time."""
+        networks = NetworkDirectory(network_dir, default_network, plugin_dirs)
+        return cls(networks=networks, plugin_dirs=plugin_dirs, **others)
 
     def status(self) -> tuple[bool, str]:
         """Whether pods can be attached, and why not; or what is limited, "" when nothing is.  Changes nothing."""
-        if not isinstance(self._config, NetworkConfig):
-            return False, str(self._config)
         try:
-            with Netlink.open() as netlink:
-                links.check_bridge(netlink, self._config)
+            network = self._networks()
+            if network.bridge is not None:
+                self._bridges.check(network.bridge)
         except CrioError as error:
             return False, str(error)
-        limit = self._nftables_problem or nftables.problem()
-        return True, f"no masquerading and no host ports, nf_tables is unusable: {limit}" if limit else ""
+        if network.programs and (problem := self._readiness.problem(network)):
+            return False, problem
+        skipped = getattr(self._networks, "skipped", "")
+        return True, "; ".join(filter(None, (self._rules.limit(), skipped and f"not used: {skipped}")))
 
     def setup(
         self,
@@ -77,68 +104,87 @@ class PodNetwork:
         namespace: str,
         uid: str,
         port_mappings: Sequence[PortMapping] = (),
+        map_ports: bool = True,
+        capabilities: Mapping[str, Any] | None = None,
     ) -> Attachment:
         """Attach a sandbox: lease its addresses, make its interface, addresses and routes, and map its ports.
 
         netlink: a NETLINK_ROUTE socket opened inside the pod's network namespace; it remains the caller's.
-        netns_path: the namespace's bind mount.  name, namespace, uid: the pod's, kept with the record.
+        netns_path: the namespace's bind mount.  name, namespace, uid: the pod's, kept with the record, and told to
+        plugin programs.  map_ports: False leaves ports of the node to the network's plugins.  capabilities: what
+        plugin programs may ask for beside the ports, by the CNI conventions' names (`bandwidth`, `dns`, ...).
         Raises InvalidArgument for a wrong field, AlreadyExists, ResourceExhausted when a range has no address left,
         FailedPrecondition when a port of the node is taken or the network is not ready, StepFailed when the kernel
-        refuses a step.  After an error nothing is left.
+        refuses a step, and what `Plugins` raises.  After an error nothing is left.
         """
-        config = self._usable_config()
+        network = self._usable_network()
         check_sandbox_id(sandbox_id)
-        ports = checked_port_mappings(port_mappings, {item.subnet.version for item in config.ranges()})
+        ports = checked_port_mappings(port_mappings, network.ip_versions)
         if netlink.family != socket.AF_NETLINK:
             raise InvalidArgument("netlink", netlink.family.name, "must be a netlink socket of the pod's namespace")
         pod = {"name": name, "namespace": namespace, "uid": uid, "netns": str(netns_path)}
+        cni = self._begin_cni(network, sandbox_id, pod, ports, capabilities or {})
+        ours = network.maps_ports or (map_ports and not network.programs_map_ports)
 
         def build(leases: Sequence[tuple[Address, Range]]) -> Attachment:
-            return _attachment(config, sandbox_id, leases, ports)
+            if network.bridge is not None:
+                base = bridges.attachment(network.bridge, sandbox_id, leases, ports)
+            else:
+                base = results.expected(network.name, ports)
+            return dataclasses.replace(base, maps_ports=ours)
 
         with contextlib.ExitStack() as undo:
-            attachment = self._records.attach(sandbox_id, config.range_sets, build, pod)
+            range_sets = network.bridge.range_sets if network.bridge else ()
+            attachment = self._records.attach(sandbox_id, range_sets, build, pod)
             undo.callback(self._records.release, sandbox_id)
-            with Netlink.open() as node:
-                bridge = self._prepared_bridge(node, config)
-                if ports:
-                    self._require_nftables(ports)
-                links.create_veth(node, attachment, netns_path, bridge)
-                undo.pop_all()  # not before the link is ours: it is found by its name
-                undo.callback(self.teardown, sandbox_id)
-                links.bring_up_port(node, attachment, hairpin=config.hairpin)
-            links.configure_inside(Netlink(netlink), attachment)
-            if ports:
-                with nftables.open_netlink() as netfilter:
-                    nftables.map_ports(netfilter, attachment)
+            self._make_link(network, attachment, netlink, netns_path)
+            undo.pop_all()
+            undo.callback(self.teardown, sandbox_id)
+            if cni is not None:
+                attachment = self._run_programs(cni, attachment, netns_path)
+                self._records.replace(sandbox_id, attachment)
+            self._rules.map_ports(attachment)
             undo.pop_all()
         return attachment
 
     def teardown(self, sandbox_id: str) -> None:
-        """Detach a sandbox.  Idempotent; needs neither its namespace nor the configuration that attached it.
+        """Detach a sandbox.  Idempotent; needs neither its namespace nor the network that attached it.
 
-        Raises StepFailed when the kernel refuses; then the record remains, and another call tries again.
+        Plugin programs that fail do not hold it: their DEL is tried again later, and by a later start.  Raises
+        StepFailed when the kernel refuses; then the record remains, and another call tries again.
         """
+        if sandbox_id not in self._leftovers and self._attachments.get(sandbox_id) is not None:
+            try:
+                self._delete_by_programs(sandbox_id)
+            except CrioError as error:
+                log.warning("plugins did not detach pod sandbox %s, they are asked again later: %s", sandbox_id, error)
+                self._delete_later(sandbox_id, FIRST_PAUSE)
         attachment = self._records.attachment(sandbox_id)
         if attachment is None:
             return
-        _delete_link(attachment.host_interface)
-        if attachment.port_mappings:
-            with self._node_lock:  # or rules made anew meanwhile would get the recorded ports back
-                _unmap_ports(attachment)
-                self._records.release(sandbox_id)
-        else:
-            self._records.release(sandbox_id)
+        if attachment.bridge:
+            self._bridges.disconnect(attachment)
+        self._rules.release(sandbox_id, attachment)
+
+    def check(self, sandbox_id: str) -> None:
+        """Ask the plugin programs whether the sandbox's network is as they made it; raises what they say."""
+        cni = self._attachments.get(sandbox_id)
+        if cni is not None:
+            self._plugins.check(cni)
 
     def attachment(self, sandbox_id: str) -> Attachment | None:
         """Where the sandbox is attached, None when it is not."""
         return self._records.attachment(sandbox_id)
 
     def collect(self, live: Collection[str]) -> None:
-        """Tear down every sandbox that is not in `live`: what a daemon that was killed left behind.
+        """Tear down every sandbox that is not in `live`: what a daemon that was killed, or a reboot, left behind.
 
-        A failure is logged and does not keep the others from being torn down.
+        A failure is logged and does not keep the others from being torn down.  Plugin programs follow in the
+        background: DEL for what is gone, GC, and CHECK of what lives.
         """
+        recorded = self._attachments.all()
+        for sandbox_id in recorded.keys() - set(live):
+            self._delete_later(sandbox_id)
         for sandbox_id in self._records.attachments().keys() - set(live):
             try:
                 self.teardown(sandbox_id)
@@ -146,115 +192,108 @@ class PodNetwork:
                 log.error(
                     "the network of pod sandbox %s is not torn down, a later start tries again: %s", sandbox_id, error
                 )
+        if self._may_have_programs():
+            self._chores.add("the plugins' own clean-up (GC)", self._collect_by_programs)
+        for sandbox_id in recorded.keys() & set(live):
+            self._chores.add(f"the check of pod sandbox {sandbox_id}", partial(self._report_check, sandbox_id))
 
     def shutdown(self, *, remove: bool = False) -> bool:
         """Close the records.  With `remove`, first take back what was made and changed on the node, unless a pod is
         attached.  Returns whether that was done."""
+        self._chores.stop()
         removed = remove and not self._records.attachments()
         if removed:
-            with self._node_lock:
-                self._restore_node()
+            self._rules.remove_all()
+            self._bridges.remove_all()
         self._records.close()
         return removed
 
-    def _usable_config(self) -> NetworkConfig:
-        if isinstance(self._config, NetworkConfig):
-            return self._config
-        raise FailedPrecondition(f"the pod network is not ready: {self._config}")
-
-    def _prepared_bridge(self, netlink: Netlink, config: NetworkConfig) -> int:
-        """The index of the bridge, made or repaired when it or the rules are not there (any more)."""
-        if self._bridge_index and self._bridge_index == _link_index(config.bridge) and self._rules_in_place(config):
-            return self._bridge_index
-        with self._node_lock:
-            index = links.check_bridge(netlink, config)
-            if not index:
-                self._records.note_change("link", config.bridge)
-                links.create_bridge(netlink, config)
-                index = links.check_bridge(netlink, config)
-            self._sysctls.prepare(config)
-            links.set_up_bridge(netlink, config, index)
-            self._prepare_rules(config)
-            self._bridge_index = index
-        return index
-
-    def _rules_in_place(self, config: NetworkConfig) -> bool:
-        """A firewall's restart may have flushed all tables of the node; what failed once is tried again."""
-        if self._nftables_problem:
-            return False
-        with nftables.open_netlink() as netlink:
-            return nftables.exists(netlink, config.bridge)
-
-    def _prepare_rules(self, config: NetworkConfig) -> None:
-        """Pods work without the rules as far as they can, on a kernel that lacks what the rules need."""
-        subnets = [item.subnet for item in config.ranges()] if config.ip_masq else []
-        attached = [item for item in self._records.attachments().values() if item.bridge == config.bridge]
-        self._records.note_change("nftables", config.bridge)
-        problem = ""
+    def _usable_network(self) -> NetworkList:
         try:
-            with nftables.open_netlink() as netlink:
-                nftables.prepare(netlink, config.bridge, subnets, attached)
+            return self._networks()
+        except CrioError as error:
+            raise FailedPrecondition(f"the pod network is not ready: {error}") from error
+
+    def _may_have_programs(self) -> bool:
+        """A network that is waited for may have some."""
+        try:
+            return bool(self._networks().programs)
+        except CrioError:
+            return True
+
+    def _make_link(self, network: NetworkList, attachment: Attachment, netlink: socket.socket, netns: Path) -> None:
+        """What is built in of an attachment, and the rules for its ports."""
+        with Netlink.open() as node:
+            if network.bridge is not None:
+                port = self._bridges.prepare(node, network.bridge)
+                self._require_rules(attachment)
+                self._bridges.connect(node, Netlink(netlink), network.bridge, attachment, netns, port)
+                return
+        if attachment.maps_ports:
+            if not self._rules.in_place(attachment.table):
+                self._rules.prepare(Table(attachment.table))
+            self._require_rules(attachment)
+        links.bring_up_loopback(Netlink(netlink))
+
+    def _require_rules(self, attachment: Attachment) -> None:
+        if attachment.maps_ports:
+            self._rules.require(attachment.port_mappings)
+
+    # Plugin programs.
+
+    def _begin_cni(
+        self,
+        network: NetworkList,
+        sandbox_id: str,
+        pod: Mapping[str, str],
+        ports: Sequence[PortMapping],
+        capabilities: Mapping[str, Any],
+    ) -> CniAttachment | None:
+        """The attachment by the network's programs, if it has any."""
+        if not network.programs:
+            return None
+        args = results.arguments(sandbox_id, pod)
+        wanted = {**capabilities, **results.port_capability(ports)}
+        subject = Subject(sandbox_id, pod["netns"], links.POD_INTERFACE, args, wanted)
+        return CniAttachment.begin(network, self._plugins.negotiate(network), subject)
+
+    def _run_programs(self, cni: CniAttachment, attachment: Attachment, netns: Path) -> Attachment:
+        with self._gc_lock:
+            self._attachments.put(cni)
+        previous = results.of_bridge(attachment, str(netns)) if attachment.bridge else None
+        result = self._plugins.add(cni, previous)
+        self._attachments.put(dataclasses.replace(cni, result=result))
+        found = results.merge(attachment, result, cni)
+        if found.maps_ports and found.port_mappings and not found.bridge:
+            self._bridges.let_loopback_out(results.host_links(result))
+        return found
+
+    def _delete_by_programs(self, sandbox_id: str) -> None:
+        """DEL, and forget.  Raises what the first program that fails says; then the record remains."""
+        cni = self._attachments.get(sandbox_id)
+        if cni is None:
+            return
+        failures = self._plugins.delete(cni)
+        if failures:
+            raise failures[0]
+        self._attachments.remove(cni)
+        self._leftovers.discard(sandbox_id)
+
+    def _delete_later(self, sandbox_id: str, pause: float = 0.0) -> None:
+        self._leftovers.add(sandbox_id)
+        what = f"the plugins' DEL for pod sandbox {sandbox_id}"
+        self._chores.add(what, partial(self._delete_by_programs, sandbox_id), pause=pause)
+
+    def _collect_by_programs(self) -> None:
+        network = self._networks()
+        if not network.programs:
+            return
+        with self._gc_lock:
+            valid = [(id_, cni.subject.interface) for id_, cni in self._attachments.all().items()]
+            self._plugins.collect(network, self._plugins.negotiate(network), valid)
+
+    def _report_check(self, sandbox_id: str) -> None:
+        try:
+            self.check(sandbox_id)
         except StepFailed as error:
-            problem = str(error)
-        if problem and problem != self._nftables_problem:
-            log.warning("pods get no masquerading and no host ports, nf_tables is unusable: %s", problem)
-        self._nftables_problem = problem
-
-    def _require_nftables(self, ports: Sequence[PortMapping]) -> None:
-        if self._nftables_problem:
-            wanted = ", ".join(str(mapping) for mapping in ports)
-            raise FailedPrecondition(
-                f"the pod wants ports of the node ({wanted}), which need nf_tables with NAT: {self._nftables_problem}"
-            )
-
-    def _restore_node(self) -> None:
-        for bridge, _ in self._records.changes("nftables"):
-            with contextlib.suppress(StepFailed):  # a kernel without nf_tables has no table of ours
-                with nftables.open_netlink() as netlink:
-                    nftables.remove(netlink, bridge)
-            self._records.forget_change("nftables", bridge)
-        for bridge, _ in self._records.changes("link"):
-            _delete_link(bridge)
-            self._records.forget_change("link", bridge)
-        self._bridge_index = 0
-        with Netlink.open() as netlink:
-            others = links.bridges(netlink)
-        if others:  # whoever made them may by now rely on the forwarding that was switched on for us
-            self._sysctls.forget(", ".join(sorted(others)))
-        else:
-            self._sysctls.restore()
-
-
-def _attachment(
-    config: NetworkConfig, sandbox_id: str, leases: Sequence[tuple[Address, Range]], ports: tuple[PortMapping, ...]
-) -> Attachment:
-    addresses = tuple(f"{address}/{found.subnet.prefixlen}" for address, found in leases)
-    gateways = tuple(str(found.gateway) for _, found in leases)
-    return Attachment(
-        interface=links.POD_INTERFACE,
-        mac=links.random_mac(),
-        addresses=addresses,
-        gateways=gateways,
-        routes=links.routes_for(config, addresses, gateways),
-        host_interface=links.host_interface(sandbox_id),
-        bridge=config.bridge,
-        mtu=config.mtu,
-        port_mappings=ports,
-    )
-
-
-def _link_index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def _delete_link(name: str) -> None:
-    with Netlink.open() as netlink:
-        links.delete(netlink, name)
-
-
-def _unmap_ports(attachment: Attachment) -> None:
-    with nftables.open_netlink() as netlink:
-        nftables.unmap_ports(netlink, attachment)
+            log.warning("the network of pod sandbox %s is not as its plugins made it: %s", sandbox_id, error)

@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crio_native.errors import AlreadyExists, FailedPrecondition, Internal, ResourceExhausted
-from crio_native.network.config import Address, Range
+from crio_native.network.config import Range
+from crio_native.network.keys import Address
 from crio_native.network.model import Attachment, PortMapping
 
 VERSION = 1
@@ -121,6 +122,12 @@ class Records:
         if taken := self._db.execute(query, (*row, mapping.host_ip)).fetchone():
             raise FailedPrecondition(f"port {mapping} of the node is taken by pod sandbox {taken[0]}")
         self._db.execute("INSERT INTO host_ports VALUES (?, ?, ?, ?)", (*row, sandbox_id))
+
+    def replace(self, sandbox_id: str, attachment: Attachment) -> None:
+        """Record what an attachment has become; its leases and ports remain."""
+        with self._transaction():
+            row = (json.dumps(attachment.to_dict()), sandbox_id)
+            self._db.execute("UPDATE attachments SET document=? WHERE sandbox_id=?", row)
 
     def release(self, sandbox_id: str) -> None:
         """Forget the sandbox.  Idempotent."""

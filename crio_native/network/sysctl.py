@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from crio_native.errors import StepFailed
-from crio_native.network.config import NetworkConfig
+from crio_native.network.config import BridgeConfig
 from crio_native.network.records import Records
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Sysctls:
     def __init__(self, records: Records) -> None:
         self._records = records
 
-    def prepare(self, config: NetworkConfig) -> None:
+    def prepare(self, config: BridgeConfig) -> None:
         """Set what `config`'s bridge needs; the bridge exists.  Raises StepFailed with the setting's path."""
         if config.has_ipv4:
             self._change(_IPV4_FORWARD, "1")
@@ -44,6 +44,11 @@ class Sysctls:
                 for link in _links_that_hear_routers():
                     self._change(f"ipv6/conf/{link}/accept_ra", "2")
             self._change(_IPV6_FORWARD, "1")
+
+    @staticmethod
+    def let_loopback_out(link: str) -> None:
+        """Let the node reach pods behind the link from 127.0.0.1, by its ports; nftables.py guards the rest."""
+        _write(f"ipv4/conf/{link}/route_localnet", "1")
 
     def restore(self) -> None:
         """Give every changed setting its previous value, the last changed first."""

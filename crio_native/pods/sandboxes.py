@@ -17,10 +17,9 @@ from pathlib import Path
 
 from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
-from crio_native.network.model import PortMapping
 from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus
-from crio_native.pods import names, pod_files, spec, spec_resources, spec_security, trees, userns
+from crio_native.pods import names, networking, pod_files, spec, spec_resources, spec_security, trees, userns
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import HandlerRecord, Pod, PodState, ProcessRecord
@@ -182,7 +181,7 @@ class Sandboxes:
             if netlink is not None:
                 with netlink:
                     stage("setting the network up")
-                    ips = self._connect(pod, netlink)
+                    ips = networking.connect(node, pod, netlink).ips
         stage("writing the pod's files")
         pod_files.write(
             layout.pod_dir(pod.id),
@@ -210,20 +209,6 @@ class Sandboxes:
         return pinning.pin_namespaces(
             launchers, pins, uid_map=uid_map, gid_map=gid_map, hostname=pod.hostname, sysctls=sysctls
         )
-
-    def _connect(self, pod: Pod, netlink: socket.socket) -> tuple[str, ...]:
-        meta = pod.config.metadata
-        mappings = () if self._node.settings.disable_hostport_mapping else _port_mappings(pod.config)
-        attachment = self._node.network.setup(
-            pod.id,
-            netlink,
-            netns_path=self._node.layout.pins(pod.id)["net"],
-            name=meta.name,
-            namespace=meta.namespace,
-            uid=meta.uid,
-            port_mappings=mappings,
-        )
-        return tuple(attachment.ips)
 
     def _start_infra(self, pod: Pod) -> ProcessRecord:
         node, layout = self._node, self._node.layout
@@ -283,6 +268,7 @@ def _try_all(acts: list[Callable[[], None]], pod_id: str) -> None:
 def _check(config: PodConfig) -> None:
     pod_files.check_hostname(config.hostname)
     pod_files.check_dns(config.dns_config)
+    networking.capabilities(config)
     spec_security.check_namespaces(config.namespaces, "config.linux.security_context.namespace_options")
     if config.namespaces.pid is NamespaceMode.TARGET:
         raise InvalidArgument(
@@ -298,14 +284,6 @@ def _check(config: PodConfig) -> None:
         raise InvalidArgument(
             "config.port_mappings", config.port_mappings, "a pod on the host's network cannot map one port to another"
         )
-
-
-def _port_mappings(config: PodConfig) -> tuple[PortMapping, ...]:
-    return tuple(
-        PortMapping(m.host_port, m.container_port, m.protocol.name.lower(), m.host_ip)
-        for m in config.port_mappings
-        if m.host_port
-    )
 
 
 def _mount_shm(path: str, owner: tuple[int, int]) -> None:

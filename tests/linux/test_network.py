@@ -20,13 +20,12 @@ import pytest
 
 from crio_native.errors import (
     AlreadyExists,
-    CrioError,
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
     StepFailed,
 )
-from crio_native.network import Attachment, NetworkConfig, PodNetwork, PortMapping, links, nftables
+from crio_native.network import Attachment, NetworkList, PodNetwork, PortMapping, links, nftables
 from crio_native.network.records import Records
 
 from .network_lab import NODE_IPS, OUTSIDE_IPS, Namespace, Outside, Server, ask, ip, on_a_node, ping
@@ -35,14 +34,14 @@ from .network_lab import links as link_names
 pytestmark = pytest.mark.root
 
 
-def small_network(subnet: str = "10.99.0.0/29", **changes: Any) -> NetworkConfig:
+def small_network(subnet: str = "10.99.0.0/29", **changes: Any) -> NetworkList:
     ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}
     plugin = {"type": "bridge", "bridge": "test0", "isGateway": True, "ipMasq": True, "ipam": ipam, **changes}
-    return NetworkConfig.parse({"name": "small", "plugins": [plugin]}, "small.conflist")
+    return NetworkList.parse({"name": "small", "plugins": [plugin]}, "small.conflist")
 
 
-def open_network(directory: Path, config: NetworkConfig | CrioError | None = None) -> PodNetwork:
-    return PodNetwork(config=config or NetworkConfig.built_in(), state_dir=directory / "state")
+def open_network(directory: Path, network: NetworkList | None = None) -> PodNetwork:
+    return PodNetwork(networks=lambda: network or NetworkList.built_in(), state_dir=directory / "state")
 
 
 class Pod(Namespace):
@@ -245,7 +244,7 @@ def test_a_pod_cannot_reach_the_nodes_loopback_services(tmp_path: Path) -> None:
 
 def remove_rules(bridge: str, chain: str) -> None:
     with nftables.open_netlink() as netlink:
-        nftables._commit(netlink, nftables._chain(nftables.table_name(bridge), chain, "filter", 0, -300, []))
+        nftables._commit(netlink, nftables._chain(f"crio_native_{bridge}", chain, "filter", 0, -300, []))
 
 
 @on_a_node
@@ -253,7 +252,7 @@ def test_a_flushed_table_comes_back_with_the_ports_of_all_pods(tmp_path: Path) -
     network = open_network(tmp_path)
     with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80)]) as a:
         with nftables.open_netlink() as netlink:
-            nftables.remove(netlink, "crio0")
+            nftables.remove(netlink, "crio_native_crio0")
         with Server(a, "0.0.0.0", 80, "web"):
             with pytest.raises(OSError):
                 outside.run(lambda: ask(NODE_IPS[4], 8080))
@@ -316,11 +315,11 @@ def test_a_bridge_that_was_there_before_stays(tmp_path: Path) -> None:
     ip("link add crio0 type bridge")
     network = open_network(tmp_path)
     with Pod(network, tmp_path, "a"), nftables.open_netlink() as netlink:
-        assert nftables.exists(netlink, "crio0")
+        assert nftables.exists(netlink, "crio_native_crio0")
     assert network.shutdown(remove=True)
     assert "crio0" in link_names()
     with nftables.open_netlink() as netlink:
-        assert not nftables.exists(netlink, "crio0")
+        assert not nftables.exists(netlink, "crio_native_crio0")
 
 
 @on_a_node
@@ -478,7 +477,7 @@ def test_a_new_daemon_knows_the_pods_and_collects_those_that_are_gone(tmp_path: 
 KILLED = """
 import os, signal, socket, sys
 from pathlib import Path
-from crio_native.network import NetworkConfig, PodNetwork, links, nftables
+from crio_native.network import NetworkList, PodNetwork, links, nftables
 step, state, netns, fd = sys.argv[1:]
 module = nftables if step == "map_ports" else links
 real = getattr(module, step)
@@ -487,7 +486,7 @@ def killed(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(module, step, killed)
 from crio_native.network import PortMapping
-network = PodNetwork(config=NetworkConfig.built_in(), state_dir=Path(state))
+network = PodNetwork(networks=NetworkList.built_in, state_dir=Path(state))
 network.setup("a", socket.socket(fileno=int(fd)), netns_path=Path(netns), name="", namespace="", uid="",
               port_mappings=[PortMapping(8080, 80)])
 """
@@ -598,8 +597,8 @@ def resident():
         return next(int(line.split()[1]) for line in file if line.startswith("Rss"))
 before = resident()
 from pathlib import Path
-from crio_native.network import NetworkConfig, PodNetwork
-network = PodNetwork(config=NetworkConfig.built_in(), state_dir=Path(sys.argv[1]))
+from crio_native.network import NetworkList, PodNetwork
+network = PodNetwork(networks=NetworkList.built_in, state_dir=Path(sys.argv[1]))
 network.status()
 from crio_native.network.netlink import messages
 messages.nftables, messages.address, messages.route, messages.link_head, messages.error

@@ -23,14 +23,18 @@ from crio_native.errors import (
     ResourceExhausted,
 )
 from crio_native.linux import syscalls
-from crio_native.network.config import Address, NetworkConfig, Range
+from crio_native.network.config import Range
+from crio_native.network.conflist import NetworkList
+from crio_native.network.keys import Address
 from crio_native.network.model import Attachment, PortMapping, checked_port_mappings
 from crio_native.network.records import FILE_NAME, Records
 
 
 def ranges(*sets: list[dict[str, str]]) -> tuple[tuple[Range, ...], ...]:
     ipam = {"type": "host-local", "ranges": list(sets)}
-    return NetworkConfig.parse({"name": "x", "type": "bridge", "ipam": ipam}, "x").range_sets
+    bridge = NetworkList.parse({"name": "x", "type": "bridge", "ipam": ipam}, "x").bridge
+    assert bridge is not None
+    return bridge.range_sets
 
 
 SMALL = ranges([{"subnet": "10.0.0.0/29"}])
