@@ -46,6 +46,13 @@ class Monitored:
         if cgroup is not None:
             cgroup.kill()
 
+    def attach(self, container_id: str, run_dir: Path, *, stdin: bool) -> socket.socket:
+        return monitor.attach(run_dir, stdin=stdin)
+
+    def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
+        with monitor.Connection.connect(run_dir) as connection:
+            connection.resize(height, width)
+
     def reopen_log(self, container_id: str, run_dir: Path) -> None:
         with monitor.Connection.connect(run_dir) as connection:
             connection.reopen_log()

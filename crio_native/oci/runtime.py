@@ -109,7 +109,7 @@ class ExecSpec:
 
     process: an OCI `process` object (args, env, cwd, user, capabilities, ...), complete: nothing is inherited from
     the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  stdin, stdout, stderr: the
-    caller's descriptors, -1 for /dev/null; still the caller's after the call.
+    caller's descriptors, -1 for /dev/null; still the caller's after the call.  With `process.terminal` they are all -1.
     """
 
     process: Mapping[str, Any]
@@ -120,9 +120,13 @@ class ExecSpec:
 
 
 class ExecSession(Protocol):
-    """A running exec.  `fileno()` polls readable when the process has ended (or its launcher died)."""
+    """A running exec.  `fileno()` polls readable when the process has ended (or its launcher died).
+
+    terminal: the master of its pty, which is the caller's to close; -1 without `process.terminal`.
+    """
 
     pid: int
+    terminal: int
 
     def fileno(self) -> int: ...
 
@@ -205,6 +209,12 @@ class Runtime(Protocol):
 
     def exec(self, container_id: str, process: Process, cgroups_path: str, request: ExecSpec) -> ExecSession:
         """Start a process in the running container `process`.  Raises StartFailed when execve refuses."""
+
+    def attach(self, container_id: str, run_dir: Path, *, stdin: bool) -> socket.socket:
+        """The container's streams from now on, as packets (`monitor.client.attach`).  Raises NotFound, ResourceExhausted."""
+
+    def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
+        """Set the size of the container's terminal.  Raises NotFound, StepFailed when it has none."""
 
     def reopen_log(self, container_id: str, run_dir: Path) -> None: ...
 

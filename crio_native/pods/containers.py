@@ -165,8 +165,17 @@ class Containers:
             with self._ends_lock:
                 self._ends.pop(container_id, None)
 
-    def exec(self, container_id: str, args: tuple[str, ...], stdout: int, stderr: int) -> ExecSession:
-        """Start a command inside a running container; its output goes to the given descriptors.
+    def exec(
+        self,
+        container_id: str,
+        args: tuple[str, ...],
+        stdout: int = -1,
+        stderr: int = -1,
+        *,
+        stdin: int = -1,
+        terminal: bool = False,
+    ) -> ExecSession:
+        """Start a command inside a running container, on the given descriptors or on a terminal of its own.
 
         Raises FailedPrecondition when the container does not run, StartFailed when execve refuses.
         """
@@ -177,7 +186,8 @@ class Containers:
             raise FailedPrecondition(f"container {container_id} is {container.state}; exec needs a running one")
         config = json.loads((node.layout.bundle(container_id) / "config.json").read_bytes())
         request = ExecSpec(
-            process=spec.exec_process(config["process"], args, process.user),
+            process=spec.exec_process(config["process"], args, process.user, terminal=terminal),
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             seccomp=config["linux"].get("seccomp"),

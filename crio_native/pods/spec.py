@@ -150,9 +150,14 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
     }
 
 
-def exec_process(spec_process_object: Mapping[str, Any], args: tuple[str, ...], user: Any) -> dict[str, Any]:
+def exec_process(
+    spec_process_object: Mapping[str, Any], args: tuple[str, ...], user: Any, *, terminal: bool = False
+) -> dict[str, Any]:
     """The process object of a command to run inside a container: the container's own, with another command."""
-    process = {**spec_process_object, "args": list(args), "terminal": False}
+    process = {**spec_process_object, "args": list(args), "terminal": terminal}
+    process.pop("consoleSize", None)
+    if terminal and not any(text.startswith("TERM=") for text in process["env"]):
+        process["env"] = [*process["env"], "TERM=xterm"]
     if user is not None:
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
         if not any(text.startswith("HOME=") for text in process["env"]):

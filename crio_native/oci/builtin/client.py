@@ -143,6 +143,21 @@ class Launchers:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
+    def open_sockets(self, namespace: Path) -> list[socket.socket]:
+        """TCP sockets, one a family that there is, of a pinned network namespace, to connect from here.
+
+        Raises StepFailed when the namespace is gone, Unavailable when the launcher died.
+        """
+        with self.conversation({"op": "sockets", "path": str(namespace)}) as reply:
+            reply.settimeout(30)
+            data, descriptors, _, _ = socket.recv_fds(reply, 65536, 2, socket.MSG_CMSG_CLOEXEC)
+        answer = json.loads(data or b"{}")
+        if "error" in answer:
+            raise StepFailed.from_dict(answer["error"])
+        if not answer:
+            raise Unavailable("the launcher died while it opened sockets in a pod's network")
+        return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+
     @contextlib.contextmanager
     def conversation(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Iterator[socket.socket]:
         """Send a request with a reply socket of its own and yield the end to read the answer from."""
@@ -223,8 +238,8 @@ def cgroup_directories(path: str) -> dict[str, str]:
 class BuiltinExec:
     """An ExecSession of the built-in executor."""
 
-    def __init__(self, reply: socket.socket, pid: int) -> None:
-        self._reply, self.pid = reply, pid
+    def __init__(self, reply: socket.socket, pid: int, terminal: int = -1) -> None:
+        self._reply, self.pid, self.terminal = reply, pid, terminal
         self._result: ExitStatus | None = None
 
     def fileno(self) -> int:
@@ -405,14 +420,11 @@ class BuiltinRuntime(Monitored):
                 started = receive(reply, 30, f"starting a process in container {container_id}")
                 if "error" in started:
                     raise StepFailed.from_dict(started["error"])
-                status.settimeout(30)
-                failure = status.recv(65536)  # closed by the exec itself when it succeeds
-            if failure:
-                raise StartFailed.from_dict(json.loads(failure)["error"])
+                terminal = _await_exec(status)
         except BaseException:
             reply.close()
             raise
-        return BuiltinExec(reply, started["started"])
+        return BuiltinExec(reply, started["started"], terminal)
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._limit(cgroup_of(cgroups_path, self._cgroup_manager), resources, container_id)
@@ -455,6 +467,28 @@ def _leave_resctrl(container_id: str, run_dir: Path) -> None:
 @functools.cache
 def _monitor_program() -> str:
     return str(monitor.binary_path())
+
+
+def _await_exec(status: socket.socket) -> int:
+    """Until the exec itself closes the socket; the master of the process's terminal, -1 for none.
+
+    Raises StartFailed with what the process tells instead.
+    """
+    status.settimeout(30)
+    terminal = -1
+    while True:
+        try:
+            message, descriptors = wire.receive(status)
+        except TimeoutError:
+            message, descriptors = b'{"error":{"step":"execute","detail":"nothing happened for 30 s"}}', []
+        if not message:
+            return terminal
+        if message == b"C":
+            terminal = descriptors[0]
+            continue
+        if terminal >= 0:
+            os.close(terminal)
+        raise StartFailed.from_dict(json.loads(message)["error"])
 
 
 def _number(name: str) -> int:

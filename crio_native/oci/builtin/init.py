@@ -159,7 +159,7 @@ def run_exec(request: dict[str, Any], status: int, container: int, stdio: list[i
     status: closed by a successful exec, else gets the failure.
     """
     _take_descriptors(stdio, [status, container])
-    context = steps.Context(None)
+    context = steps.Context(wire.channel(3))  # also where a terminal's master goes
     context.container = 4
     failure = steps.run(request["steps"], context)
     wire.tell(3, {"error": failure})

@@ -19,7 +19,7 @@ import sys
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import mounts, process, syscalls
-from crio_native.oci.builtin import hooks, init, steps, wire
+from crio_native.oci.builtin import hooks, init, sockets, steps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Launcher:
 
     def serve(self) -> None:
         """Until the daemon closes the request socket; containers live on without us."""
-        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping, "external": self.external}
+        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping, "external": self.external, "sockets": self.sockets}
         self.refill()
         while True:
             events = self.poll.poll(None if self.spare else REFILL_DELAY)
@@ -155,6 +155,10 @@ class Launcher:
                 runner.main(request, descriptors)
             finally:
                 os._exit(1)
+
+    def sockets(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        if self.clone(0) == 0:
+            sockets.open_in(request["path"], descriptors[0])
 
     def ping(self, request: dict[str, Any], descriptors: list[int]) -> None:
         wire.tell(descriptors[0], {"pong": os.getpid()})

@@ -1,0 +1,14 @@
+"""Exec, attach and port-forward: the HTTP/1.1 server to which the CRI's Exec, Attach and PortForward send a client.
+
+Here belongs what carries bytes between a client's connection and a process or a port: tokens, the upgrade of a
+connection, SPDY/3.1 and WebSocket, the remotecommand and portforward protocols, back-pressure.  What the bytes reach
+is handed in as `Program`s and sockets; which container that is, and who may reach it, is decided in `cri/`.
+
+server        the listener and its URLs                     tokens       what a URL stands for, once
+service       its thread: requests, and their sessions      tls          certificates that are replaced
+http          requests and upgrades (h11)                   wires        connections and other descriptors
+spdy          SPDY/3.1 frames, without I/O                  sessions     SPDY connections on the loop
+websocket     messages (wsproto), and SPDY inside them      programs     an exec'ed process, an attachment
+remotecommand the streams of a command, and its end         portforward  connections into a pod
+portchannels  the same by numbered WebSocket channels
+"""
