@@ -98,7 +98,11 @@ class ImageService:
             return None
 
     def _remove(self, reference: str) -> None:
-        in_use = {container.image_id for container in list(self._store.containers.values())}
+        in_use = {
+            image_id: f"container {container.id}"
+            for container in list(self._store.containers.values())
+            for image_id in (container.image_id, *(volume.image_id for volume in container.image_volumes))
+        }
         try:
             self._images.remove(reference, in_use=in_use)
         except NotFound:

@@ -73,8 +73,11 @@ def container_status(container: Container) -> Any:
     status.log_path = container.log_path
     status.stop_signal = _signal(container.stop_signal)
     to_message(status.resources.linux, container.resources)
-    for mount in container.config.mounts:
-        to_message(status.mounts.add(), mount)
+    images = {volume.index: volume.image_ref for volume in container.image_volumes}
+    for index, mount in enumerate(container.config.mounts):
+        message = to_message(status.mounts.add(), mount)
+        if index in images:
+            message.image.image_ref = images[index]
     user = container.process.user if container.process else None
     if user is not None:
         status.user.linux.uid, status.user.linux.gid = user.uid, user.gid

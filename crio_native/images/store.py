@@ -339,17 +339,31 @@ class ImageStore:
         image = self._catalogue.images.get(image_id)
         if image is None:
             raise NotFound("image", image_id, "it is not in the store; pull or load it first")
+        lowers, owner = self._lowers(image)
+        upper, work = _make_upper_and_work(container_dir, owner or (0o755, 0, 0))
+        return Overlay(str(self._layers.base), lowers or (f"{EMPTY}/fs",), upper, work)
+
+    def view(self, image_id: str) -> Overlay:
+        """How to mount an image's files alone, read-only.  Raises NotFound."""
+        image = self._catalogue.images.get(image_id)
+        if image is None:
+            raise NotFound("image", image_id, "it is not in the store; pull or load it first")
+        lowers, _ = self._lowers(image)
+        # An overlay without an upper directory takes two lower ones at least.
+        return Overlay(str(self._layers.base), lowers if len(lowers) > 1 else (*lowers, f"{EMPTY}/fs"), "", "")
+
+    def _lowers(self, image: Image) -> tuple[tuple[str, ...], tuple[int, int, int] | None]:
+        """An image's layers, topmost first, and (mode, uid, gid) of its root directory."""
         lowers: dict[str, None] = {}  # a set in order: overlayfs refuses a layer that comes twice, and the upper
         owner = None  # occurrence shows all that the lower one would
         for diff_id in reversed(image.layers):
             if not (layer := self._layers.get(diff_id)):
-                raise Internal(f"image {image_id} has lost layer {diff_id}: remove it and pull it again")
+                raise Internal(f"image {image.id} has lost layer {diff_id}: remove it and pull it again")
             lowers[layer.lower] = None
             owner = owner or layer.owner
             if layer.opaque:  # the kernel does not look for this mark on a layer's own root
                 break
-        upper, work = _make_upper_and_work(container_dir, owner or (0o755, 0, 0))
-        return Overlay(str(self._layers.base), tuple(lowers) or (f"{EMPTY}/fs",), upper, work)
+        return tuple(lowers), owner
 
     def pin(self, patterns: Iterable[str]) -> None:
         """Mark as pinned the images with a name or digest that fits one: complete names, `*` for any text."""

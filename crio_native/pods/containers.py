@@ -29,7 +29,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime, Stats
-from crio_native.pods import names, spec, trees, userns
+from crio_native.pods import image_volumes, names, preparation, spec, trees
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
 from crio_native.pods.signals import stop_signal
@@ -75,6 +75,7 @@ class Containers:
             created_at=time.time_ns(),
             image_id=image.id,
             image_ref=image.digests[0] if image.digests else image.id,
+            image_volumes=image_volumes.resolve(config.mounts, node.images),
             log_path=self._log_path(pod, container_id, config),
             cgroup=node.cgroup_path(pod.cgroup, container_id),
             stop_signal=stop_signal(config.stop_signal, str(image_config.get("StopSignal") or "")),
@@ -263,24 +264,9 @@ class Containers:
         node, layout = self._node, self._node.layout
         pod = self._ready_pod(container.pod_id)
         settings, runtime = node.handlers.usable(pod.handler).settings, node.executor(pod)
-        built = spec.container_spec(
-            pod,
-            container,
-            image_config,
-            settings,
-            spec.Node(node.settings, node.host, layout, node.profiles),
-            self._pid_path(pod, container, runtime),
-        )
-        for warning in built.warnings:
-            log.warning("container %s: %s", container.id, warning)
-        stage("preparing the root file system")
         bundle, run_dir = layout.bundle(container.id), layout.run_dir(container.id)
-        os.makedirs(bundle / "rootfs", 0o700)
-        os.mkdir(run_dir, 0o700)
-        overlay = node.images.prepare_root(container.image_id, bundle)
-        if pod.userns is not None:
-            overlay = userns.map_root(overlay, pod.userns)
-        (bundle / "config.json").write_text(json.dumps(built.spec))
+        pid_path = self._pid_path(pod, container, runtime)
+        built = preparation.prepare(node, pod, container, image_config, settings, pid_path, stage)
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
         made = [path for source in built.absent_sources for path in _make_directories(source)]
@@ -292,7 +278,7 @@ class Containers:
                     spec=built.spec,
                     bundle=bundle,
                     run_dir=run_dir,
-                    overlay=overlay,
+                    overlay=built.overlay,
                     log_path=container.log_path,
                     log_size_max=node.settings.log_size_max,
                     stdin=container.config.stdin,
@@ -395,7 +381,7 @@ class Containers:
         run_dir = layout.run_dir(container.id)
         self._runtime(container).delete(container.id, run_dir, container.cgroup)
         trees.remove_tree(run_dir)
-        trees.remove_tree(layout.bundle(container.id))
+        preparation.release(layout, container.id)
 
     def _undo(self, container: Container) -> None:
         try:

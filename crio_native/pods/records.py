@@ -90,6 +90,15 @@ class HandlerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """What the image of a mount came to.  index: of the mount in the container's configuration."""
+
+    index: int = 0
+    image_id: str = ""
+    image_ref: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod sandbox.
 
@@ -127,6 +136,7 @@ class Container:
     image_ref: str = ""
     log_path: str = ""
     cgroup: str = ""
+    image_volumes: tuple[ImageVolume, ...] = ()
     stop_signal: int = 15
     resources: Resources = field(default_factory=Resources)
     state: str = ContainerState.CREATING

@@ -19,7 +19,17 @@ from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFou
 from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus
-from crio_native.pods import names, networking, pod_files, spec, spec_resources, spec_security, trees, userns
+from crio_native.pods import (
+    names,
+    networking,
+    pod_files,
+    preparation,
+    spec,
+    spec_resources,
+    spec_security,
+    trees,
+    userns,
+)
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import HandlerRecord, Pod, PodState, ProcessRecord
@@ -133,7 +143,7 @@ class Sandboxes:
         ]
         if files:
             acts.append(lambda: trees.remove_tree(layout.pod_dir(pod_id)))
-            acts.append(lambda: trees.remove_tree(layout.bundle(pod_id)))
+            acts.append(lambda: preparation.release(layout, pod_id))
         _try_all(acts, pod_id)
 
     def watch_infra(self, pod: Pod) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
@@ -44,12 +45,19 @@ class Built:
 
 
 def container_spec(
-    pod: Pod, container: Container, image_config: Mapping[str, Any], handler: RuntimeHandler, node: Node, pid_path: str
+    pod: Pod,
+    container: Container,
+    image_config: Mapping[str, Any],
+    handler: RuntimeHandler,
+    node: Node,
+    pid_path: str,
+    volumes: Mapping[int, str] = MappingProxyType({}),
 ) -> Built:
     """Raises InvalidArgument with the CRI field's path, FailedPrecondition for what this host cannot do.
 
     image_config: the image configuration's ``config`` object.  pid_path: the PID namespace to join, "" for a new one;
-    looked at only where the container's mode says so.
+    looked at only where the container's mode says so.  volumes: where image volumes are mounted, by their mounts'
+    indices.
     """
     config, settings, host = container.config, node.settings, node.host
     security = config.linux.security_context
@@ -96,7 +104,7 @@ def container_spec(
             "path": str(node.layout.bundle(container.id) / "rootfs"),
             "readonly": security.readonly_rootfs or settings.read_only,
         },
-        "mounts": [*_mounts(pod, container, node), *bound],
+        "mounts": [*_mounts(pod, container, node, volumes), *bound],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, pid_path),
             **_id_mappings(pod),
@@ -188,7 +196,7 @@ def _id_mappings(pod: Pod) -> dict[str, Any]:
     return {"uidMappings": userns.to_oci(pod.userns.uids), "gidMappings": userns.to_oci(pod.userns.gids)}
 
 
-def _mounts(pod: Pod, container: Container, node: Node) -> list[dict[str, Any]]:
+def _mounts(pod: Pod, container: Container, node: Node, volumes: Mapping[int, str]) -> list[dict[str, Any]]:
     security, settings = container.config.linux.security_context, node.settings
     shm = "/dev/shm" if pod.config.namespaces.ipc is NamespaceMode.NODE else node.layout.shm(pod.id)
     ours = [
@@ -196,7 +204,7 @@ def _mounts(pod: Pod, container: Container, node: Node) -> list[dict[str, Any]]:
         *spec_mounts.pod_files(node.layout.pod_dir(pod.id), shm, readonly=security.readonly_rootfs),
         *(spec_mounts.scratch_mounts() if settings.read_only else ()),
     ]
-    return spec_mounts.merge(ours, spec_mounts.caller_mounts(container.config.mounts))
+    return spec_mounts.merge(ours, spec_mounts.caller_mounts(container.config.mounts, volumes))
 
 
 def _devices(container: Container, handler: RuntimeHandler, settings: RuntimeTable) -> devices.Devices:

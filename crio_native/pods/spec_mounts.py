@@ -8,7 +8,7 @@ touches the file system except to look (`stat`, mountinfo); `check_sources` says
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,23 @@ def scratch_mounts() -> list[OciMount]:
     ]
 
 
-def caller_mounts(mounts: Sequence[Mount]) -> list[OciMount]:
-    """What the caller asks for.  Raises InvalidArgument with the mount's index."""
+def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str]) -> list[OciMount]:
+    """What the caller asks for.  volumes: where the images of mounts are mounted, by the mounts' indices.
+
+    Raises InvalidArgument with the mount's index.
+    """
     result = []
     for index, mount in enumerate(mounts):
         field = f"config.mounts[{index}]"
         _check_mount(mount, field)
         options = ["rbind", _PROPAGATION[mount.propagation]]
         options.append("rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw")
+        if mount.image:
+            options += ["nosuid", "nodev", "noexec"]
         oci: OciMount = {
             "destination": normalise(mount.container_path),
             "type": "bind",
-            "source": os.path.realpath(mount.host_path),
+            "source": volumes[index] if mount.image else os.path.realpath(mount.host_path),
             "options": options,
         }
         if mount.uidMappings or mount.gidMappings:
@@ -80,7 +85,7 @@ def caller_mounts(mounts: Sequence[Mount]) -> list[OciMount]:
 
 
 def _check_mount(mount: Mount, field: str) -> None:
-    if not mount.host_path.startswith("/"):
+    if mount.image is None and not mount.host_path.startswith("/"):
         raise InvalidArgument(f"{field}.host_path", mount.host_path, "must be an absolute path")
     if not mount.container_path.startswith("/") or normalise(mount.container_path) == "/":
         raise InvalidArgument(f"{field}.container_path", mount.container_path, "must be an absolute path below /")
@@ -109,6 +114,8 @@ def check_sources(mounts: Sequence[Mount], rejected: Collection[str]) -> list[st
     """
     absent = []
     for index, mount in enumerate(mounts):
+        if mount.image:
+            continue
         field = f"config.mounts[{index}].host_path"
         path = os.path.realpath(mount.host_path)
         try:

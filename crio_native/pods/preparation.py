@@ -1,0 +1,83 @@
+"""What a container needs on disk before a runtime makes it: its bundle, root file system, volumes and config.json.
+
+`prepare` puts together what the modules about single subjects say (`spec`, `userns`, `image_volumes`); `release`
+undoes it.  The life cycle around it is `containers`'.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crio_native.config.tables import RuntimeHandler
+from crio_native.oci.runtime import Overlay, UserRequest
+from crio_native.pods import image_volumes, spec, trees, userns
+from crio_native.pods.node import Node, Stage
+from crio_native.pods.records import Container, Layout, Pod
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """absent_sources: host directories to make for the time that the container takes to be made."""
+
+    spec: dict[str, Any]
+    user: UserRequest
+    overlay: Overlay
+    absent_sources: list[str]
+
+
+def prepare(
+    node: Node,
+    pod: Pod,
+    container: Container,
+    image_config: Mapping[str, Any],
+    handler: RuntimeHandler,
+    pid_path: str,
+    stage: Stage,
+) -> Prepared:
+    """Make the bundle and its spec.  Raises as `spec.container_spec` and `image_volumes.mount_all`; what is made until
+    then is the caller's to release."""
+    layout = node.layout
+    bundle = layout.bundle(container.id)
+    os.makedirs(bundle / "rootfs", 0o700)
+    os.mkdir(layout.run_dir(container.id), 0o700)
+    if container.image_volumes:
+        stage("mounting the image volumes")
+    volumes = image_volumes.mount_all(
+        container.image_volumes,
+        container.config.mounts,
+        node.images,
+        bundle,
+        user_namespace=str(layout.pins(pod.id)["user"]) if pod.userns else "",
+    )
+    stage("making the configuration")
+    built = spec.container_spec(
+        pod,
+        container,
+        image_config,
+        handler,
+        spec.Node(node.settings, node.host, layout, node.profiles),
+        pid_path,
+        volumes,
+    )
+    for warning in built.warnings:
+        log.warning("container %s: %s", container.id, warning)
+    stage("preparing the root file system")
+    overlay = node.images.prepare_root(container.image_id, bundle)
+    if pod.userns is not None:
+        overlay = userns.map_root(overlay, pod.userns)
+    (bundle / "config.json").write_text(json.dumps(built.spec))
+    return Prepared(built.spec, built.user, overlay, built.absent_sources)
+
+
+def release(layout: Layout, container_id: str) -> None:
+    """Remove the bundle with all that is mounted in it; nothing happens when it is gone."""
+    bundle = layout.bundle(container_id)
+    image_volumes.unmount_all(bundle)
+    trees.remove_tree(bundle)
