@@ -60,8 +60,15 @@ def _oci(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
     return ExternalRuntime(name, settings, parts.settings, parts.launchers, parts.layout.runroot / "exec")
 
 
+def _vm(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
+    from crio_native.oci.shim.runtime import ShimRuntime  # only who configures one pays for it
+
+    manager = parts.settings.cgroup_manager
+    return ShimRuntime(name, settings, parts.launchers, parts.layout.runroot / "containers", cgroup_manager=manager)
+
+
 Make = Callable[[str, RuntimeHandler, Parts], Runtime]
-TYPES: Mapping[str, Make] = {"builtin": _builtin, "oci": _oci}
+TYPES: Mapping[str, Make] = {"builtin": _builtin, "oci": _oci, "vm": _vm}
 
 
 class Handlers(Mapping[str, Handler]):

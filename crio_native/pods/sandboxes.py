@@ -18,7 +18,7 @@ from pathlib import Path
 from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin import pinning
-from crio_native.oci.runtime import ContainerSpec, ExitStatus
+from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
 from crio_native.pods import (
     names,
     networking,
@@ -148,7 +148,8 @@ class Sandboxes:
 
     def watch_infra(self, pod: Pod) -> None:
         """Notice the end of the pod's pause process.  Raises NotFound when it has ended."""
-        runtime = self._node.handlers.pause
+        runtime = self._pause_runtime(pod)
+        assert runtime is not None, "a pod with a pause process has who runs it"
         sock = runtime.watch(pod.id, self._node.layout.run_dir(pod.id))
         self._node.exits.watch(pod.id, sock, runtime.read_exit, self._infra_ended)
 
@@ -204,9 +205,10 @@ class Sandboxes:
         if "ipc" in pins:
             _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns))
         infra = None
-        if namespaces.pid is NamespaceMode.POD:
+        pause = self._pause_runtime(pod)
+        if pause is not None:
             stage("starting the pause process")
-            infra = self._start_infra(pod)
+            infra = self._start_infra(pod, pause)
         node.store.update(Pod, pod.id, state=PodState.READY, ips=ips, infra=infra)
         if infra is not None:
             self.watch_infra(pod)
@@ -220,9 +222,15 @@ class Sandboxes:
             launchers, pins, uid_map=uid_map, gid_map=gid_map, hostname=pod.hostname, sysctls=sysctls
         )
 
-    def _start_infra(self, pod: Pod) -> ProcessRecord:
+    def _pause_runtime(self, pod: Pod) -> Runtime | None:
+        """Who runs the pod's pause process; None for a pod that needs none.  A shim's pod begins with its first
+        container: for one that runs virtual machines it is the machine."""
+        if pod.executor is not None and pod.executor.runtime_type == "vm":
+            return self._node.executor(pod)
+        return self._node.handlers.pause if pod.config.namespaces.pid is NamespaceMode.POD else None
+
+    def _start_infra(self, pod: Pod, runtime: Runtime) -> ProcessRecord:
         node, layout = self._node, self._node.layout
-        runtime = node.handlers.pause
         bundle, run_dir = layout.bundle(pod.id), layout.run_dir(pod.id)
         os.mkdir(bundle, 0o700)
         os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
@@ -235,8 +243,8 @@ class Sandboxes:
 
     def _delete_infra(self, pod: Pod) -> None:
         run_dir = self._node.layout.run_dir(pod.id)
-        if pod.config.namespaces.pid is NamespaceMode.POD:
-            runtime = self._node.handlers.pause
+        runtime = self._pause_runtime(pod)
+        if runtime is not None:
             runtime.delete(pod.id, run_dir, self._node.cgroup_path(pod.cgroup, pod.id))
             trees.remove_tree(run_dir)
 
