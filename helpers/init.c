@@ -13,11 +13,42 @@
 #include <unistd.h>
 
 static struct {
-	pid_t pid;
+	pid_t pid, donor;   /* donor: the process that the init is born of and whose memory it has; 0 when there is none */
 	bool ended, execed; /* execed: known once it has ended */
 	int status;
 	long long finished_at;
 } init;
+
+pid_t init_pid(void)
+{
+	return init.pid;
+}
+
+void init_expect(pid_t donor)
+{
+	init.donor = donor;
+}
+
+/*
+ * The donor sleeps in vfork, and its stack is the init's by now, so it must never wake: it dies in its sleep.  With it
+ * gone the init is a child of the nearest subreaper, which is this process.
+ */
+static void end_donor(void)
+{
+	if (!init.donor)
+		return;
+	kill(init.donor, SIGKILL);
+	while (waitpid(init.donor, &init.status, 0) < 0 && errno == EINTR)
+		;
+	init.donor = 0;
+}
+
+/* False when pid is not a child of the donor. */
+bool init_born(pid_t pid)
+{
+	end_donor();
+	return !init.pid && init_adopt(pid);
+}
 
 /* False when pid is not a child of this process; then nothing may ever be done to it. */
 bool init_adopt(pid_t pid)
@@ -75,6 +106,8 @@ bool init_reap(void)
 	while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid) {
 		bool is_init = info.si_pid == init.pid && !init.ended; /* later, an orphan of ours may get its pid */
 		bool execed = is_init && has_execed(init.pid);
+		if (info.si_pid == init.donor)
+			init.donor = 0;
 		if (waitpid(info.si_pid, &status, 0) == init.pid && is_init) {
 			init.ended = true;
 			init.execed = execed;
@@ -127,6 +160,7 @@ static bool ends_within(int ms)
  */
 bool init_destroy(int patience_ms)
 {
+	end_donor();
 	if (!init.pid || ends_within(patience_ms))
 		return true;
 	kill(init.pid, SIGKILL);

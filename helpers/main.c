@@ -3,6 +3,9 @@
  *
  * The container's way: WAITING for the init's R or E; CREATED, after the daemon was told; STARTING, after the init was
  * told; RUNNING, when its execve has succeeded or failed.  From any of them it ends when the init does.
+ *
+ * A monitor that is started with --donor alone waits for its container first: its arguments come in a packet, its init
+ * is born later, of the donor.
  */
 #include "monitor.h"
 
@@ -106,7 +109,7 @@ static void read_arguments(char **at)
 {
 	const char *number;
 
-	for (at++; *at; at++) {
+	for (; *at; at++) {
 		if (strcmp(*at, "--tty") == 0)
 			options.tty = true;
 		else if (strcmp(*at, "--stdin") == 0)
@@ -121,15 +124,15 @@ static void read_arguments(char **at)
 			 !option(&at, "--oom-file", &options.oom_file))
 			fail("monitor", EINVAL, *at, "unknown argument");
 	}
-	if (!options.id || !options.pid)
-		fail("monitor", EINVAL, "", "--id and --pid must be given");
+	if (!options.id)
+		fail("monitor", EINVAL, "", "--id must be given");
 	if (options.log && *options.log != '/')
 		fail("monitor", EINVAL, options.log, "--log must be an absolute path");
 }
 
 /*
- * Makes the process independent of the launcher that it was born from, and of whatever that had set.  The working
- * directory becomes run_dir.  Refusals of what is only better to have are not looked at.
+ * Makes the process independent of the launcher that it was born from, and of whatever that had set.  Refusals of what
+ * is only better to have are not looked at.
  */
 static void settle(void)
 {
@@ -163,12 +166,80 @@ static void settle(void)
 		close(fd);
 	}
 
+	child_signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* Takes the container on: its arguments, and run_dir as the working directory. */
+static void take_on(char **arguments)
+{
+	read_arguments(arguments);
+	report_as(options.id);
+	if (child_signals < 0)
+		fail("monitor", EMFILE, "", "signalfd");
 	if (fchdir(RUN_DIR_FD) < 0)
 		fail("monitor", errno, "", "descriptor 5 is not the container's run_dir");
 	close(RUN_DIR_FD);
-	child_signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (child_signals < 0)
-		fail("monitor", errno, "", "signalfd");
+	if (options.oom_file)
+		init_watch_oom(options.oom_file);
+}
+
+/* Splits words that each end with a zero.  NULL when there are too many, or the last one has no end. */
+static char **split(char *words, size_t size)
+{
+	enum { WORDS_MAX = 32 };
+	static char *list[WORDS_MAX + 1];
+	char *end = words + size;
+
+	if (!size || end[-1])
+		return NULL;
+	for (size_t n = 0; n < WORDS_MAX; n++) {
+		list[n] = words;
+		words += strlen(words) + 1;
+		if (words == end)
+			return list;
+	}
+	return NULL;
+}
+
+/*
+ * Waits until there is a container: the packet `A` and its arguments, with reply and run_dir as descriptors.  No packet
+ * means that the donor has ended, as it does when the daemon has.
+ */
+static void await_container(void)
+{
+	static char packet[PACKET_MAX];
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(2 * sizeof(int))];
+	} control;
+	struct iovec part = {packet, sizeof packet};
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control
+	};
+	int fds[2];
+
+	prctl(PR_SET_NAME, "crio-spare");
+	ssize_t size = recvmsg(SYNC_FD, &message, MSG_CMSG_CLOEXEC);
+	prctl(PR_SET_NAME, "crio-monitor");
+	struct cmsghdr *c = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+	if (!c || c->cmsg_len != CMSG_LEN(sizeof fds))
+		_exit(0);
+	memcpy(fds, CMSG_DATA(c), sizeof fds); /* both above 8: the streams' descriptors are in use up to there */
+	dup3(fds[0], REPLY_FD, O_CLOEXEC);
+	dup3(fds[1], RUN_DIR_FD, O_CLOEXEC);
+	close(fds[0]);
+	close(fds[1]);
+
+	char **words = *packet == 'A' ? split(packet + 1, (size_t)size - 1) : NULL;
+	if (!words)
+		fail("monitor", EPROTO, "", "the arguments are unknown, too many or too long");
+	take_on(words);
+	if (!options.has_stdin || options.tty)
+		close(STDIN_FD);
+	if (options.tty) {
+		close(STDOUT_FD);
+		close(STDERR_FD);
+	}
 }
 
 /* The init is ready: takes log, socket and streams into use, then tells the daemon. */
@@ -188,7 +259,7 @@ static void become_created(const char *object, size_t size)
 		fail("monitor", failed, "control", "cannot serve the control socket in run_dir");
 
 	text_add(&head, "{\"created\":{\"pid\":");
-	text_number(&head, options.pid);
+	text_number(&head, init_pid());
 	text_add(&head, ",\"monitor\":");
 	text_number(&head, getpid());
 	text_add(&head, ",\"init\":");
@@ -245,15 +316,17 @@ static ssize_t receive_sync(char *packet, int *fd)
 	return size;
 }
 
-/* One packet of a waiting init. */
+/* One packet of a waiting init, or of its donor. */
 static void serve_waiting(const char *packet, size_t size, int fd)
 {
 	int failed;
 
-	if (*packet == 'R' && size <= PACKET_MAX) {
+	if (*packet == 'B' && size > 1 && size < 16) {
+		if (!init_born((pid_t)strtol(packet + 1, NULL, 10)))
+			fail("monitor", ECHILD, "", "the process that was born is no child of the donor");
+	} else if (*packet == 'R' && size <= PACKET_MAX) {
 		become_created(packet + 1, size - 1);
 	} else if (*packet == 'E' && size > 1 && size <= PACKET_MAX) {
-		init_destroy(INIT_PATIENCE_MS);
 		give_up(packet + 1, size - 1);
 	} else if (*packet == 'C' && size == 1 && fd >= 0 && options.tty) {
 		if ((failed = streams_terminal(fd)))
@@ -386,22 +459,29 @@ static _Noreturn void loop(void)
 	}
 }
 
+static int refuse(void)
+{
+	report("this program is started by crio-native, with its sockets as descriptors 3 and 4", 0);
+	return 2;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && strcmp(argv[1], "pause") == 0)
 		return pause_main();
 	if (argc > 1 && strcmp(argv[1], "remote") == 0)
 		return remote_main(argv + 2);
-	if (fcntl(SYNC_FD, F_GETFD) < 0 || fcntl(REPLY_FD, F_GETFD) < 0) {
-		report("this program is started by crio-native, with its sockets as descriptors 3 and 4", 0);
-		return 2;
-	}
+	bool waits = argc == 3 && strcmp(argv[1], "--donor") == 0;
+	if (fcntl(SYNC_FD, F_GETFD) < 0 || (!waits && fcntl(REPLY_FD, F_GETFD) < 0))
+		return refuse();
 	settle();
-	read_arguments(argv);
-	report_as(options.id);
-	if (!init_adopt(options.pid))
-		fail("monitor", ECHILD, "", "--pid must name a child of the monitor");
-	if (options.oom_file)
-		init_watch_oom(options.oom_file);
+	if (waits) {
+		init_expect((pid_t)strtol(argv[2], NULL, 10));
+		await_container();
+	} else {
+		take_on(argv + 1);
+		if (!init_adopt(options.pid))
+			fail("monitor", ECHILD, "", "--pid must name a child of the monitor");
+	}
 	loop();
 }

@@ -50,6 +50,9 @@ long long realtime_ns(void);
 
 /* init.c: the container's first process and everything it leaves behind. */
 bool init_adopt(pid_t pid);
+pid_t init_pid(void);
+void init_expect(pid_t donor);
+bool init_born(pid_t pid);
 bool init_reap(void);
 bool init_ended(void);
 int init_kill(int signal);

@@ -37,6 +37,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "ioprio_set": 251,
         "sched_setattr": 314,
         "set_mempolicy": 238,
+        "madvise": 28,
     },
     "aarch64": {
         "mount": 40,
@@ -55,6 +56,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "ioprio_set": 30,
         "sched_setattr": 274,
         "set_mempolicy": 237,
+        "madvise": 233,
     },
 }
 # Calls added since Linux 5.0 have the same number on every architecture.
@@ -87,7 +89,10 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_VM = 0x00000100
+CLONE_VFORK = 0x00004000
 CLONE_PARENT = 0x00008000
+CLONE_PARENT_SETTID = 0x00100000
 CLONE_INTO_CGROUP = 0x200000000
 
 OPEN_TREE_CLONE = 1
@@ -217,6 +222,7 @@ _keyctl = _bind("keyctl", c_int, c_void_p, c_ulong, c_ulong, c_ulong)
 _setdomainname = _bind("setdomainname", c_char_p, c_ulong)
 _seccomp = _bind("seccomp", c_uint, c_uint, c_void_p)
 _personality = _bind("personality", c_ulong)
+_madvise = _bind("madvise", c_ulong, c_ulong, c_int)
 _clone = _bind("clone", c_ulong, c_void_p, c_void_p, c_void_p, c_void_p)
 _ioprio_set = _bind("ioprio_set", c_int, c_int, c_int)
 _sched_setattr = _bind("sched_setattr", c_int, c_void_p, c_uint)
@@ -393,23 +399,33 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
             pass
 
 
-def clone3(flags: int, *, exit_signal: int, cgroup: int | None = None) -> int:
+def clone3(flags: int, *, exit_signal: int, cgroup: int | None = None, parent_tid: ctypes.c_int | None = None) -> int:
     """A fork-like clone3(2): 0 in the child, the child's pid in the parent.
 
     Only for a single-threaded caller (a launcher) that will exec or _exit soon: at-fork handlers do not run, and
     glibc's cached thread id is stale in the child.  cgroup: descriptor of a cgroup v2 directory to be born in.
-    A kernel or a filter without clone3 is asked by clone(2), and the child then joins the cgroup itself.
+    parent_tid: gets the child's pid as the parent sees it.  A kernel or a filter without clone3 is asked by clone(2),
+    and the child then joins the cgroup itself.
     """
+    tid = None if parent_tid is None else ctypes.addressof(parent_tid)
     args = clone_args(flags=flags, exit_signal=exit_signal)
+    if tid is not None:
+        args.flags |= CLONE_PARENT_SETTID
+        args.parent_tid = tid
     if cgroup is not None:
         args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup
     result: int = _clone3(ctypes.byref(args), ctypes.sizeof(args))
     if result < 0 and ctypes.get_errno() == errno.ENOSYS:
-        result = _clone(flags | exit_signal, None, None, None, None)
+        result = _clone(args.flags & ~CLONE_INTO_CGROUP | exit_signal, None, tid, None, None)
         if result == 0 and cgroup is not None:
             _join(cgroup)
     return _check(result)
+
+
+def madvise(address: int, size: int, advice: int) -> bool:
+    """False when the kernel did not take it: it is only advice."""
+    return bool(_madvise(address, size, advice) == 0)
 
 
 def _join(cgroup: int) -> None:

@@ -61,12 +61,12 @@ def arguments(
     log_size_max: int = -1,
     oom_file: str = "",
 ) -> list[str]:
-    """The monitor's argument vector, without the --pid that the launcher appends.
+    """The monitor's arguments, but for the --pid of one that is started when its init exists already.
 
     log_path: absolute, "" for no log.  log_size_max: bytes, no limit when it is not positive.  oom_file: the cgroup's
     memory.events (v2) or memory.oom_control (v1), "" when there is none.
     """
-    words = ["crio-monitor", "--id", container_id]
+    words = ["--id", container_id]
     if tty:
         words.append("--tty")
     if stdin:

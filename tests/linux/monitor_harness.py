@@ -159,6 +159,7 @@ class Container:
         self.tty, self.stdin = tty, stdin
         self.stderr_path = run_dir.with_name(run_dir.name + "-stderr")
         self.words = [
+            "crio-monitor",
             *client.arguments(
                 container_id="test",
                 tty=tty,

@@ -23,7 +23,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_arguments() -> None:
-    assert client.arguments(container_id="abc") == ["crio-monitor", "--id", "abc"]
+    assert client.arguments(container_id="abc") == ["--id", "abc"]
     assert client.arguments(
         container_id="abc",
         tty=True,
@@ -33,7 +33,7 @@ def test_arguments() -> None:
         log_size_max=9000,
         oom_file="/sys/fs/cgroup/x/memory.events",
     ) == [
-        *("crio-monitor", "--id", "abc", "--tty", "--stdin", "--stdin-once", "--log", "/l", "--log-size-max", "9000"),
+        *("--id", "abc", "--tty", "--stdin", "--stdin-once", "--log", "/l", "--log-size-max", "9000"),
         *("--oom-file", "/sys/fs/cgroup/x/memory.events"),
     ]
     assert "--log-size-max" not in client.arguments(container_id="abc", log_path="/l", log_size_max=-1)

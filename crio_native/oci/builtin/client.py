@@ -61,9 +61,11 @@ class Launchers:
         self.count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
-        # Our end of each, and the end that all launchers share; `create` has one of its own, see `launcher`.
-        self._requests, self._requests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._creates, self._creates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Our end of each, and the end that all launchers share; spares serve the last two, see `launcher`.
+        self._requests, requests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._creates, creates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ends = (requests_end, creates_end, execs_end)
         self._executable = -1
 
     def start(self) -> None:
@@ -80,7 +82,7 @@ class Launchers:
 
     def stop(self) -> None:
         """End the launchers; containers and their monitors live on."""
-        for end in (self._requests, self._requests_end, self._creates, self._creates_end):
+        for end in (self._requests, self._creates, self._execs, *self._ends):
             end.close()
         for launcher in self._processes:
             try:
@@ -99,7 +101,7 @@ class Launchers:
     def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
         self._revive()
-        channel = self._creates if request["op"] == "create" else self._requests
+        channel = {"create": self._creates, "exec": self._execs}.get(request["op"], self._requests)
         wire.send(channel, wire.pack(request), descriptors)
 
     def pin_namespaces(
@@ -185,9 +187,10 @@ class Launchers:
 
         The executable is named through our own /proc entry, because close_fds has closed the child's copy by then.
         """
-        numbers = [self._requests_end.fileno(), self._creates_end.fileno()]
+        numbers = [end.fileno() for end in self._ends]
+        sockets = ",".join(map(str, numbers))
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", BOOT, *map(str, numbers), *_module_paths()],
+            [sys.executable, "-I", "-S", "-c", BOOT, sockets, _monitor_program(), *_module_paths()],
             executable=f"/proc/{os.getpid()}/fd/{self._executable}",
             pass_fds=numbers,
             stdin=subprocess.DEVNULL,
@@ -342,11 +345,7 @@ class BuiltinRuntime(Monitored):
             "duties": dict(plan.duties),
             "terminal": terminal,
             "stdin": container.stdin,
-            "monitor": {
-                "path": _monitor_program(),
-                "arguments": arguments,
-                "run_dir": str(container.run_dir),
-            },
+            "monitor": {"arguments": arguments, "run_dir": str(container.run_dir)},
         }
         extra = [descriptor] if descriptor is not None else []
         with self._launchers.conversation(request, extra) as reply:

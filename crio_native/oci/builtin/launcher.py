@@ -1,10 +1,10 @@
 """A launcher: the warm, single-threaded process that makes containers, by cloning itself.
 
-Started by `client.Launchers` as `python -I -S -c BOOT REQUESTS CREATES PATH...`: two SEQPACKET
-sockets that all launchers share, so that whichever is idle takes the next request.  A request is a packet with
-descriptors, first its own reply socket.  `exec`, `namespaces`, `hook` and `ping` come on REQUESTS and are served here;
-`create` comes on CREATES and is served by a spare (see `init.predecessor`), cloned before it is needed.  A launcher
-holds no state that outlives a request but its running execs; one that dies loses only those.
+Started by `client.Launchers` as `python -I -S -c BOOT SOCKETS MONITOR PATH...`: three SEQPACKET sockets that all
+launchers share, so that whoever is idle takes the next request.  A request is a packet with descriptors, first its own
+reply socket.  `namespaces`, `hook` and `ping` come on the first and are served here; `create` and `exec` come on the
+other two and are served by spares (see `spare`), cloned before they are needed.  A launcher holds no state that
+outlives a request but its running execs; one that dies loses only those.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
 import gc
+import marshal
 import os
 import select
 import sys
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.linux import mounts, process, syscalls
-from crio_native.oci.builtin import hooks, init, sockets, steps, wire
+from crio_native.linux import mounts, syscalls
+from crio_native.oci.builtin import hooks, sockets, spare, steps, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 REFILL_DELAY = 15  # ms; a new spare is cloned when the container that took the last one is likely to run
@@ -35,37 +37,57 @@ class Exec:
         self.pid, self.reply = pid, reply
 
 
+class Spare:
+    """The spare of one kind: its pid while it waits, else 0; and the pages that it does well to write, once known.
+
+    While it waits, its launcher does not look at its socket: it would be awake for nothing.
+    """
+
+    def __init__(self, requests: _socket.socket, become: Callable[[spare.Runs | None], NoReturn]) -> None:
+        self.requests, self.become = requests, become
+        self.pid = 0
+        self.runs: spare.Runs | None = None
+
+
 class Launcher:
-    def __init__(self, requests: _socket.socket, creates: _socket.socket) -> None:
-        self.requests, self.creates = requests, creates
+    def __init__(self, requests: _socket.socket, creates: _socket.socket, execs: _socket.socket, monitor: str) -> None:
+        self.requests = requests
+        self.news, self.tell = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)  # see `spare`
+        self.spares = {
+            "create": Spare(creates, lambda runs: spare.for_create(monitor, creates, self.tell, runs)),
+            "exec": Spare(execs, lambda runs: spare.for_exec(execs, self.tell, runs)),
+        }
         self.execs: dict[int, Exec] = {}  # by pid
-        self.spare = 0  # pid of the waiting spare, 0 for none
-        self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self.taken, self.taken_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         self.poll = select.poll()
-        for fd in (requests.fileno(), self.taken, self.wakeup):
+        for fd in (requests.fileno(), self.news.fileno(), self.wakeup):
             self.poll.register(fd, select.POLLIN)
 
     def serve(self) -> None:
         """Until the daemon closes the request socket; containers live on without us."""
-        handlers = {"exec": self.exec, "namespaces": self.namespaces, "hook": self.hook, "ping": self.ping, "external": self.external, "sockets": self.sockets}
-        self.refill()
+        handlers = {
+            "namespaces": self.namespaces,
+            "hook": self.hook,
+            "ping": self.ping,
+            "external": self.external,
+            "sockets": self.sockets,
+        }
+        kinds = {kind.requests.fileno(): kind for kind in self.spares.values()}
+        self.refill(*self.spares.values())
         while True:
-            events = self.poll.poll(None if self.spare else REFILL_DELAY)
+            complete = all(kind.pid for kind in self.spares.values())
+            events = self.poll.poll(None if complete else REFILL_DELAY)
             if not events:
-                self.refill()
+                self.refill(*self.spares.values())
             for fd, _ in events:
                 if fd == self.wakeup:
                     self.reap()
-                elif fd == self.taken:
-                    os.read(self.taken, 512)
-                    self.spare = 0
-                    self.poll.register(self.creates, select.POLLIN)
-                elif fd == self.creates.fileno():
-                    self.refill()  # a request waits already
+                elif fd == self.news.fileno():
+                    self.hear()
+                elif fd in kinds:
+                    self.refill(kinds[fd])  # a request waits already
                 elif fd == self.requests.fileno():
                     received = receive(self.requests)
                     if received is None:
@@ -81,58 +103,44 @@ class Launcher:
                 else:
                     self.command(fd)
 
-    def refill(self) -> None:
-        """Have a spare waiting.  While one does, we do not look at its socket: it would be awake for nothing."""
-        if self.spare:
-            return
-        try:
-            self.poll.unregister(self.creates)
-        except KeyError:
-            pass
-        self.spare = self.clone(0)
-        if self.spare == 0:
-            _prctl.prctl(_prctl.PR_SET_NAME, "crio-spare")
-            init.predecessor(self.creates, self.taken_write)
+    def refill(self, *kinds: Spare) -> None:
+        for kind in kinds:
+            if kind.pid:
+                continue
+            try:
+                self.poll.unregister(kind.requests)
+            except KeyError:
+                pass
+            kind.pid = self.clone(0)
+            if kind.pid == 0:
+                kind.become(kind.runs)
 
-    def clone(self, flags: int, cgroup: int | None = None) -> int:
+    def emptied(self, kind: Spare) -> None:
+        kind.pid = 0
+        self.poll.register(kind.requests, select.POLLIN)
+
+    def hear(self) -> None:
+        """What spares tell, see there."""
+        while True:
+            try:
+                data, descriptors = wire.receive(self.news, _socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            what, *rest = marshal.loads(data)
+            if what == "taken":
+                self.emptied(self.spares[rest[0]])
+            elif what == "pages":
+                self.spares[rest[0]].runs = rest[1]
+            else:
+                self.execs[rest[0]] = Exec(rest[0], wire.channel(descriptors[0]))
+                self.poll.register(descriptors[0], select.POLLIN)
+
+    def clone(self, flags: int) -> int:
         """clone3; in the child Python's signal handling is detached from our wakeup pipe."""
-        pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
+        pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD)
         if pid == 0:
             _signal.set_wakeup_fd(-1)
         return pid
-
-    def exec(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """Descriptors: reply, status, stdin, stdout, stderr, and the container's cgroup on a v2 host."""
-        reply, status, *rest = descriptors
-        stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
-        try:
-            container = os.pidfd_open(request["pid"])
-            try:
-                if process.start_time(request["pid"]) != request["start_time"]:
-                    raise ProcessLookupError(3, "the container has ended")
-                pid = self.clone_into(request, status, container, stdio, rest[-1] if request["cgroup"] else None)
-            finally:
-                os.close(container)
-        except OSError as error:
-            wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
-            return
-        channel = wire.channel(os.dup(reply))
-        self.execs[pid] = Exec(pid, channel)
-        self.poll.register(channel, select.POLLIN)
-        wire.tell(reply, {"started": pid})
-
-    def clone_into(
-        self, request: dict[str, Any], status: int, container: int, stdio: list[int], cgroup: int | None
-    ) -> int:
-        """Our children are born in the container's PID namespace for the moment of one clone."""
-        syscalls.setns(container, syscalls.CLONE_NEWPID)
-        try:
-            pid = self.clone(0, cgroup)
-            if pid == 0:
-                init.run_exec(request, status, container, stdio)
-            return pid
-        finally:
-            syscalls.setns(self.own_pid_namespace, syscalls.CLONE_NEWPID)
 
     def namespaces(self, request: dict[str, Any], descriptors: list[int]) -> None:
         flags = 0
@@ -180,6 +188,7 @@ class Launcher:
 
     def reap(self) -> None:
         os.read(self.wakeup, 512)
+        self.hear()  # of an exec that has ended already
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -187,8 +196,9 @@ class Launcher:
                 return
             if pid == 0:
                 return
-            if pid == self.spare:
-                self.spare = 0  # somebody killed it; the next round of the loop makes another
+            for kind in self.spares.values():
+                if pid == kind.pid:
+                    self.emptied(kind)  # somebody killed it
             ended = self.execs.pop(pid, None)
             if ended is not None:
                 try:
@@ -253,15 +263,15 @@ def receive(requests: _socket.socket) -> tuple[dict[str, Any], list[int]] | None
 
 
 def main() -> None:
-    requests, creates = (wire.channel(int(number)) for number in sys.argv[1:3])
-    for channel in (requests, creates):
+    channels = [wire.channel(int(number)) for number in sys.argv[1].split(",")]
+    for channel in channels:
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
-    launcher = Launcher(requests, creates)
+    launcher = Launcher(*channels, sys.argv[2])
     gc.collect()
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()

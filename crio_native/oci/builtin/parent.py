@@ -1,11 +1,11 @@
 """What a container's init has its parent do, until the parent becomes the monitor, or goes.
 
-The words on the init's channel, one packet each, while the plan has `duties`:
+The words on the channel between the two, one packet each, while the plan has `duties`:
 
     B PID     "I am only your first child; PID is the init, and yours too"         no answer
     N         move the network devices into my network namespace                   k
     H         run the prestart and createRuntime hooks                             k
-    D         that was all; what follows is for the monitor                        no answer
+    D         that was all                                                         no answer
     E {...}   I failed, and end
 
 What a duty consists of the parent knows from the request, not from the init, which may have stepped into a stranger's

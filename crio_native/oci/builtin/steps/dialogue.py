@@ -17,16 +17,17 @@ def ask_parent(context: Context, duty: str) -> None:
 
     It kills us when it fails, so an answer means that it is done.
     """
-    assert context.sync is not None
-    context.sync.send(duty.encode())
-    if context.sync.recv(16) != b"k":
+    assert context.parent is not None
+    context.parent.send(duty.encode())
+    if context.parent.recv(16) != b"k":
         os._exit(0)  # the parent is gone
 
 
 def release_parent(context: Context) -> None:
-    """From here on the other end of the channel is the monitor's."""
-    assert context.sync is not None
-    context.sync.send(b"D")
+    """From here on there is only the monitor."""
+    assert context.parent is not None
+    context.parent.send(b"D")
+    context.parent = context.sync
 
 
 def run_hooks(context: Context, kind: str, entries: list[dict[str, Any]], state: dict[str, Any]) -> None:

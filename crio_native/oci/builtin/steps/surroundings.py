@@ -103,8 +103,8 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None
     if new_pid or join_pid:
         init = syscalls.clone3(syscalls.CLONE_PARENT | (syscalls.CLONE_NEWPID if new_pid else 0), exit_signal=0)
         if init:
-            assert context.sync is not None
-            context.sync.send(b"B%d" % init)
+            assert context.parent is not None
+            context.parent.send(b"B%d" % init)
             os._exit(0)
     try:
         os.setgroups([])
