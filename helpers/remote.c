@@ -4,6 +4,8 @@
  * The shim writes output to named pipes and takes input from one; this is their other end.  It logs, serves the
  * control socket and whoever attaches while the daemon comes and goes.  It sees no process: the daemon, which asks the
  * shim, tells it by the request `ended` how the container ended, or by `lost` that nobody will ever know.
+ *
+ * It is an ordinary program: its descriptor 1 is the reply socket, and it goes to the background by itself.
  */
 #include "monitor.h"
 
@@ -23,7 +25,7 @@
 enum { DRAIN_MS = 500 }; /* for output that is still on its way through the shim */
 
 static struct {
-	const char *id, *log;
+	const char *id, *run_dir, *log;
 	long long log_size_max;
 	bool has_stdin, stdin_once;
 } options;
@@ -54,6 +56,8 @@ static void read_arguments(char **at)
 			options.stdin_once = true;
 		else if (strcmp(*at, "--id") == 0 && at[1])
 			options.id = *++at;
+		else if (strcmp(*at, "--run-dir") == 0 && at[1])
+			options.run_dir = *++at;
 		else if (strcmp(*at, "--log") == 0 && at[1])
 			options.log = *++at;
 		else if (strcmp(*at, "--log-size-max") == 0 && at[1])
@@ -61,8 +65,8 @@ static void read_arguments(char **at)
 		else
 			fail(EINVAL, *at, "unknown argument, or one without its value");
 	}
-	if (!options.id || (options.log && *options.log != '/'))
-		fail(EINVAL, "", "--id must be given, and --log must be an absolute path");
+	if (!options.id || !options.run_dir || (options.log && *options.log != '/'))
+		fail(EINVAL, "", "--id and --run-dir must be given, and --log must be an absolute path");
 }
 
 /* Independent of the launcher, and of signals that are meant for the daemon; see settle() of main.c. */
@@ -75,15 +79,48 @@ static void settle(void)
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	setsid();
 	umask(0);
-	syscall(SYS_close_range, STDERR_FD + 1, ~0U, 0);
+	syscall(SYS_close_range, REPLY_FD + 1, ~0U, 0);
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	if (fd >= 0) {
 		(void)!write(fd, "-1000", 5);
 		close(fd);
 	}
-	if (fchdir(RUN_DIR_FD) < 0)
-		fail(errno, "", "descriptor 5 is not the container's run_dir");
-	close(RUN_DIR_FD);
+	fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	if (fd >= 0) {
+		dup2(fd, 2);
+		close(fd);
+	}
+	if (chdir(options.run_dir) < 0)
+		fail(errno, options.run_dir, "cannot enter the container's run_dir");
+}
+
+static bool open_as(int number, const char *path, int flags)
+{
+	int fd = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	if (fd != number) {
+		dup3(fd, number, O_CLOEXEC);
+		close(fd);
+	}
+	return true;
+}
+
+/*
+ * Our ends of the pipes.  Stdin is opened for reading too: a write end alone is refused before the shim has the other.
+ * A terminal has no stderr.
+ */
+static void open_pipes(void)
+{
+	for (int number = STDIN_FD; number <= STDERR_FD; number++)
+		open_as(number, "/dev/null", O_RDWR); /* no pipe may get the number of another */
+	if (options.has_stdin && !open_as(STDIN_FD, "stdin", O_RDWR))
+		fail(errno, "stdin", "cannot open the pipe in run_dir");
+	if (!open_as(STDOUT_FD, "stdout", O_RDONLY))
+		fail(errno, "stdout", "cannot open the pipe in run_dir");
+	if (!open_as(STDERR_FD, "stderr", O_RDONLY) && errno != ENOENT)
+		fail(errno, "stderr", "cannot open the pipe in run_dir");
 }
 
 static void begin(void)
@@ -94,8 +131,9 @@ static void begin(void)
 
 	if (options.log && (failed = log_open(options.log, options.log_size_max)))
 		fail(failed, options.log, "cannot open the log as a regular file");
+	open_pipes();
 	if ((failed = streams_open(options.has_stdin)))
-		fail(failed, "", "descriptors 6 to 8 are not the container's streams");
+		fail(failed, "", "the pipes in run_dir cannot be used");
 	if ((failed = control_listen(options.stdin_once)))
 		fail(failed, "control", "cannot serve the control socket in run_dir");
 	text_add(&t, "{\"created\":{\"pid\":0,\"monitor\":");
@@ -179,13 +217,20 @@ int remote_main(char **arguments)
 	struct pollfd p[P_COUNT];
 	long long now = monotonic_ms(), never = now + (1LL << 40), drain_end = never;
 
-	if (fcntl(REPLY_FD, F_GETFD) < 0) {
-		report("this program is started by crio-native, with its sockets as descriptors", 0);
+	struct stat is;
+
+	if (fstat(1, &is) < 0 || !S_ISSOCK(is.st_mode)) {
+		report("this program is started by crio-native, with a socket as descriptor 1", 0);
 		return 2;
 	}
+	dup2(1, REPLY_FD);
+	dup2(0, 1); /* /dev/null */
+	dup2(0, 3);
 	remote = true;
 	read_arguments(arguments);
 	report_as(options.id);
+	if (fork() != 0)
+		return 0;
 	settle();
 	begin();
 	for (;;) {

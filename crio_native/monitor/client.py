@@ -154,6 +154,14 @@ class Connection:
         """Close the container's stdin after what it was sent; refused for a terminal, whose input has no end."""
         self._request("close-stdin")
 
+    def ended(self, code: int, finished_at: int, *, oom_killed: bool) -> None:
+        """Tell a remote monitor how its container ended; code 0..255, finished_at ns since the epoch, 0 for now."""
+        self._request(f"ended {code} {int(oom_killed)} {finished_at}")
+
+    def lost(self) -> None:
+        """Tell a remote monitor that nobody will ever know how its container ended: it leaves without an exit file."""
+        self._request("lost")
+
     def close(self) -> None:
         self._sock.close()
 

@@ -1,0 +1,166 @@
+"""Running a shim's program to its end, through a launcher: the daemon itself never forks.
+
+It runs on the host as it is, in a session and a process group of its own.  A process that it leaves behind, which is
+the shim, goes on when it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crio_native.errors import DeadlineExceeded, StepFailed, Unavailable
+from crio_native.linux import process
+from crio_native.oci.builtin.client import Launchers
+
+OUTPUT_MAX = 64 << 10  # bytes kept of each of its streams; the rest is read and dropped
+_DRAIN_SECONDS = 0.2  # for output that is still in the pipes when it has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def words(self) -> str:
+        """What it said, for an error."""
+        said = (self.stderr.strip() or self.stdout.strip()).decode(errors="replace")
+        return said[-2000:] or f"it ended with status {self.code} and said nothing"
+
+
+def run(
+    launchers: Launchers,
+    line: Sequence[str],
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    seconds: float,
+    stdout: int = -1,
+) -> Ended:
+    """Run it; stdout: a descriptor that it gets as its standard output instead of a pipe that is read here.
+
+    Raises DeadlineExceeded (its process group is killed then), StepFailed when it cannot be executed, Unavailable when
+    its launcher died.
+    """
+    entries = [f"{name}={value}" for name, value in env.items()]
+    steps = [
+        ("new_session", {}),
+        ("environment", {"entries": entries}),
+        ("change_directory", {"path": cwd}),
+        ("execute", {"args": list(line)}),
+    ]
+    outputs = _Outputs()
+    memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own = process.start_time(os.getpid())
+    request = {"op": "exec", "pid": os.getpid(), "start_time": own, "stdio": [0, 1, 2], "cgroup": False, "steps": steps}
+    try:
+        os.write(memory, stdin)
+        os.lseek(memory, 0, os.SEEK_SET)
+        given = [their_status.fileno(), memory, stdout if stdout >= 0 else outputs.write[0], outputs.write[1]]
+        with launchers.conversation(request, given) as reply:
+            their_status.close()
+            outputs.close_write()
+            _started(reply, status, line[0], seconds)
+            code = _await(reply, outputs, line[0], seconds)
+        return Ended(code, *outputs.data)
+    finally:
+        os.close(memory)
+        status.close()
+        their_status.close()
+        outputs.close()
+
+
+class _Outputs:
+    """Its stdout and stderr."""
+
+    def __init__(self) -> None:
+        pairs = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
+        self.read, self.write = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        self.data = [b"", b""]
+        for fd in self.read:
+            os.set_blocking(fd, False)
+
+    def take(self) -> bool:
+        """Read what is there; False when nothing was."""
+        found = False
+        for index, fd in enumerate(self.read):
+            if fd < 0:
+                continue
+            try:
+                chunk = os.read(fd, 65536)
+            except BlockingIOError:
+                continue
+            if not chunk:
+                os.close(fd)
+                self.read[index] = -1
+            found = found or bool(chunk)
+            self.data[index] += chunk[: OUTPUT_MAX - len(self.data[index])]
+        return found
+
+    def close_write(self) -> None:
+        for fd in self.write:
+            os.close(fd)
+        self.write = []
+
+    def close(self) -> None:
+        self.close_write()
+        for fd in self.read:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _started(reply: socket.socket, status: socket.socket, program: str, seconds: float) -> None:
+    answer = _receive(reply, seconds, program)
+    if "error" in answer:
+        raise StepFailed.from_dict(answer["error"])
+    status.settimeout(seconds)
+    failure = status.recv(65536)  # closed when it has been executed
+    if failure:
+        raise StepFailed.from_dict(json.loads(failure)["error"])
+
+
+def _await(reply: socket.socket, outputs: _Outputs, program: str, seconds: float) -> int:
+    """Its status, while its output is read."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(reply.fileno(), select.POLLIN)
+    while True:
+        registered = [fd for fd in outputs.read if fd >= 0]
+        for fd in registered:
+            poll.register(fd, select.POLLIN)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"{program} did not end within {seconds:g} s, and was killed")
+        ready = [fd for fd, _ in poll.poll(left * 1000)]
+        outputs.take()
+        for fd in registered:
+            poll.unregister(fd)
+        if reply.fileno() in ready:
+            break
+    code = int(_receive(reply, 1, program)["exited"])
+    end = time.monotonic() + _DRAIN_SECONDS
+    while outputs.take() or (any(fd >= 0 for fd in outputs.read) and time.monotonic() < end and not code):
+        time.sleep(0.001)
+    return code
+
+
+def _receive(reply: socket.socket, seconds: float, program: str) -> dict[str, Any]:
+    reply.settimeout(seconds)
+    try:
+        data = reply.recv(65536)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{program} was not started within {seconds:g} s") from None
+    if not data:
+        raise Unavailable(f"the launcher that ran {program} has died")
+    answer: dict[str, Any] = json.loads(data)
+    return answer
