@@ -188,6 +188,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     config = directory / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
+        "compatibility: {schema1: {enabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\nhttp: {{addr: '{address}'}}\n"
     )
     with (directory / "log").open("wb") as log:
@@ -333,3 +334,14 @@ def lower_of(store: ImageStore, image: Image, container: Path, layer: int = 0) -
 def made_directory(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+# Tools that others made
+
+
+def skopeo(*arguments: object) -> str:
+    """Run skopeo without trust policy and TLS; what it prints."""
+    command = ["skopeo", "--insecure-policy", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cri.jobs import Jobs
+from crio_native.cri.listing import framed, pages
 from crio_native.cri.messages import filesystem_usage
 from crio_native.cri.server import Call
 from crio_native.cri.translate import to_message
@@ -19,7 +21,7 @@ from crio_native.pods.store import Store
 from crio_native.pods.values import ImageSpec
 
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
-IMPORTS = ("oci:", "oci-archive:", "docker-archive:")
+IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:")
 
 
 class ImageService:
@@ -32,16 +34,23 @@ class ImageService:
         self._pulls = pulls
 
     async def ListImages(self, request: Any, call: Call) -> Any:
-        wanted = request.filter.image.image
-        if wanted:
-            found = await call.thread(self._get, wanted)
-            images = [found] if found else []
-        else:
-            images = await call.thread(self._images.list)
         response = pb.ListImagesResponse()
-        for image in images:
+        for image in await self._listed(request, call):
             _fill(response.images.add(), image)
         return response
+
+    async def StreamImages(self, request: Any, call: Call) -> AsyncIterator[bytes]:
+        images = await self._listed(request, call)
+        for page in pages(framed(_fill(pb.Image(), image)) for image in images):
+            yield page
+
+    async def _listed(self, request: Any, call: Call) -> Sequence[Image]:
+        wanted = request.filter.image.image
+        if not wanted:
+            images: Sequence[Image] = await call.thread(self._images.list)
+            return images
+        found = await call.thread(self._get, wanted)
+        return [found] if found else []
 
     async def ImageStatus(self, request: Any, call: Call) -> Any:
         """An image that is not there is an empty answer, not an error."""
@@ -128,7 +137,7 @@ def _credentials(auth: Any) -> Credentials | None:
     return replace(decode(auth.auth, "auth.auth"), server=auth.server_address) if auth.auth else None
 
 
-def _fill(message: Any, image: Image) -> None:
+def _fill(message: Any, image: Image) -> Any:
     """Fill an Image message.  The user of the image's config is a number in `uid` or a name in `username`."""
     message.id, message.size, message.pinned = image.id, image.size, image.pinned
     message.repo_tags.extend(image.names)
@@ -138,3 +147,4 @@ def _fill(message: Any, image: Image) -> None:
         message.uid.value = int(user)
     else:
         message.username = user
+    return message

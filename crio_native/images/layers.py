@@ -88,9 +88,10 @@ class Layers:
     def all(self) -> list[Layer]:
         return list(self._layers.values())
 
-    def add(self, diff_id: str, pieces: Iterable[bytes], *, compression: str, what: str) -> Layer:
+    def add(self, diff_id: str, pieces: Iterable[bytes], *, what: str, check: bool = True) -> Layer:
         """Unpack a layer and let it appear.  Durable only after `sync`.
 
+        check: diff_id is the digest of the archive; else it is a name for content that was checked otherwise.
         Raises what `unpacking.unpack` and `pieces` raise, and InvalidArgument if it is not the layer that diff_id
         names; then nothing of it is left.
         """
@@ -98,8 +99,8 @@ class Layers:
             tree = directory / "fs"
             tree.mkdir(mode=0o755)
             os.chmod(tree, 0o755)  # whatever the umask: this is the mode of the container's root directory
-            made = unpack(tree, pieces, compression=compression, what=what, limits=self._limits)
-            if made.digest != diff_id:
+            made = unpack(tree, pieces, what=what, limits=self._limits)
+            if check and made.digest != diff_id:
                 raise InvalidArgument(what, made.digest, f"its content is not what the image config says, {diff_id}")
             name = directory.name
             layer = Layer(diff_id, f"{name}/fs", made.bytes, made.inodes, made.opaque, made.owner)

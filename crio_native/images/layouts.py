@@ -1,6 +1,7 @@
-"""Images on disk as sources: the OCI image layout (image-layout.md) and the docker-archive that `docker save` writes.
+"""Images on disk as sources: the OCI image layout (image-layout.md), the docker-archive that `docker save` writes, and
+skopeo's `dir`.
 
-Both are directories here; an archive file is unpacked into one first, by the confined unpacker (see `opened`).  All
+All are directories here; an archive file is unpacked into one first, by the confined unpacker (see `opened`).  All
 that lies in such a directory is a stranger's: every path is resolved by the kernel inside it.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crio_native.errors import InvalidArgument, NotFound
-from crio_native.images import references
+from crio_native.images import references, schema1
 from crio_native.images.manifests import (
     DOCKER_CONFIG,
     MAX_DOCUMENT,
@@ -33,14 +34,13 @@ from crio_native.images.manifests import (
     verified,
 )
 from crio_native.images.model import Platform
-from crio_native.images.unpacking import unpack
+from crio_native.images.unpacking import HEAD, compression, unpack
 from crio_native.linux import inroot
 
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"  # what docker and containerd write beside it
-GZIP_MAGIC = b"\x1f\x8b"
 PIECE = 256 << 10
-TRANSPORTS = ("oci", "oci-archive", "docker-archive")
+TRANSPORTS = ("oci", "oci-archive", "docker-archive", "dir")
 
 
 class Blobs(Protocol):
@@ -73,7 +73,7 @@ def split_source(source: str) -> tuple[str, str, str]:
     else:
         transport, path = "", source
     if not path.startswith("/") or "\0" in path:
-        accepted = "an absolute path, alone or after oci:, oci-archive: or docker-archive:"
+        accepted = "an absolute path, alone or after oci:, oci-archive:, docker-archive: or dir:"
         raise InvalidArgument("source", source, f"not {accepted}")
     return transport, path, tag
 
@@ -87,12 +87,15 @@ def opened(source: str, scratch: Path, platform: Platform) -> Iterator[list[Foun
     transport, path, tag = split_source(source)
     root = _open_directory(transport, path, scratch)
     try:
-        if transport != "docker-archive" and _exists(root, "oci-layout"):
+        if transport not in ("docker-archive", "dir") and _exists(root, "oci-layout"):
             yield _Layout(root, path).images(tag, platform)
+        elif transport in ("", "dir") and _exists(root, "version") and _exists(root, "manifest.json"):
+            yield _Directory(root, path).images(tag, platform)
         elif transport in ("", "docker-archive") and _exists(root, "manifest.json"):
             yield _DockerArchive(root).images(tag)
         else:
-            wanted = {"": "OCI layout or docker-archive", "docker-archive": "docker-archive"}
+            anything = "OCI layout, docker-archive or dir"
+            wanted = {"": anything, "docker-archive": "docker-archive", "dir": "directory of the dir transport"}
             raise InvalidArgument("source", source, f"this is no {wanted.get(transport, 'OCI layout')}")
     finally:
         os.close(root)
@@ -106,13 +109,13 @@ def _open_directory(transport: str, path: str, scratch: Path) -> int:
     except OSError as error:
         raise InvalidArgument("source", path, f"it cannot be opened: {error.strerror}") from None
     mode = os.fstat(fd).st_mode
-    if stat.S_ISDIR(mode) and transport in ("", "oci"):
+    if stat.S_ISDIR(mode) and transport in ("", "oci", "dir"):
         return fd
     try:
-        if not stat.S_ISREG(mode) or transport == "oci":
-            raise InvalidArgument("source", path, f"not a {'directory' if transport == 'oci' else 'file'}")
-        compression = "gzip" if _is_gzip(fd) else "none"
-        unpack(scratch, _pieces(fd), compression=compression, layer=False, what=f"archive {path}")
+        wants_directory = transport in ("oci", "dir")
+        if not stat.S_ISREG(mode) or wants_directory:
+            raise InvalidArgument("source", path, f"not a {'directory' if wants_directory else 'file'}")
+        unpack(scratch, _pieces(fd), layer=False, what=f"archive {path}")
     finally:
         os.close(fd)
     return os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,8 +128,12 @@ class _Layout:
         self._root, self._path = root, path
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        with _open_file(self._root, f"blobs/{descriptor.digest.replace(':', '/')}") as fd:
+        with _open_file(self._root, self._path_of(descriptor.digest)) as fd:
             yield from _pieces(fd)
+
+    @staticmethod
+    def _path_of(digest: str) -> str:
+        return f"blobs/{digest.replace(':', '/')}"
 
     def images(self, tag: str, platform: Platform) -> list[Found]:
         what = f"{self._path}/index.json"
@@ -149,10 +156,36 @@ class _Layout:
         manifest, digests = resolve(self._document, self._document(chosen), chosen.media_type, platform, what)
         return Found(_names(name, self._path), manifest, digests, self)
 
+    def size(self, digest: str) -> int:
+        with _open_file(self._root, self._path_of(digest)) as fd:
+            return os.fstat(fd).st_size
+
     def _document(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT:
             raise InvalidArgument(f"{descriptor.digest}.size", descriptor.size, f"more than {MAX_DOCUMENT} bytes")
         return b"".join(verified(self.blob(descriptor), descriptor, self._path))
+
+
+class _Directory(_Layout):
+    """What `skopeo copy ... dir:` writes: manifest.json, and every other blob under the hex digits of its digest."""
+
+    @staticmethod
+    def _path_of(digest: str) -> str:
+        return digest.partition(":")[2]
+
+    def images(self, tag: str, platform: Platform) -> list[Found]:
+        if tag:
+            raise InvalidArgument("source", tag, "a directory has one image, without a name")
+        what = f"{self._path}/manifest.json"
+        raw = _read(self._root, "manifest.json")
+        if parse_document(raw, what).get("schemaVersion") == 1:
+            raw = schema1.unsigned(raw)
+        manifest, digests = resolve(self._document, raw, "", platform, what)
+        return [Found((), manifest, digests, self)]
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        raw = _read(self._root, f"{descriptor.digest.partition(':')[2]}.manifest.json")
+        return b"".join(verified([raw], descriptor, self._path))
 
 
 def _names(name: str, path: str) -> tuple[str, ...]:
@@ -210,15 +243,15 @@ class _DockerArchive:
     def _layer(self, path: str, diff_id: str) -> Descriptor:
         """A plain layer's digest is its diff id; only of a compressed one it has to be found out."""
         with _open_file(self._root, path) as fd:
-            digest, kind = diff_id, ""
-            if _is_gzip(fd):
+            digest = diff_id
+            if compression(os.pread(fd, HEAD, 0)) != "none":
                 hasher = hashlib.sha256()
                 for piece in _pieces(fd):
                     hasher.update(piece)
-                digest, kind = "sha256:" + hasher.hexdigest(), "+gzip"
+                digest = "sha256:" + hasher.hexdigest()
             size = os.fstat(fd).st_size
         self._paths[digest] = path
-        return Descriptor(f"application/vnd.oci.image.layer.v1.tar{kind}", digest, size)
+        return Descriptor("application/vnd.oci.image.layer.v1.tar", digest, size)
 
 
 def _is_texts(value: object) -> bool:
@@ -255,10 +288,6 @@ def _read(root: int, path: str) -> bytes:
     if len(raw) > MAX_DOCUMENT:
         raise InvalidArgument("file", path, f"larger than {MAX_DOCUMENT} bytes")
     return raw
-
-
-def _is_gzip(fd: int) -> bool:
-    return os.pread(fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC
 
 
 def _pieces(fd: int) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crio_native.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
-from crio_native.images.model import Platform
+from crio_native.images.model import ARCHITECTURES, Platform
 from crio_native.images.references import check_digest
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -24,19 +24,35 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
 INDEXES = (OCI_INDEX, DOCKER_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
-ACCEPTED = (*INDEXES, *MANIFESTS)
+ACCEPTED = (*INDEXES, *MANIFESTS)  # in an index
 
-# How a layer is compressed, by its media type; the names are the unpacker's.
-COMPRESSIONS = {
-    "application/vnd.oci.image.layer.v1.tar": "none",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar": "none",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
-}
+# Docker's first, obsolete form; with signatures it has its own media type.
+SCHEMA1 = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
+
+# Archives of a layer's files.  Their compression is seen from their beginning; all forms of `unpacking` are read.
+_OCI_LAYER, _OCI_FOREIGN = (
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+)
+_DOCKER_LAYER, _DOCKER_FOREIGN = (
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+)
+FOREIGN = (_OCI_FOREIGN, f"{_OCI_FOREIGN}+gzip", f"{_OCI_FOREIGN}+zstd", _DOCKER_FOREIGN, f"{_DOCKER_FOREIGN}.gzip")
+LAYERS = (
+    *(_OCI_LAYER, f"{_OCI_LAYER}+gzip", f"{_OCI_LAYER}+zstd"),
+    *(_DOCKER_LAYER, f"{_DOCKER_LAYER}.gzip", f"{_DOCKER_LAYER}.zstd"),
+    *FOREIGN,
+)
+ENCRYPTED = "+encrypted"
 
 MAX_DOCUMENT = 4 << 20  # bytes
 MAX_LAYERS = 127  # so many names still fit the kernel's page of mount options
 MAX_LAYER = 1 << 40  # bytes, compressed
+MAX_URLS = 16  # of a foreign layer
 MAX_NESTING = 3  # documents from a name to its manifest
 
 
@@ -54,10 +70,17 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One image: its config and its layers, lowest first."""
+    """One image: its config and its layers, lowest first.
+
+    artifact_type: "" for a container image, else what the manifest is instead (image-spec, "Guidelines for Artifact
+    Usage"); its layers are then any blobs.  schema1: the document, where it is one of Docker's first form, which has
+    neither config nor sizes.
+    """
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    artifact_type: str = ""
+    schema1: bytes = b""
 
 
 def verified(pieces: Iterable[bytes], descriptor: Descriptor, origin: str) -> Generator[bytes, None, None]:
@@ -102,7 +125,7 @@ def parse_manifest(raw: bytes, media_type: str, what: str) -> Manifest | tuple[D
     own = document.get("mediaType", "")
     kind = own or media_type
     if document.get("schemaVersion") == 1:
-        raise Unimplemented(f"{what} is a Docker schema 1 manifest, which is obsolete: push the image again")
+        return Manifest(Descriptor("", "", 0), (), schema1=raw)
     if own and media_type in ACCEPTED and own != media_type:
         raise InvalidArgument(f"{what}.mediaType", own, f"it was sent as {media_type}")
     if kind in INDEXES and not {"config", "layers"} & document.keys():
@@ -110,23 +133,28 @@ def parse_manifest(raw: bytes, media_type: str, what: str) -> Manifest | tuple[D
     if kind not in MANIFESTS or "manifests" in document:  # a document of both kinds could be read in two ways
         raise InvalidArgument(f"{what}.mediaType", kind, f"not one image or index; known: {', '.join(ACCEPTED)}")
     config = _descriptor(document.get("config"), f"{what}.config", MAX_DOCUMENT)
-    if config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
-        raise Unimplemented(f"{what} is an artifact of type {config.media_type!r}, not a container image")
     layers = tuple(_descriptors(document, "layers", what))
     if len(layers) > MAX_LAYERS:
         raise InvalidArgument(f"{what}.layers", len(layers), f"more than {MAX_LAYERS} layers")
+    if config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+        return Manifest(config, layers, _artifact_type(document, config, what))
     for layer in layers:
-        compression(layer)
+        _check_layer(layer)
     return Manifest(config, layers)
 
 
-def compression(layer: Descriptor) -> str:
-    """How a layer is compressed, in the unpacker's words.  Raises Unimplemented."""
-    try:
-        return COMPRESSIONS[layer.media_type]
-    except KeyError:
-        known = ", ".join(COMPRESSIONS)
-        raise Unimplemented(f"layer {layer.digest} has media type {layer.media_type!r}; known: {known}") from None
+def _artifact_type(document: Mapping[str, Any], config: Descriptor, what: str) -> str:
+    _check_fields(document, {"artifactType": _text}, what)
+    return document.get("artifactType") or config.media_type or "unknown"
+
+
+def _check_layer(layer: Descriptor) -> None:
+    """Raises Unimplemented for what cannot be unpacked."""
+    if layer.media_type.endswith(ENCRYPTED) and layer.media_type.removesuffix(ENCRYPTED) in LAYERS:
+        return
+    if layer.media_type not in LAYERS:
+        known = ", ".join(LAYERS)
+        raise Unimplemented(f"layer {layer.digest} has media type {layer.media_type!r}; known: {known}")
 
 
 def choose(descriptors: Iterable[Descriptor], platform: Platform, what: str) -> Descriptor:
@@ -173,11 +201,21 @@ def parse_config(raw: bytes, layers: int, what: str) -> dict[str, Any]:
         if not check_digest(diff_id, f"{what}.rootfs.diff_ids[{number}]").startswith("sha256:"):
             raise InvalidArgument(f"{what}.rootfs.diff_ids[{number}]", diff_id, "not a sha256 digest")
     _check_fields(config, {"architecture": _text, "os": _text, "created": _text}, what)
+    _check_platform(config, what)
     if config.get("config") is not None:
         if not isinstance(config["config"], dict):
             raise InvalidArgument(f"{what}.config", config["config"], "not an object")
         _check_fields(config["config"], _CONFIG_FIELDS, f"{what}.config")
     return config
+
+
+def _check_platform(config: Mapping[str, Any], what: str) -> None:
+    """An image for another known machine is let through, as people label them wrongly; a word of no sense is not."""
+    architecture, os_ = config.get("architecture") or "", config.get("os") or "linux"
+    if architecture and architecture not in ARCHITECTURES:
+        raise InvalidArgument(f"{what}.architecture", architecture, "not an architecture that there is (GOARCH)")
+    if os_ != "linux":
+        raise InvalidArgument(f"{what}.os", os_, "this node runs images for linux")
 
 
 def _text(value: object) -> bool:
@@ -239,7 +277,15 @@ def _descriptor(value: object, where: str, most: int) -> Descriptor:
     if not _text_map(annotations):
         raise InvalidArgument(f"{where}.annotations", annotations, "not an object of strings")
     digest = check_digest(value.get("digest"), f"{where}.digest")
-    return Descriptor(media_type, digest, size, _platform(value.get("platform"), where), annotations)
+    urls = tuple(_urls(value.get("urls") or [], where)) if media_type in FOREIGN else ()
+    return Descriptor(media_type, digest, size, _platform(value.get("platform"), where), annotations, urls)
+
+
+def _urls(value: object, where: str) -> Iterator[str]:
+    """Where a foreign layer is, beside the registry; of other kinds than web addresses nothing is made."""
+    if not isinstance(value, list) or not all(map(_text, value)) or len(value) > MAX_URLS:
+        raise InvalidArgument(f"{where}.urls", value, f"not a list of up to {MAX_URLS} addresses")
+    yield from (url for url in value if url.startswith(("https://", "http://")))
 
 
 def _platform(value: object, where: str) -> Platform | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,16 +66,41 @@ class FsUsage:
     timestamp: int
 
 
-# uname's machine -> (architecture, variants from the best to the least that this machine runs)
-_MACHINES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "x86_64": ("amd64", ("v1",)),
-    "aarch64": ("arm64", ("v8",)),
-    "armv7l": ("arm", ("v7", "v6", "v5")),
-    "armv6l": ("arm", ("v6", "v5")),
-    "ppc64le": ("ppc64le", ()),
-    "riscv64": ("riscv64", ()),
-    "s390x": ("s390x", ()),
+ARCHITECTURES = frozenset(
+    "386 amd64 arm arm64 armbe arm64be loong64 mips mips64 mips64le mips64p32 mips64p32le mipsle ppc ppc64 ppc64le "
+    "riscv riscv64 s390 s390x sparc sparc64 unknown wasm".split()
+)  # as the image-spec takes them from Go
+
+# What x86-64's levels ask of a CPU, each beside those below (x86-64 psABI, table 3.1), in the words of /proc/cpuinfo.
+_AMD64_LEVELS = {
+    "v2": "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3",
+    "v3": "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave",
+    "v4": "avx512f avx512bw avx512cd avx512dq avx512vl",
 }
+
+# uname's machine -> (architecture, the best variant that it runs)
+_MACHINES = {
+    "x86_64": ("amd64", "v1"),
+    "aarch64": ("arm64", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+}
+
+
+@functools.cache
+def _amd64_level() -> str:
+    """The best level that this CPU has."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        flags = set()
+    level = "v1"
+    for name, needed in _AMD64_LEVELS.items():
+        if not flags.issuperset(needed.split()):
+            break
+        level = name
+    return level
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +118,8 @@ class Platform:
     def host(cls) -> Platform:
         """This machine's."""
         machine = os.uname().machine
-        architecture, variants = _MACHINES.get(machine, (machine, ()))
-        return cls(architecture, variant=variants[0] if variants else "")
+        architecture, variant = _MACHINES.get(machine, (machine, ""))
+        return cls(architecture, variant=_amd64_level() if architecture == "amd64" else variant)
 
     def preference(self, offered: Platform) -> int | None:
         """How well an offered platform suits this one: 0 is best, None is not at all."""

@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from crio_native.errors import CrioError, Unavailable
-from crio_native.images.manifests import ACCEPTED, MAX_DOCUMENT, Descriptor
+from crio_native.images import schema1
+from crio_native.images.manifests import ACCEPTED, MAX_DOCUMENT, SCHEMA1, Descriptor
 from crio_native.images.references import DIGEST_LENGTHS, Reference
 from crio_native.images.transport import Transport, cause
 from crio_native.images.work import Stop
@@ -47,13 +48,15 @@ class Repository:
 
     def manifest(self, wanted: str) -> tuple[bytes, str, str]:
         """The document of a tag or a digest: (bytes, media type, the digest that the registry states, or "")."""
-        headers = {"Accept": ", ".join(ACCEPTED)}
+        headers = {"Accept": ", ".join((*ACCEPTED, *SCHEMA1))}
         return self._transport.get(f"{self._path}/manifests/{wanted}", headers, self._read_manifest)
 
     def _read_manifest(self, response: BaseHTTPResponse) -> tuple[bytes, str, str]:
         raw = self._transport.read_all(response, MAX_DOCUMENT)
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
         stated = response.headers.get("Docker-Content-Digest", "")
+        if media_type in SCHEMA1:
+            raw = schema1.unsigned(raw)  # its digest does not cover the signatures
         return raw, media_type, stated if stated.partition(":")[0] in DIGEST_LENGTHS else ""
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
@@ -65,6 +68,17 @@ class Repository:
         if descriptor.size >= LARGE and self._knows_ranges(descriptor):
             return self._in_ranges(descriptor)
         return self._resumed(descriptor, 0, descriptor.size)
+
+    def size(self, digest: str) -> int:
+        """How many bytes a blob has, for a document that does not say.  Raises Unavailable where nobody does."""
+        headers = {"Range": "bytes=0-0"}
+        response = self._transport.get(f"{self._path}/blobs/{digest}", headers, lambda response: response)
+        response.close()
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        total = total if response.status == 206 else response.headers.get("Content-Length", "")
+        if not total.isdigit():
+            raise Unavailable(f"registry {self._reference.registry} does not say how large {digest} is")
+        return int(total)
 
     def _resumed(self, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
         """The bytes from start to end, in as many requests as it takes."""
@@ -119,7 +133,7 @@ class Repository:
         except CrioError as error:
             for url in descriptor.urls:
                 try:
-                    return self._transport.fetch(url, headers, lambda response: response, attempts=1)
+                    return self._transport.elsewhere(url, headers)
                 except CrioError as other:
                     log.info("%s of %s: %s", descriptor.digest, self._reference.name, other)
             raise error

@@ -38,7 +38,7 @@ from crio_native.errors import (
     ResourceExhausted,
     StepFailed,
 )
-from crio_native.images import layouts, manifests, references
+from crio_native.images import artifacts, conversion, layouts, manifests, references
 from crio_native.images.layers import EMPTY, Layers
 from crio_native.images.layouts import Blobs
 from crio_native.images.manifests import Descriptor, Manifest, verified
@@ -234,6 +234,20 @@ class ImageStore:
         progress: OnProgress | None,
         stop: Stop,
     ) -> Image:
+        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin) as (manifest, blobs):
+            return self._add_image(blobs, manifest, digest, names, known_as, origin, progress, stop)
+
+    def _add_image(
+        self,
+        blobs: Blobs,
+        manifest: Manifest,
+        digest: str,
+        names: tuple[str, ...],
+        known_as: tuple[str, ...],
+        origin: str,
+        progress: OnProgress | None,
+        stop: Stop,
+    ) -> Image:
         raw = b"".join(verified(blobs.blob(manifest.config), manifest.config, origin))
         id_ = "sha256:" + hashlib.sha256(raw).hexdigest()
         config = manifests.parse_config(raw, len(manifest.layers), f"config {manifest.config.digest}")
@@ -275,9 +289,10 @@ class ImageStore:
                 progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "exists"))
                 return
             pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
-            compression = manifests.compression(descriptor)
             with contextlib.closing(pieces):
-                self._layers.add(diff_id, pieces, compression=compression, what=f"layer {descriptor.digest}")
+                archive = artifacts.archived(descriptor, pieces)
+                check = descriptor.media_type != artifacts.FILE
+                self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", check=check)
             progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "done"))
 
         stop.check()

@@ -99,12 +99,16 @@ class Transport:
 
         Raises NotFound, PermissionRefused, Unavailable; whatever stop and use raise.
         """
-        return self.fetch(self.origin + path, headers, use)
+        return self._fetch(self.origin + path, headers, use, ATTEMPTS)
 
-    def fetch(
-        self, url: str, headers: Mapping[str, str], use: Callable[[BaseHTTPResponse], Result], attempts: int = ATTEMPTS
+    def elsewhere(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        """Once, and from an address that a manifest names; it may not leave TLS.  Raises as `get`."""
+        self._check_target(urlsplit(self.origin).scheme, url)
+        return self._fetch(url, headers, lambda response: response, 1)
+
+    def _fetch(
+        self, url: str, headers: Mapping[str, str], use: Callable[[BaseHTTPResponse], Result], attempts: int
     ) -> Result:
-        """The same for a whole URL; the registry's login goes to the registry only."""
         for attempt in range(attempts):
             wait = self.backoff * 2**attempt * random.uniform(0.75, 1.25)
             try:

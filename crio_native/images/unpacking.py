@@ -6,14 +6,18 @@ The child's own program is `unpacker/`.
 from __future__ import annotations
 
 import errno
+import functools
+import importlib.util
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,19 @@ MAX_REPORT = 1 << 16
 PIPE_SIZE = 1 << 20
 
 _PACKAGES = os.fspath(Path(crio_native.__file__).parent.parent)
-# -S and our own path instead of -m: reading site-packages would double the child's start.
-_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from crio_native.images.unpacker.main import main; main()"
+# How compressed data begins.  What a media type says does not decide: registries have images where it is wrong.
+_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+}
+HEAD = 10  # bytes to tell them apart
+# -S and our own paths instead of -m: reading site-packages would double the child's start.
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.path.append(sys.argv.pop(1)); "
+    "from crio_native.images.unpacker.main import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +67,67 @@ def unpack(
     directory: Path,
     pieces: Iterable[bytes],
     *,
-    compression: str = "none",
     layer: bool = True,
     what: str = "layer",
     limits: Limits | None = None,
 ) -> Unpacked:
-    """Unpack an archive that comes in pieces into an empty directory of ours.
+    """Unpack an archive, compressed or not, that comes in pieces into an empty directory of ours.
 
-    compression: "none" or "gzip".  layer: translate whiteouts for overlayfs.  what: names the archive in errors.
+    layer: translate whiteouts for overlayfs.  what: names the archive in errors.
     Raises what `pieces` raises; InvalidArgument for an archive that is broken or hostile, ResourceExhausted at a bound
     or when the disk is full, StepFailed when the kernel refuses, Internal when the child dies.  What is in the
     directory after an error is the caller's to remove.
     """
+    pieces = iter(pieces)
+    head = _head(pieces)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            child = _start(directory, theirs, compression, layer, limits or Limits())
+            child = _start(directory, theirs, compression(head), layer, limits or Limits())
         try:
-            _feed(child, pieces)
+            _feed(child, itertools.chain((head,), pieces))
             return _result(ours, child, what)
         finally:
             _end(child, ours)
 
 
+def compression(head: bytes) -> str:
+    """How data that begin so are compressed, in the unpacker's words."""
+    return next((name for name, magic in _MAGIC.items() if magic.match(head)), "none")
+
+
+def _head(pieces: Iterator[bytes]) -> bytes:
+    """Enough of the beginning to see how it is compressed; what does not come fails before there is a child."""
+    head = b""
+    while len(head) < HEAD and (piece := next(pieces, b"")):
+        head += piece
+    return head
+
+
+@functools.cache
+def _libraries() -> str:
+    """Where the packages are that the child imports; nothing is imported here to find them."""
+    found = importlib.util.find_spec("isal")
+    assert found and found.submodule_search_locations
+    return os.path.dirname(found.submodule_search_locations[0])
+
+
 def _start(
-    directory: Path, report: socket.socket, compression: str, layer: bool, limits: Limits
+    directory: Path, report: socket.socket, compressed: str, layer: bool, limits: Limits
 ) -> subprocess.Popen[bytes]:
-    arguments = (os.getpid(), report.fileno(), directory.absolute(), compression, "layer" if layer else "archive")
+    arguments = (os.getpid(), report.fileno(), directory.absolute(), compressed, "layer" if layer else "archive")
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, _PACKAGES, *map(str, arguments), ",".join(map(str, limits))],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _BOOT,
+            _PACKAGES,
+            _libraries(),
+            *map(str, arguments),
+            ",".join(map(str, limits)),
+        ],
         stdin=subprocess.PIPE,
         pipesize=PIPE_SIZE,
         pass_fds=(report.fileno(),),

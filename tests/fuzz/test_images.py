@@ -16,7 +16,7 @@ from crio_native.errors import CrioError, InvalidArgument
 from crio_native.images import layouts, manifests, references
 from crio_native.images.model import Platform
 from crio_native.images.unpacker import Limits, Refused, tar
-from crio_native.images.unpacker.stream import Stream
+from crio_native.images.unpacker.stream import Stream, decompressor
 
 from ..images_support import member
 from ..images_support import tar as make_tar
@@ -31,7 +31,7 @@ def read(data: bytes, compression: str = "none") -> list[tuple[tar.Entry, bytes]
     try:
         os.write(fd, data)
         os.lseek(fd, 0, os.SEEK_SET)
-        stream = Stream(fd, compression, LIMITS)
+        stream = Stream(fd, decompressor(compression), LIMITS)
         found = [(entry, b"".join(stream.pieces(entry.size))) for entry in tar.entries(stream, LIMITS)]
         stream.drain()
         return found
@@ -39,11 +39,15 @@ def read(data: bytes, compression: str = "none") -> list[tuple[tar.Entry, bytes]
         os.close(fd)
 
 
+# Past the first look of each decompressor.
+MAGIC = {"none": b"", "gzip": b"\x1f\x8b\x08\0", "zstd": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh9", "xz": b"\xfd7zXZ\0"}
+
+
 @QUICK
-@given(st.binary(max_size=3000), st.sampled_from(["none", "gzip"]))
+@given(st.binary(max_size=3000), st.sampled_from(sorted(MAGIC)))
 def test_any_bytes_are_read_or_refused(data: bytes, compression: str) -> None:
     try:
-        read(data, compression)
+        read(MAGIC[compression] + data, compression)
     except Refused as refused:
         assert refused.reason
 

@@ -160,12 +160,13 @@ def test_a_layout_with_a_fifo_does_not_hang(store: ImageStore, tmp_path: Path) -
         ("/no/such", NotFound, "file '/no/such' not found"),
         ("oci:relative", InvalidArgument, "source: not an absolute path"),
         ("busybox", InvalidArgument, "source: not an absolute path"),
-        ("dir:/tmp", InvalidArgument, "source: not an absolute path"),
+        ("dir:/tmp", InvalidArgument, "no directory of the dir transport"),
+        ("containers-storage:/tmp", InvalidArgument, "source: not an absolute path"),
         ("oci:/etc/passwd", InvalidArgument, "not a directory"),
         ("oci-archive:/tmp", InvalidArgument, "not a file"),
         ("docker-archive:/dev/null", InvalidArgument, "not a file"),
         ("oci-archive:/etc/passwd", InvalidArgument, "archive /etc/passwd"),
-        ("/proc/sys", InvalidArgument, "no OCI layout or docker-archive"),
+        ("/proc/sys", InvalidArgument, "no OCI layout, docker-archive or dir"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(

@@ -26,11 +26,9 @@ from crio_native.errors import (
     PermissionRefused,
     ResourceExhausted,
     Unavailable,
-    Unimplemented,
 )
-from crio_native.images import Credentials, Image, ImageStore, Platform, Progress
+from crio_native.images import Credentials, Image, ImageStore, Platform, Progress, transport
 from crio_native.images import registry as client
-from crio_native.images import transport
 from crio_native.images.manifests import OCI_INDEX
 from crio_native.images.unpacker import Limits
 
@@ -338,16 +336,6 @@ def test_a_layer_that_is_not_what_the_config_says_is_refused(
     with pytest.raises(InvalidArgument, match="its content is not what the image config says"):
         store.pull(registry.push("team/liar", "v1", image))
     assert_nothing_left(tmp_path / "store")
-
-
-def test_an_artifact_is_no_image(store: ImageStore, hostile: HostileRegistry) -> None:
-    image = picture(BASE)
-    document = json.loads(image.blobs[image.manifest["digest"]])
-    document["config"]["mediaType"] = "application/vnd.example.model"
-    name = hostile.serve("app", image)
-    hostile.routes["/v2/app/manifests/latest"] = reply(200, json.dumps(document).encode())
-    with pytest.raises(Unimplemented, match=r"artifact of type 'application/vnd.example.model'"):
-        store.pull(name)
 
 
 def test_an_image_that_does_not_exist(store: ImageStore, registry: Registry) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from crio_native.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from crio_native.images import manifests
-from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from crio_native.images.manifests import FOREIGN, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from crio_native.images.model import Platform
 
 from ..images_support import GZIP_LAYER, picture, sha256
@@ -98,12 +98,15 @@ def test_indexes_are_followed_but_not_for_ever() -> None:
         (b"[" * 100_000, InvalidArgument, "m: not JSON"),
         (b"[]", InvalidArgument, "m: not a JSON object"),
         (b'{"a":"' + b"x" * (5 << 20) + b'"}', InvalidArgument, "m: larger than"),
-        (b'{"schemaVersion":1,"fsLayers":[]}', Unimplemented, "schema 1"),
         (manifest(mediaType="text/html"), InvalidArgument, "m.mediaType"),
         (manifest(mediaType=OCI_INDEX), InvalidArgument, "m.mediaType"),
         (manifest(manifests=[]), InvalidArgument, "m.mediaType"),
         (manifest(config=None), InvalidArgument, "m.config: not a descriptor"),
-        (manifest(config=descriptor("application/vnd.example.model")), Unimplemented, "artifact of type"),
+        (manifest(artifactType=5, config=descriptor("a/b")), InvalidArgument, "m.artifactType: not a string"),
+        (manifest(layers=[descriptor(FOREIGN[0], urls="x")]), InvalidArgument, r"layers\[0\].urls: not a list"),
+        (manifest(layers=[descriptor(FOREIGN[0], urls=["https://x"] * 17)]), InvalidArgument, r"\[0\].urls"),
+        (manifest(layers=[descriptor(GZIP_LAYER)] * 10_000), InvalidArgument, "more than 127 layers"),
+        (manifest(layers=[descriptor(GZIP_LAYER, digest=f"md5:{0:032x}")]), InvalidArgument, r"\[0\].digest"),
         (manifest(config=descriptor(OCI_CONFIG, size=5 << 20)), InvalidArgument, "m.config.size"),
         (manifest(layers={}), InvalidArgument, "m.layers: not a list"),
         (manifest(layers=[descriptor(GZIP_LAYER)] * 128), InvalidArgument, "more than 127 layers"),

@@ -48,7 +48,7 @@ def pull_image(client: Client, image: str, auth: api.AuthConfig | None = None) -
 def archive_reference(path: str, tag: str = "") -> str:
     """The reference by which the daemon reads a local image: its transport, the absolute path, and the tag.
 
-    Raises InvalidArgument when `path` is not an OCI layout (directory or tar) or a docker-archive.
+    Raises InvalidArgument when `path` is none of the forms that `load` reads.
     """
     absolute = os.path.abspath(path)
     if ":" in absolute:
@@ -60,7 +60,9 @@ def _transport(path: str) -> str:
     if os.path.isdir(path):
         if os.path.isfile(os.path.join(path, "oci-layout")):
             return "oci"
-        raise InvalidArgument("PATH", path, "is a directory without an oci-layout file")
+        if os.path.isfile(os.path.join(path, "version")) and os.path.isfile(os.path.join(path, "manifest.json")):
+            return "dir"
+        raise InvalidArgument("PATH", path, "is a directory without an oci-layout file, and not skopeo's dir either")
     try:
         with tarfile.open(path) as archive:
             names = {member.name.removeprefix("./") for member in islice(archive, MEMBERS_MAX)}
@@ -120,10 +122,10 @@ def pull(client: Client, image: str, creds: api.AuthConfig | None) -> None:
 @click.option("--tag", default="", help="Which image, when an OCI layout holds several.")
 @click.pass_obj
 def load(client: Client, path: str, tag: str) -> None:
-    """Import an image from PATH: an OCI layout (directory or tar file) or a docker-archive.
+    """Import an image from PATH: an OCI layout (directory or tar file), a docker-archive, or skopeo's `dir`.
 
-    The CRI has no call for this: it is a pull of the daemon's own reference `oci:`, `oci-archive:` or
-    `docker-archive:`, which another runtime may not know.
+    The CRI has no call for this: it is a pull of the daemon's own reference `oci:`, `oci-archive:`,
+    `docker-archive:` or `dir:`, which another runtime may not know.
     """
     click.echo(pull_image(client, archive_reference(path, tag)))
 

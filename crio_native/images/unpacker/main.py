@@ -19,7 +19,7 @@ import sys
 from typing import Any
 
 from crio_native.images.unpacker import Limits, Refused, tar
-from crio_native.images.unpacker.stream import Stream
+from crio_native.images.unpacker.stream import Stream, decompressor
 from crio_native.images.unpacker.tree import Tree
 from crio_native.linux import confine
 
@@ -33,12 +33,13 @@ def main() -> None:
     report = socket.socket(fileno=int(descriptor))
     limits = Limits(*(int(number) for number in numbers.split(",")))
     try:
+        decompress = decompressor(compression)
         confine.die_with_parent(int(parent))
         confine.alone()
         confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes, cpu=CPU_SECONDS)
         confine.into_directory(directory, CAPABILITIES)
         os.umask(0)
-        result = _unpack(report, Stream(0, compression, limits), limits, layer=kind == "layer")
+        result = _unpack(report, Stream(0, decompress, limits), limits, layer=kind == "layer")
     except Refused as refused:
         result = _error(refused.kind, refused.entry, refused.reason)
     except OSError as error:
