@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from pathlib import Path
 
 from crio_native.errors import Internal, NotFound, StepFailed
@@ -58,10 +57,7 @@ class Monitored:
             connection.reopen_log()
 
     def stats(self, container_id: str, cgroups_path: str) -> Stats:
-        values = cgroup_of(cgroups_path, self._cgroup_manager).stats()
-        known = {name: values.pop(name) for name in Stats.__dataclass_fields__ if name in values and name != "extra"}
-        known.setdefault("timestamp", time.time_ns())
-        return Stats(**known, extra=values)
+        return Stats(**cgroup_of(cgroups_path, self._cgroup_manager).stats())
 
     def _cgroup(self, cgroups_path: str) -> Cgroup | None:
         return cgroup_of(cgroups_path, self._cgroup_manager) if cgroups_path else None
