@@ -1,8 +1,8 @@
 """Starting a shim, and cleaning up after one that died: its program's verbs `start` and `delete`.
 
-`start` answers where the shim listens: an address alone, or JSON with the version of the task service and the
-protocol.  What a shim must know it is told three ways, each for shims of another age: by flags and environment, and by
-a BootstrapParams message as JSON on its standard input.
+`start` answers where the shim listens.  Shims have learnt to do so in three ages: by an address alone, by JSON with the
+version of the task service and the protocol, and by a message.  The youngest take what they must know as a message too,
+on their standard input; the others by flags and environment.
 """
 
 from __future__ import annotations
@@ -66,17 +66,15 @@ class Shim:
     debug: bool = False
 
     def start(self, container_id: str, bundle: Path, seconds: float) -> Address:
-        """Start a shim for the bundle; its config.json is there.  Raises StepFailed with the shim's own words,
-        DeadlineExceeded, Unimplemented for a protocol that this program does not speak."""
-        params = bootstrap_pb2.BootstrapParams(
-            instance_id=container_id,
-            namespace=NAMESPACE,
-            containerd_ttrpc_address=self.events,
-            containerd_binary=NO_PUBLISHER,
-            log_level=bootstrap_pb2.LOG_LEVEL_DEBUG if self.debug else bootstrap_pb2.LOG_LEVEL_INFO,
-        )
-        stdin = json_format.MessageToJson(params, preserving_proto_field_name=True).encode()
-        ended = self._run("start", container_id, bundle, seconds, stdin)
+        """Start a shim for the bundle; its config.json is there.
+
+        Raises StepFailed with the shim's own words, DeadlineExceeded, Unimplemented for a protocol that this program
+        does not speak.
+        """
+        ended = self._run("start", container_id, bundle, seconds)
+        if ended.code and "bootstrap" in ended.words.lower():
+            # One that knows flags no more.  Older ones must not get the message: they take it for something else.
+            ended = self._run("start", container_id, bundle, seconds, self._parameters(container_id))
         if ended.code:
             raise StepFailed("shim start", 0, self.path, ended.words)
         return parse_answer(ended.stdout, self.path)
@@ -86,7 +84,7 @@ class Shim:
 
         Raises StepFailed, DeadlineExceeded.
         """
-        ended = self._run("delete", container_id, bundle, DELETE_SECONDS, b"")
+        ended = self._run("delete", container_id, bundle, DELETE_SECONDS)
         if ended.code:
             raise StepFailed("shim delete", 0, self.path, ended.words)
         try:
@@ -95,7 +93,18 @@ class Shim:
         except DecodeError:
             raise StepFailed("shim delete", 0, self.path, f"its answer is nonsense: {ended.stdout[:60]!r}") from None
 
-    def _run(self, verb: str, container_id: str, bundle: Path, seconds: float, stdin: bytes) -> program.Ended:
+    def _parameters(self, container_id: str) -> bytes:
+        params = bootstrap_pb2.BootstrapParams(
+            instance_id=container_id,
+            namespace=NAMESPACE,
+            containerd_ttrpc_address=self.events,
+            containerd_binary=NO_PUBLISHER,
+            log_level=bootstrap_pb2.LOG_LEVEL_DEBUG if self.debug else bootstrap_pb2.LOG_LEVEL_INFO,
+        )
+        message: bytes = params.SerializeToString()
+        return message
+
+    def _run(self, verb: str, container_id: str, bundle: Path, seconds: float, stdin: bytes = b"") -> program.Ended:
         flags = ["-namespace", NAMESPACE, "-address", "", "-publish-binary", NO_PUBLISHER, "-id", container_id]
         if verb == "delete":
             flags += ["-bundle", str(bundle)]
@@ -114,15 +123,21 @@ class Shim:
 
 
 def parse_answer(answer: bytes, path: str) -> Address:
-    """What `start` wrote to its standard output.  path: the program, for errors."""
+    """What `start` wrote to its standard output: a BootstrapResult, as a message or as JSON, or an address alone.
+
+    path: the program, for errors.
+    """
     text = answer.decode("utf-8", "replace").strip()
     version, address, protocol = 2, text, "ttrpc"
-    if text.startswith("{"):
-        try:
+    try:
+        if text.startswith("{"):
             told = json_format.Parse(text, bootstrap_pb2.BootstrapResult(), ignore_unknown_fields=True)
-        except (json_format.ParseError, ValueError, RecursionError):
-            raise StepFailed("shim start", 0, path, f"it answered with bad JSON: {text[:200]!r}") from None
-        version, address, protocol = told.version, told.address, told.protocol or "ttrpc"
+            version, address, protocol = told.version, told.address, told.protocol
+        elif not text.isprintable():
+            told = bootstrap_pb2.BootstrapResult.FromString(answer)
+            version, address, protocol = told.version, told.address, told.protocol
+    except (json_format.ParseError, DecodeError, ValueError, RecursionError):
+        raise StepFailed("shim start", 0, path, f"it answered with nonsense: {text[:200]!r}") from None
     if protocol != "ttrpc":
         raise Unimplemented(f"the shim {path} speaks {protocol!r}; this program speaks ttrpc with shims")
     if version not in SERVICES:

@@ -18,6 +18,10 @@ from crio_native.oci.runtime import ContainerSpec, Overlay, ResolvedUser
 from crio_native.oci.shim.task import Streams
 
 PAUSE = "crio-monitor"  # the pause program's name in the root of a pod's first container
+PAUSE_MOUNTS = (  # what an OCI runtime needs to make a container at all
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+)
 _OPTIONS_MAX = 4000  # bytes; the kernel takes one page of mount data
 
 
@@ -78,8 +82,10 @@ def complete(container: ContainerSpec, user: ResolvedUser | None, sandbox_id: st
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
         if not any(text.startswith("HOME=") for text in process["env"]):
             process["env"] = [*process["env"], f"HOME={user.home}"]
+    mounts = list(container.spec.get("mounts") or ())
     if container.pause:
         process["args"] = [f"/{PAUSE}", "pause"]
+        mounts = list(PAUSE_MOUNTS)
     kind = "sandbox" if container.id == sandbox_id else "container"
     annotations = {
         **(container.spec.get("annotations") or {}),
@@ -88,7 +94,7 @@ def complete(container: ContainerSpec, user: ResolvedUser | None, sandbox_id: st
         "io.kubernetes.cri.container-type": kind,
         "io.kubernetes.cri.sandbox-id": sandbox_id,
     }
-    return {**container.spec, "process": process, "annotations": annotations}
+    return {**container.spec, "process": process, "mounts": mounts, "annotations": annotations}
 
 
 def write_config(path: Path, spec: Mapping[str, Any]) -> None:
