@@ -18,9 +18,8 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.config import Config
 from crio_native.cri import messages
 from crio_native.cri.server import Call
-from crio_native.errors import CrioError, InvalidArgument
+from crio_native.errors import InvalidArgument
 from crio_native.linux.cgroup import hierarchy
-from crio_native.oci.runtime import Abilities
 from crio_native.pods.events import Events
 from crio_native.pods.node import Node
 
@@ -39,7 +38,6 @@ class NodeService:
         self._node = node
         self._events = events
         self._network_status = network_status
-        self._known_abilities: dict[str, Abilities] = {}
         self._pod_cidr = ""
         self._started = time.time_ns()
 
@@ -62,18 +60,21 @@ class NodeService:
         conditions.add(
             type="NetworkReady", status=network, reason="" if network else "NetworkPluginNotReady", message=why
         )
-        abilities = await call.thread(self._abilities)
-        for name in ("", *sorted(self._node.settings.runtimes)):
-            can = abilities.get(name or self._config.runtime.default_runtime, Abilities())
+        handlers = self._node.handlers
+        for name in ("", *sorted(handlers)):
+            can = handlers[name or self._config.runtime.default_runtime].abilities
             features = pb.RuntimeHandlerFeatures(
                 recursive_read_only_mounts=can.recursive_read_only_mounts, user_namespaces=can.user_namespaces
             )
             response.runtime_handlers.add(name=name, features=features)
         response.features.supplemental_groups_policy = True
-        response.features.user_namespaces_host_network = all(can.user_namespaces for can in abilities.values())
+        response.features.user_namespaces_host_network = any(
+            each.abilities.user_namespaces for each in handlers.values()
+        )
         if request.verbose:
             response.info["config"] = await call.thread(self._config_json)
             response.info["state"] = json.dumps(self._state())
+            response.info["handlers"] = json.dumps({name: each.told() for name, each in handlers.items()})
         return response
 
     async def RuntimeConfig(self, request: Any, call: Call) -> Any:
@@ -110,21 +111,11 @@ class NodeService:
         finally:
             subscription.close()
 
-    def _abilities(self) -> dict[str, Abilities]:
-        """What each handler that can run can do; asked once, because some programs take a second to say."""
-        if not self._known_abilities:
-            for name, runtime in self._node.runtimes.items():
-                try:
-                    self._known_abilities[name] = runtime.abilities()
-                except CrioError as error:
-                    log.warning("runtime handler %s cannot run: %s", name, error)
-        return self._known_abilities
-
     def _runtime_trouble(self) -> str:
         """Why no container can be made by default; "" when one can."""
-        default = self._config.runtime.default_runtime
-        if default not in self._node.runtimes:
-            return f"the default runtime handler {default!r} has no executor in this version"
+        default = self._node.handlers[self._config.runtime.default_runtime]
+        if default.problem:
+            return f"the default runtime handler {default.name!r} cannot run: {default.problem}"
         if not self._node.namespaces.pids():
             return "no launcher runs; each call that needs one starts another"
         return ""
@@ -145,6 +136,10 @@ class NodeService:
             "pods": Counter(pod.state for pod in list(store.pods.values())),
             "containers": Counter(container.state for container in list(store.containers.values())),
             "launchers": self._node.namespaces.pids(),
+            "handlers": {
+                name: {"problem": each.problem, "version": each.abilities.version, "program": each.program}
+                for name, each in self._node.handlers.items()
+            },
             "podCIDR": self._pod_cidr,
             "eventsDropped": self._events.dropped,
         }

@@ -120,7 +120,7 @@ class StreamingService:
         from crio_native.streaming.programs import Attachment
 
         container = self._running(container_id, "attach")
-        runtime = self._node.handler(container.handler)[1]
+        runtime = self._node.executor(self._node.store.get(Pod, container.pod_id))
         run_dir = self._node.layout.run_dir(container.id)
         connection = runtime.attach(container.id, run_dir, stdin=options.stdin and container.config.stdin)
         return Attachment(

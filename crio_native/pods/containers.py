@@ -358,7 +358,7 @@ class Containers:
         )
 
     def _runtime(self, container: Container) -> Runtime:
-        return self._node.executor(self._node.store.get(Pod, container.pod_id))
+        return self._node.executor_of(container)
 
     def _signal(self, container: Container, number: int) -> None:
         try:

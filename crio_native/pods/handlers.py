@@ -47,6 +47,18 @@ class Handler:
         """The program that makes the containers, "" for none."""
         return str(getattr(self.runtime, "program", ""))
 
+    def told(self) -> dict[str, Any]:
+        """What an operator wants to know of it, as JSON data."""
+        return {
+            "type": self.settings.runtime_type,
+            "program": self.program,
+            "version": self.abilities.version,
+            "problem": self.problem,
+            "recursiveReadOnlyMounts": self.abilities.recursive_read_only_mounts,
+            "userNamespaces": self.abilities.user_namespaces,
+            "features": dict(self.abilities.features),
+        }
+
 
 def _builtin(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
     return BuiltinRuntime(

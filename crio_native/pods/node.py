@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from crio_native.pods.handlers import Handlers
 from crio_native.pods.host import Host
 from crio_native.pods.locks import KeyedLocks
 from crio_native.pods.profiles import SeccompProfiles
-from crio_native.pods.records import Layout, Pod
+from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.store import Store
 
 Stage = Callable[[str], None]
@@ -41,14 +41,13 @@ class Node:
     workers: ThreadPoolExecutor
     locks: KeyedLocks = field(default_factory=KeyedLocks)
 
-    @property
-    def runtimes(self) -> Mapping[str, Runtime]:
-        """The executors of the handlers that can run."""
-        return {name: handler.runtime for name, handler in self.handlers.items() if not handler.problem}
-
     def executor(self, pod: Pod) -> Runtime:
         """Who runs a pod's containers: its handler as it was when the pod was made."""
         return self.handlers.of(pod.handler, pod.executor)
+
+    def executor_of(self, container: Container) -> Runtime:
+        """The same of one of its containers.  Raises NotFound."""
+        return self.executor(self.store.get(Pod, container.pod_id))
 
     def cgroup_path(self, parent: str, object_id: str) -> str:
         """A container's cgroup in the words of the cgroup manager."""

@@ -38,7 +38,7 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
             raise FailedPrecondition(
                 f"container {container_id} is {container.state}; only a created or running one has limits to change"
             )
-        runtime = node.executor(node.store.get(Pod, container.pod_id))
+        runtime = node.executor_of(container)
         settings = node.handlers.settings_of(container.handler)
         old = container.resources
         new = _merged(old, wanted)

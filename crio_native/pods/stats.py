@@ -117,9 +117,9 @@ class StatsReader:
         return usage
 
     def _container_reading(self, container: Container) -> Stats | None:
-        _, runtime = self._node.handler(container.handler)
         try:
-            return runtime.stats(container.id, container.cgroup)
+            pod = self._node.store.get(Pod, container.pod_id)
+            return self._node.executor(pod).stats(container.id, container.cgroup)
         except (CrioError, OSError):
             return None  # it ended just now
 

@@ -21,16 +21,18 @@ from typing import Any
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import (
     CrioError,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     StartFailed,
     StepFailed,
+    Unavailable,
 )
 from crio_native.linux import mounts, process, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
-from crio_native.oci.builtin.client import BuiltinExec, Launchers, receive
+from crio_native.oci.builtin.client import BuiltinExec, Launchers
 from crio_native.oci.external.program import ACT_SECONDS, Program, words
 from crio_native.oci.monitored import Monitored
 from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Overlay, Process, ResolvedUser
@@ -200,7 +202,7 @@ class ExternalRuntime(Monitored):
             "env": self._program.env,
             "process": json.dumps(self._process(request.process, process_)).encode(),
             "scratch": str(self._scratch),
-            "terminal": False,
+            "terminal": bool(request.process.get("terminal")),
             "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
             "groups": self._exec_groups(cgroups_path),
         }
@@ -210,13 +212,13 @@ class ExternalRuntime(Monitored):
                 self._launchers.send(message, [theirs.fileno(), *given])
             finally:
                 theirs.close()
-            started = receive(reply, EXEC_SECONDS, f"starting a process in container {container_id}")
+            started, terminal = _started(reply, f"starting a process in container {container_id}")
             if "error" in started:
                 raise self._exec_failed(StepFailed.from_dict(started["error"]), process_)
         except BaseException:
             reply.close()
             raise
-        return BuiltinExec(reply, started["started"])
+        return BuiltinExec(reply, started["started"], terminal)
 
     def _exec_failed(self, error: StepFailed, process_: Process) -> StepFailed:
         if not self.is_alive(process_):
@@ -287,6 +289,18 @@ def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
     if label:
         data += f',context="{label}"'
     return {"base": overlay.base, "path": spec["root"]["path"], "data": data}
+
+
+def _started(reply: socket.socket, what: str) -> tuple[dict[str, Any], int]:
+    """The runner's first packet, with the master of the process's terminal, -1 for none."""
+    reply.settimeout(EXEC_SECONDS)
+    try:
+        data, descriptors, _, _ = socket.recv_fds(reply, 65536, 1)
+    except TimeoutError:
+        raise DeadlineExceeded(f"nothing within {EXEC_SECONDS:g} s while {what}") from None
+    if not data:
+        raise Unavailable(f"the process that ran the runtime ended while {what}")
+    return json.loads(data), descriptors[0] if descriptors else -1
 
 
 def _said(members: Mapping[str, Any]) -> dict[str, Any]:
