@@ -7,7 +7,7 @@ the same, of fewer entries: field 1 of every list's and every stream's message i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
@@ -64,12 +64,20 @@ def _join(table: Mapping[str, tuple[R, bytes]], accept: Callable[[R], bool] | No
 
 
 def _pages(table: Mapping[str, tuple[R, bytes]], accept: Callable[[R], bool] | None) -> Iterator[bytes]:
+    def current() -> Iterator[bytes]:
+        for key in list(table):
+            record, data = table.get(key, (None, b""))
+            if record is not None and (accept is None or accept(record)):
+                yield data  # and not what was removed meanwhile
+
+    return pages(current())
+
+
+def pages(entries: Iterable[bytes]) -> Iterator[bytes]:
+    """Framed entries as messages of at most PAGE_BYTES, or of one entry."""
     page: list[bytes] = []
     size = 0
-    for key in list(table):
-        record, data = table.get(key, (None, b""))
-        if record is None or (accept is not None and not accept(record)):
-            continue  # removed meanwhile, or not wanted
+    for data in entries:
         if page and size + len(data) > PAGE_BYTES:
             yield b"".join(page)
             page, size = [], 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
@@ -91,11 +89,6 @@ def _signal(number: int) -> int:
         name = f"SIGRTMINPLUS{low}" if low <= 15 else f"SIGRTMAXMINUS{high}"
         return _SIGNALS.get(_PLAIN.get(name, name), 0)
     return _SIGNALS.get(signal.Signals(number).name, 0) if number in signal.valid_signals() else 0
-
-
-def info(values: Mapping[str, Any]) -> dict[str, str]:
-    """The `info` map of a verbose answer: one JSON document under one key, as crictl and tools expect it."""
-    return {"info": json.dumps(values)}
 
 
 def event(happened: Event) -> Any:

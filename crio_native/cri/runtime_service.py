@@ -7,19 +7,18 @@ Statistics are in `stats_service`, what concerns the node in `node_service`.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, TypeVar
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
-from crio_native.cri import exec_sync, lookup, messages
+from crio_native.cri import exec_sync, lookup, messages, verbose
 from crio_native.cri.jobs import Jobs
 from crio_native.cri.listing import Listing
 from crio_native.cri.server import Call
 from crio_native.cri.translate import from_message
-from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.errors import DeadlineExceeded, InvalidArgument, NotFound
 from crio_native.pods import names, resize
 from crio_native.pods.containers import KILL_SECONDS, Containers
 from crio_native.pods.node import Node
@@ -81,11 +80,7 @@ class RuntimeService:
         pod = self._find(Pod, request.pod_sandbox_id, "pod_sandbox_id")
         response = pb.PodSandboxStatusResponse(status=messages.pod_status(pod))
         if request.verbose:
-            pins = {kind: str(path) for kind, path in self._node.layout.pins(pod.id).items()}
-            pid = pod.infra.pid if pod.infra else 0
-            response.info.update(
-                messages.info({"pid": pid, "cgroupParent": pod.cgroup, "hostname": pod.hostname, "namespaces": pins})
-            )
+            response.info.update(await call.thread(verbose.pod_info, self._node, pod))
         return response
 
     async def ListPodSandbox(self, request: Any, call: Call) -> bytes:
@@ -153,7 +148,7 @@ class RuntimeService:
         container = self._find(Container, request.container_id, "container_id")
         response = pb.ContainerStatusResponse(status=messages.container_status(container))
         if request.verbose:
-            response.info.update(messages.info(await call.thread(self._container_info, container)))
+            response.info.update(await call.thread(verbose.container_info, self._node, container))
         return response
 
     async def ListContainers(self, request: Any, call: Call) -> bytes:
@@ -216,21 +211,6 @@ class RuntimeService:
 
     def _find_or_none(self, kind: type[R], object_id: str, field: str) -> R | None:
         return lookup.find_or_none(self._node.store, kind, object_id, field)
-
-    def _container_info(self, container: Container) -> dict[str, Any]:
-        try:
-            runtime_spec = json.loads((self._node.layout.bundle(container.id) / "config.json").read_bytes())
-        except OSError as error:
-            raise FailedPrecondition(f"container {container.id} has lost its config.json: {error.strerror}") from None
-        return {
-            "sandboxID": container.pod_id,
-            "pid": container.process.pid if container.process and container.live else 0,
-            "monitorPid": container.process.monitor_pid if container.process and container.live else 0,
-            "cgroup": container.cgroup,
-            "privileged": container.config.linux.security_context.privileged,
-            "runtimeHandler": container.handler,
-            "runtimeSpec": runtime_spec,
-        }
 
 
 async def _ends_within(end: Future[None], seconds: float) -> bool:
