@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from crio_native.errors import CrioError, DeadlineExceeded
+from crio_native.errors import CrioError, DeadlineExceeded, Internal
 from crio_native.streaming.programs import Options, Program
 from crio_native.streaming.sessions import Session
 
@@ -77,8 +77,7 @@ async def serve(transport: Transport, command: Command, *, status_objects: bool)
         try:
             program = await _start(command)
             started.set_result(program)
-            code = await _before(program.run(transport.send), reader)
-            end = _exit_status(code)
+            end = _exit_status(await _before(program.run(transport.send), reader))
         except CrioError as error:
             end = _failure(error)
         text = json.dumps(end) if status_objects else end.get("message", "")
@@ -103,6 +102,11 @@ async def _start(command: Command) -> Program:
     except asyncio.CancelledError:
         task.add_done_callback(_abandon)
         raise
+    except CrioError:
+        raise
+    except Exception as error:
+        log.exception("a session could not begin")
+        raise Internal(f"{type(error).__name__}: {error}; see the daemon's log") from None
 
 
 def _abandon(task: asyncio.Future[Program]) -> None:
