@@ -94,10 +94,12 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     """Remove what belongs to no record: the remains of a state database that was lost."""
     layout = node.layout
     known = set(node.store.pods) | set(node.store.containers)
+    # A container's monitor may only watch what a shim runs: its own runtime must come before those that kill by monitor.
+    handlers = sorted(node.handlers.values(), key=lambda handler: handler.settings.runtime_type != "vm")
     for run_dir in _strangers(layout.runroot / "containers", known):
         log.warning("removing %s, which belongs to no known container", run_dir)
         cgroup = _cgroup_of(layout.root / "containers" / run_dir.name)
-        for handler in node.handlers.values():
+        for handler in handlers:
             handler.runtime.delete(run_dir.name, run_dir, cgroup)
         trees.remove_tree(run_dir)
     for place in (layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"):
