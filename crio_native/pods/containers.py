@@ -227,7 +227,7 @@ class Containers:
             self._set_ended(container.id, status)
         else:
             lost = ExitStatus(137, SIGKILL, finished_at=time.time_ns())
-            message = "who ran it (its monitor, or its pod's shim) is gone without leaving an exit status; what was left of the container was killed"
+            message = "its monitor or shim is gone without leaving an exit status; what was left of it was killed"
             self._set_ended(container.id, lost, reason="ContainerStatusUnknown", message=message)
 
     def discard(self, container: Container) -> None:

@@ -94,7 +94,7 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     """Remove what belongs to no record: the remains of a state database that was lost."""
     layout = node.layout
     known = set(node.store.pods) | set(node.store.containers)
-    # A container's monitor may only watch what a shim runs: its own runtime must come before those that kill by monitor.
+    # What a shim runs, its monitor only watches: its own runtime must come before those that kill by the monitor.
     handlers = sorted(node.handlers.values(), key=lambda handler: handler.settings.runtime_type != "vm")
     for run_dir in _strangers(layout.runroot / "containers", known):
         log.warning("removing %s, which belongs to no known container", run_dir)
