@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
+import tty
+from collections.abc import Callable
 
 from crio_native.errors import (
     CrioError,
@@ -21,18 +22,28 @@ from crio_native.oci.runtime import ExecSpec, ExitStatus
 from crio_native.oci.shim.task import Streams, Tasks
 
 _numbers = itertools.count()
+_NUMBERS = {
+    "no such file or directory": errno.ENOENT,
+    "executable file not found": errno.ENOENT,
+    "permission denied": errno.EACCES,
+    "exec format error": errno.ENOEXEC,
+}
 
 
 class ShimExec:
     """See `oci.runtime.ExecSession`."""
 
-    def __init__(self, tasks: Tasks, container_id: str, exec_id: str) -> None:
+    def __init__(self, tasks: Tasks, container_id: str, exec_id: str, terminal: int, cgroups_path: str) -> None:
         self._tasks, self._container_id, self._exec_id = tasks, container_id, exec_id
-        self.pid = 0
+        self._cgroups_path = cgroups_path
+        self.pid, self.terminal = 0, terminal
         self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._end = tasks.wait(container_id, exec_id)
         ready = os.dup(self._ready)  # of the callback's own: the session may be closed before the process ends
         self._end.add_done_callback(lambda _: _signal(ready))
+
+    def when_ended(self, act: Callable[[], None]) -> None:
+        self._end.add_done_callback(lambda _: act())
 
     def fileno(self) -> int:
         return self._ready
@@ -42,6 +53,10 @@ class ShimExec:
         return ExitStatus(end.code, finished_at=end.finished_at)
 
     def kill(self) -> None:
+        """A shim signals one process; the rest of its group is killed here, where it is on this host."""
+        if _leads_group(self.pid, self._cgroups_path):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, 9)
         with contextlib.suppress(NotFound, Unavailable):
             self._tasks.kill(self._container_id, 9, self._exec_id)
 
@@ -64,28 +79,54 @@ def _signal(ready: int) -> None:
     os.close(ready)
 
 
-def start(tasks: Tasks, container_id: str, request: ExecSpec) -> ShimExec:
+def _leads_group(pid: int, cgroups_path: str) -> bool:
+    """Whether pid, which a shim told us, is what it says: a group's leader in the container's own cgroup."""
+    try:
+        if not cgroups_path or pid <= 0 or os.getpgid(pid) != pid:
+            return False
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return any(line.rstrip("\n").endswith(f":{cgroups_path}") for line in file)
+    except OSError:
+        return False
+
+
+def start(tasks: Tasks, container_id: str, cgroups_path: str, request: ExecSpec) -> ShimExec:
     """Raises StartFailed when the command cannot be executed."""
+    if not request.process.get("terminal"):
+        paths = {name: _path(getattr(request, name), name) for name in ("stdin", "stdout", "stderr")}
+        streams = Streams(paths["stdin"], paths["stdout"], paths["stderr"])
+        return _start(tasks, container_id, cgroups_path, request, streams, -1)
+    # The shim copies between the process's own terminal and this one, which does nothing but pass bytes on.
+    master, slave = os.openpty()
+    try:
+        tty.setraw(slave)
+        path = f"/proc/{os.getpid()}/fd/{slave}"
+        session = _start(tasks, container_id, cgroups_path, request, Streams(path, path, "", True), master)
+    except BaseException:
+        os.close(master)
+        os.close(slave)
+        raise
+    # Until then it stays open: without any slave the master reads as hung up.
+    session.when_ended(lambda: os.close(slave))
+    return session
+
+
+def _start(
+    tasks: Tasks, container_id: str, cgroups_path: str, request: ExecSpec, streams: Streams, terminal: int
+) -> ShimExec:
     exec_id = f"exec-{os.getpid()}-{next(_numbers)}"  # of this daemon; an earlier one's may still run
-    terminal = bool(request.process.get("terminal"))
-    streams = Streams(
-        _path(request.stdin, "stdin"),
-        _path(request.stdout, "stdout"),
-        "" if terminal else _path(request.stderr, "stderr"),
-        terminal,
-    )
-    tasks.exec(container_id, exec_id, _process(request), streams)
+    tasks.exec(container_id, exec_id, request.process, streams)
     session = None
     try:
-        session = ShimExec(tasks, container_id, exec_id)
+        session = ShimExec(tasks, container_id, exec_id, terminal, cgroups_path)
         session.pid = tasks.start(container_id, exec_id)
     except (Unavailable, DeadlineExceeded, NotFound):
         _abandon(tasks, container_id, exec_id, session)
         raise
     except CrioError as error:
         _abandon(tasks, container_id, exec_id, session)
-        raise StartFailed("exec", 0, str(request.process["args"][0]), str(error)) from None
-    if streams.stdin:
+        raise StartFailed("exec", number_of(str(error)), str(request.process["args"][0]), str(error)) from None
+    if streams.stdin and not streams.terminal:
         tasks.close_stdin(container_id, exec_id)
     return session
 
@@ -98,10 +139,6 @@ def _abandon(tasks: Tasks, container_id: str, exec_id: str, session: ShimExec | 
     tasks.forget(container_id, exec_id)
 
 
-def _process(request: ExecSpec) -> Mapping[str, Any]:
-    return {key: value for key, value in request.process.items() if value is not None}
-
-
 def _path(descriptor: int, name: str) -> str:
     """A path by which the shim opens the caller's own pipe, so that nothing need be copied; "" for none."""
     if descriptor < 0:
@@ -109,3 +146,11 @@ def _path(descriptor: int, name: str) -> str:
     if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         raise InvalidArgument(name, descriptor, "a shim's process can only have pipes for streams")
     return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def number_of(words: str) -> int:
+    """The errno that a runtime's words mean, 0 when they tell none."""
+    for text, number in _NUMBERS.items():
+        if text in words:
+            return number
+    return 0

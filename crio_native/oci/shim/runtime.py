@@ -137,7 +137,7 @@ class ShimRuntime(Monitored):
             raise
         except CrioError as error:
             self._tell(container_id, End(128, 0))
-            raise StartFailed("start", 0, "", str(error)) from None
+            raise StartFailed("start", executing.number_of(str(error)), "", str(error)) from None
         if (run_dir / "stdin").exists():
             tasks.close_stdin(container_id)
 
@@ -193,7 +193,7 @@ class ShimRuntime(Monitored):
         Record.remove(run_dir)
 
     def exec(self, container_id: str, process: Process, cgroups_path: str, request: ExecSpec) -> executing.ShimExec:
-        return executing.start(self._tasks(container_id), container_id, request)
+        return executing.start(self._tasks(container_id), container_id, cgroups_path, request)
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._tasks(container_id).update(container_id, resources)
