@@ -13,12 +13,13 @@ import dataclasses
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed, Unavailable
 from crio_native.network import bridges, links
 from crio_native.network.bridges import Bridges
 from crio_native.network.cni import results
@@ -72,6 +73,8 @@ class PodNetwork:
         self._chores = Chores()
         self._leftovers: set[str] = set()  # sandboxes whose programs' DEL is a chore
         self._gc_lock = threading.Lock()  # a program must not begin an ADD of which its GC has not heard
+        self._started = time.monotonic()
+        self._starting = True  # until `collect`
 
     @classmethod
     def from_directory(
@@ -150,15 +153,11 @@ class PodNetwork:
     def teardown(self, sandbox_id: str) -> None:
         """Detach a sandbox.  Idempotent; needs neither its namespace nor the network that attached it.
 
-        Plugin programs that fail do not hold it: their DEL is tried again later, and by a later start.  Raises
-        StepFailed when the kernel refuses; then the record remains, and another call tries again.
+        Plugin programs that fail do not hold it: their DEL is tried again later, and by a later start.  Before
+        `collect` they are not waited for at all.  Raises StepFailed when the kernel refuses; then the record remains,
+        and another call tries again.
         """
-        if sandbox_id not in self._leftovers and self._attachments.get(sandbox_id) is not None:
-            try:
-                self._delete_by_programs(sandbox_id)
-            except CrioError as error:
-                log.warning("plugins did not detach pod sandbox %s, they are asked again later: %s", sandbox_id, error)
-                self._delete_later(sandbox_id, FIRST_PAUSE)
+        self._detach_by_programs(sandbox_id)
         attachment = self._records.attachment(sandbox_id)
         if attachment is None:
             return
@@ -194,6 +193,7 @@ class PodNetwork:
                 )
         if self._may_have_programs():
             self._chores.add("the plugins' own clean-up (GC)", self._collect_by_programs)
+        self._starting = False
         for sandbox_id in recorded.keys() & set(live):
             self._chores.add(f"the check of pod sandbox {sandbox_id}", partial(self._report_check, sandbox_id))
 
@@ -261,12 +261,26 @@ class PodNetwork:
         with self._gc_lock:
             self._attachments.put(cni)
         previous = results.of_bridge(attachment, str(netns)) if attachment.bridge else None
-        result = self._plugins.add(cni, previous)
+        with self._attachments.lock(cni) as lock:
+            result = self._plugins.add(cni, previous, lock)
         self._attachments.put(dataclasses.replace(cni, result=result))
         found = results.merge(attachment, result, cni)
         if found.maps_ports and found.port_mappings and not found.bridge:
             self._bridges.let_loopback_out(results.host_links(result))
         return found
+
+    def _detach_by_programs(self, sandbox_id: str) -> None:
+        """DEL now; or in the background, while the daemon starts, and after a failure."""
+        if sandbox_id in self._leftovers or self._attachments.get(sandbox_id) is None:
+            return
+        if self._starting:
+            self._delete_later(sandbox_id)
+            return
+        try:
+            self._delete_by_programs(sandbox_id)
+        except (CrioError, OSError) as error:
+            log.warning("plugins did not detach pod sandbox %s, they are asked again later: %s", sandbox_id, error)
+            self._delete_later(sandbox_id, FIRST_PAUSE)
 
     def _delete_by_programs(self, sandbox_id: str) -> None:
         """DEL, and forget.  Raises what the first program that fails says; then the record remains."""
@@ -282,7 +296,15 @@ class PodNetwork:
     def _delete_later(self, sandbox_id: str, pause: float = 0.0) -> None:
         self._leftovers.add(sandbox_id)
         what = f"the plugins' DEL for pod sandbox {sandbox_id}"
-        self._chores.add(what, partial(self._delete_by_programs, sandbox_id), pause=pause)
+        self._chores.add(what, partial(self._delete_leftover, sandbox_id), pause=pause)
+
+    def _delete_leftover(self, sandbox_id: str) -> None:
+        """As above, but what a daemon that was killed had started gets the time to end that it would have had."""
+        cni = self._attachments.get(sandbox_id)
+        age = time.monotonic() - self._started
+        if cni is not None and age < self._plugins.limits.add and self._attachments.is_locked(cni):
+            raise Unavailable("the ADD that an earlier daemon started still runs")
+        self._delete_by_programs(sandbox_id)
 
     def _collect_by_programs(self) -> None:
         network = self._networks()

@@ -116,11 +116,14 @@ class Records:
 
     def _claim(self, sandbox_id: str, mapping: PortMapping) -> None:
         query = (
-            "SELECT sandbox_id FROM host_ports WHERE protocol=? AND host_port=? AND (host_ip=? OR host_ip='' OR ?='')"
+            "SELECT sandbox_id, pod FROM host_ports JOIN attachments USING (sandbox_id) "
+            "WHERE protocol=? AND host_port=? AND (host_ip=? OR host_ip='' OR ?='')"
         )
         row = (mapping.protocol, mapping.host_port, mapping.host_ip)
         if taken := self._db.execute(query, (*row, mapping.host_ip)).fetchone():
-            raise FailedPrecondition(f"port {mapping} of the node is taken by pod sandbox {taken[0]}")
+            holder = json.loads(taken[1])
+            name = f"pod {holder.get('namespace', '')}/{holder.get('name', '')}"
+            raise FailedPrecondition(f"port {mapping} of the node is taken by {name} (sandbox {taken[0]})")
         self._db.execute("INSERT INTO host_ports VALUES (?, ?, ?, ?)", (*row, sandbox_id))
 
     def replace(self, sandbox_id: str, attachment: Attachment) -> None:

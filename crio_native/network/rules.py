@@ -69,7 +69,8 @@ class Rules:
     def map_ports(self, attachment: Attachment) -> None:
         """Lead the attachment's ports of the node to the pod."""
         if attachment.maps_ports and not self._problem and (attachment.port_mappings or not attachment.bridge):
-            with nftables.open_netlink() as netlink:
+            # Not between another's look at the records and its act.
+            with self._lock, nftables.open_netlink() as netlink:
                 nftables.map_ports(netlink, attachment)
 
     def release(self, sandbox_id: str, attachment: Attachment) -> None:

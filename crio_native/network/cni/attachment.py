@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,31 @@ class Attachments:
             raise StepFailed("record-attachment", error.errno or 0, str(final)) from error
         with self._lock:
             self._known[attachment.subject.container_id] = attachment
+
+    @contextlib.contextmanager
+    def lock(self, attachment: CniAttachment) -> Iterator[int]:
+        """A descriptor of the attachment's file, locked, for the programs of its ADD to inherit: they hold the lock
+        until the last of them has ended, whatever becomes of us."""
+        descriptor = os.open(self._directory / attachment.file_name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self, attachment: CniAttachment) -> bool:
+        """Whether programs that a killed daemon started for the attachment still run."""
+        try:
+            descriptor = os.open(self._directory / attachment.file_name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def remove(self, attachment: CniAttachment) -> None:
         with contextlib.suppress(FileNotFoundError):

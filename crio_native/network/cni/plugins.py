@@ -68,12 +68,15 @@ class Plugins:
         told = "; ".join(f"{kind!r} knows {', '.join(sorted(known))}" for kind, known in supported.items())
         raise FailedPrecondition(f"{network.source}: cniVersion {' or '.join(network.versions)} does not serve: {told}")
 
-    def add(self, attachment: CniAttachment, previous: Result | None) -> Result:
-        """ADD each program in order; the result of the last.  previous: what is attached already."""
+    def add(self, attachment: CniAttachment, previous: Result | None, lock: int) -> Result:
+        """ADD each program in order; the result of the last.
+
+        previous: what is attached already.  lock: a descriptor that the programs hold open as long as they run.
+        """
         deadline = time.monotonic() + self.limits.add
         result = previous
         for program in attachment.programs:
-            output = self._run("ADD", program, attachment, result, deadline)
+            output = self._run("ADD", program, attachment, result, deadline, inherited=(lock,))
             result = parse_result(_step("ADD", program), program.kind, output)
         assert result is not None, "a network without programs is not ours"
         return result
@@ -137,6 +140,7 @@ class Plugins:
         previous: Result | None,
         deadline: float,
         extra: Mapping[str, Any] | None = None,
+        inherited: Sequence[int] = (),
     ) -> bytes:
         """One program, one verb; what it printed."""
         config = {**program.config, "cniVersion": attachment.version, "name": attachment.network, **(extra or {})}
@@ -153,6 +157,7 @@ class Plugins:
             json.dumps(config).encode(),
             self._environment(command, attachment.subject),
             deadline - began,
+            inherited,
         )
         log.debug("%s for %s took %.3f s", step, attachment.subject.container_id or "all", time.monotonic() - began)
         if ended.code:

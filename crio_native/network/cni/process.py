@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crio_native.errors import DeadlineExceeded, StepFailed
@@ -32,12 +32,19 @@ class Ended:
     messages: bytes
 
 
-def run(step: str, path: str, stdin: bytes, environment: Mapping[str, str], seconds: float) -> Ended:
+def run(
+    step: str,
+    path: str,
+    stdin: bytes,
+    environment: Mapping[str, str],
+    seconds: float,
+    inherited: Sequence[int] = (),
+) -> Ended:
     """Run the program without arguments until it ends.
 
-    step names the run in errors.  Raises StepFailed when the program cannot be executed or prints more than MAX_OUTPUT
-    bytes, DeadlineExceeded after `seconds`.  In both cases its process group is killed.  What a program that ended by
-    itself leaves running goes on: some plugins start a daemon.
+    step names the run in errors.  inherited: descriptors that it has too, under their numbers.  Raises StepFailed when
+    the program cannot be executed or prints more than MAX_OUTPUT bytes, DeadlineExceeded after `seconds`; in both cases
+    its process group is killed.  What a program that ended by itself leaves running goes on: some start a daemon.
     """
     if seconds <= 0:
         raise DeadlineExceeded(f"step {step!r}: no time was left to run {path}")
@@ -56,6 +63,7 @@ def run(step: str, path: str, stdin: bytes, environment: Mapping[str, str], seco
                 env=dict(environment),
                 cwd="/",
                 process_group=0,
+                pass_fds=inherited,
                 bufsize=0,
             )
         except OSError as error:

@@ -72,7 +72,7 @@ def merge(attachment: Attachment, result: Result, cni: CniAttachment) -> Attachm
     ips = [item for item in result.get("ips") or [] if item.get("interface") is None or item["interface"] in inside]
     if not ips:
         last = cni.programs[-1]
-        raise PluginFailed("cni ADD", last.kind, 0, "its result has no address for the pod")
+        raise PluginFailed(f"cni ADD plugins[{last.index}]", last.kind, 0, "its result has no address for the pod")
     hosts = host_links(result)
     macs = {item.get("name"): item["mac"] for item in interfaces if item.get("sandbox") and item.get("mac")}
     return dataclasses.replace(
