@@ -165,7 +165,9 @@ async def _loop(
     from concurrent.futures import ThreadPoolExecutor
 
     from crio_native.api.runtime.v1 import api_pb2
+    from crio_native.cri.front_door import FrontDoor
     from crio_native.cri.image_service import ImageService
+    from crio_native.cri.inspection import Inspection
     from crio_native.cri.jobs import Jobs
     from crio_native.cri.node_service import NodeService
     from crio_native.cri.runtime_service import RuntimeService
@@ -182,7 +184,7 @@ async def _loop(
     ):
         jobs = Jobs()
         server = Server(
-            config.api.listen,
+            str(node.layout.runroot / "grpc.sock"),
             calls,
             receive_max=config.api.grpc_max_recv_msg_size,
             send_max=config.api.grpc_max_send_msg_size,
@@ -197,8 +199,10 @@ async def _loop(
             StreamingService(node, containers, streams),
         )
         server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls))
+        door = FrontDoor(config.api.listen, server.path, Inspection(config, node, calls).route)
         stopping = _stop_on_signals()
         await server.start()
+        door.open()
         gc.collect()
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
         log.info("serving the CRI on %s", config.api.listen)
@@ -208,8 +212,10 @@ async def _loop(
         await stopping.wait()
         log.info("stopping; containers go on")
         _notify("STOPPING=1")
+        door.close()
         events.close()
         await server.stop(_STOP_SECONDS / 2)
+        door.hang_up()
         await jobs.drain(_STOP_SECONDS)
 
 

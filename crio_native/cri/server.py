@@ -13,20 +13,20 @@ import itertools
 import logging
 import math
 import os
-import socket
-import stat
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message_factory import GetMessageClass
 
+from crio_native.cri.background import in_thread
+from crio_native.cri.front_door import claim_socket
 from crio_native.cri.status_codes import status_code
-from crio_native.errors import AlreadyExists, CrioError, Internal
+from crio_native.errors import CrioError
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +50,14 @@ class Call:
 
     async def thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a blocking function in a worker thread."""
-        context = copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: context.run(function, *args))
+        return await in_thread(self._executor, function, *args)
 
 
 class Server:
-    """Serves services on a unix socket."""
+    """Serves services on a unix socket: `front_door`'s back, in a directory that only root can enter."""
 
     def __init__(self, path: str, executor: Executor, *, receive_max: int, send_max: int) -> None:
-        self._path = path
+        self.path = path
         self._executor = executor
         self._server = grpc.aio.server(
             options=[
@@ -75,16 +74,15 @@ class Server:
 
     async def start(self) -> None:
         """Bind and serve.  Raises AlreadyExists when a live server has the socket."""
-        claim_socket(self._path)
-        self._server.add_insecure_port(f"unix:{self._path}")
+        claim_socket(self.path, "crio.runroot")
+        self._server.add_insecure_port(f"unix:{self.path}")
         await self._server.start()
-        os.chmod(self._path, 0o660)
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, let those that run end for `grace` seconds, and remove the socket."""
         await self._server.stop(grace)
         try:
-            os.unlink(self._path)
+            os.unlink(self.path)
         except FileNotFoundError:
             pass
 
@@ -160,29 +158,3 @@ def _unimplemented_stream(name: str) -> Callable[[Any, Any], Any]:
 
 def _serialise(answer: Any) -> bytes:
     return answer if isinstance(answer, bytes) else answer.SerializeToString()
-
-
-def claim_socket(path: str) -> None:
-    """Make the socket's directory and clear a stale socket away.
-
-    Raises AlreadyExists when somebody serves it, or when the path is something else than a socket.
-    """
-    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-    if len(os.fsencode(path)) > 107:  # sun_path
-        raise Internal(f"the socket path {path} is longer than 107 bytes; set crio.api.listen to a shorter one")
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise AlreadyExists(f"{path} exists and is no socket; remove it or change crio.api.listen")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            os.unlink(path)
-            return
-        except OSError:
-            pass  # alive, if slow
-    raise AlreadyExists(f"a server is already listening on {path}; stop it or change crio.api.listen")

@@ -28,8 +28,8 @@ from crio_native.errors import (
     NotFound,
     StartFailed,
 )
-from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime, Stats
-from crio_native.pods import image_volumes, names, preparation, spec, trees
+from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
+from crio_native.pods import image_volumes, names, pausing, preparation, spec, trees
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
 from crio_native.pods.signals import stop_signal
@@ -204,9 +204,6 @@ class Containers:
             )
         self._runtime(container).reopen_log(container_id, self._node.layout.run_dir(container_id))
 
-    def stats(self, container: Container) -> Stats:
-        return self._runtime(container).stats(container.id, container.cgroup)
-
     def watch(self, container: Container) -> None:
         """Notice the container's end from now on.  Raises NotFound when no monitor serves it any more."""
         runtime = self._runtime(container)
@@ -363,6 +360,7 @@ class Containers:
     def _signal(self, container: Container, number: int) -> None:
         try:
             self._runtime(container).kill(container.id, self._node.layout.run_dir(container.id), number)
+            pausing.thaw(self._node, container)
         except NotFound:
             pass  # it has ended by itself: what was wanted
 

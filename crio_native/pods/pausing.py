@@ -1,0 +1,43 @@
+"""Freezing a container and letting it go on: the kernel remembers which it is, no record does."""
+
+from __future__ import annotations
+
+from crio_native.errors import CrioError, FailedPrecondition
+from crio_native.linux.cgroup import Cgroup, cgroup_of
+from crio_native.pods.node import Node
+from crio_native.pods.records import Container, ContainerState
+
+
+def pause(node: Node, container_id: str) -> None:
+    """Stop all its processes.  Raises FailedPrecondition when it does not run or is paused, StepFailed."""
+    with node.locks.hold(container_id):
+        container = node.store.get(Container, container_id)
+        group = _group(node, container)
+        if container.state != ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container_id} is {container.state}; only a running one can be paused")
+        if group.frozen():
+            raise FailedPrecondition(f"container {container_id} is paused already")
+        group.freeze()
+
+
+def unpause(node: Node, container_id: str) -> None:
+    """Let them go on.  Raises FailedPrecondition when it is not paused."""
+    with node.locks.hold(container_id):
+        if not thaw(node, node.store.get(Container, container_id)):
+            raise FailedPrecondition(f"container {container_id} is not paused")
+
+
+def thaw(node: Node, container: Container) -> bool:
+    """Let a paused container go on, if it is one: a frozen process heeds no signal."""
+    group = _group(node, container)
+    try:
+        if not group.frozen():
+            return False
+        group.thaw()
+    except CrioError:
+        return False  # its group has gone
+    return True
+
+
+def _group(node: Node, container: Container) -> Cgroup:
+    return cgroup_of(container.cgroup, node.settings.cgroup_manager)
