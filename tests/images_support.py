@@ -149,6 +149,7 @@ class Registry:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.headers: dict[str, str] = {}  # sent with each request of `push`
 
     def push(self, repository: str, tag: str, image: Picture, *, document: dict[str, Any] | None = None) -> str:
         """Push an image; document: a manifest or index instead of its own.  Returns a pullable name."""
@@ -172,7 +173,7 @@ class Registry:
     def _call(self, method: str, path: str, body: bytes, headers: dict[str, str], status: int) -> Any:
         connection = http.client.HTTPConnection(self.address, timeout=10)
         with contextlib.closing(connection):
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, {**headers, **self.headers})
             answer = connection.getresponse()
             text = answer.read()
             assert answer.status == status, (method, path, answer.status, text)
@@ -181,15 +182,22 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with running_registry(tmp_path_factory.mktemp("registry")) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running_registry(directory: Path, *, tls: str = "", auth: str = "") -> Iterator[Registry]:
+    """Debian's registry; tls, auth: more of its configuration, as YAML's flow style."""
     if not shutil.which("docker-registry"):
         pytest.skip("docker-registry is not installed")
-    directory = tmp_path_factory.mktemp("registry")
     address = f"127.0.0.1:{free_port()}"
     config = directory / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
         "compatibility: {schema1: {enabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\nhttp: {{addr: '{address}'}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+        f"http: {{addr: '{address}'{tls and f', tls: {tls}'}}}\n" + (auth and f"auth: {auth}\n")
     )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
@@ -230,6 +238,11 @@ class HostileRegistry:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            body = b""
+
+            def do_POST(self) -> None:
+                self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_GET()
 
             def do_GET(self) -> None:
                 hostile.requests.append((self.path, dict(self.headers.items())))

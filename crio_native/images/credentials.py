@@ -218,6 +218,8 @@ def _run_helper(program: str, server: str, timeout: float) -> bytes | None:
         raise Unavailable(f"credential helper {program} cannot be run: {error.strerror}") from None
     try:
         answer = _ask(child, server.encode(), timeout)
+        if len(answer) > MAX_HELPER_ANSWER:
+            raise Unavailable(f"credential helper {program} answered more than {MAX_HELPER_ANSWER} bytes")
         child.wait(END_TIMEOUT)
     except (TimeoutError, subprocess.TimeoutExpired):
         raise DeadlineExceeded(
@@ -225,8 +227,6 @@ def _run_helper(program: str, server: str, timeout: float) -> bytes | None:
         ) from None
     finally:
         _end(child)
-    if len(answer) > MAX_HELPER_ANSWER:
-        raise Unavailable(f"credential helper {program} answered more than {MAX_HELPER_ANSWER} bytes")
     if child.returncode == 0:
         return answer
     if answer[:1024].decode(errors="replace").lower().startswith(_NOT_FOUND):

@@ -84,7 +84,9 @@ class Registry:
         """How many characters of a complete name the prefix covers; 0 if it does not match."""
         if not self.prefix.startswith("*."):
             end = len(self.prefix)
-            matches = name.startswith(self.prefix) and (end == len(name) or name[end] in ":/@")
+            # After a host alone a colon would begin a port, which makes it another host.
+            ends = ":/@" if "/" in self.prefix else "/"
+            matches = name.startswith(self.prefix) and (end == len(name) or name[end] in ends)
             return end if matches else 0
         host, _, _ = name.partition("/")
         suffix, _, path = self.prefix[1:].partition("/")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -117,14 +118,15 @@ class Repository:
                     f"{self._reference.registry} answered another range than asked for of {descriptor.digest}"
                 )
             self._check_length(response, end - start if ranged else descriptor.size, descriptor)
-            left = end - start + (0 if whole else skip)  # of the whole the digest judges, of a range its length
+            left = math.inf if whole else end - start  # of the whole the digest judges the length
             for piece in self._transport.pieces(response):
                 dropped = min(skip, len(piece))
                 skip -= dropped
-                if dropped < len(piece):
-                    yield piece[dropped:]
-                left -= len(piece)
-                if left <= 0 and not whole:
+                wanted = piece[dropped:] if left >= len(piece) else piece[dropped : dropped + int(left)]
+                left -= len(wanted)
+                if wanted:
+                    yield wanted
+                if left <= 0:
                     return
 
     def _request(self, descriptor: Descriptor, headers: dict[str, str]) -> BaseHTTPResponse:

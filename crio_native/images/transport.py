@@ -71,6 +71,8 @@ class Transport:
         self._login = Login(reference, credentials)
         self._pools: dict[tuple[bool, str], PoolManager] = {}
         self._insecure = insecure
+        if insecure:  # somebody has decided that; urllib3 would warn once a host
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._host = _HOSTS.get(reference.registry, reference.registry)
         self._certificates = certificates.directory_of(reference.registry, certificate_directories)
         plain = not insecure and not self._certificates and references.is_loopback(self._host)
