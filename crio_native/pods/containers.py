@@ -79,7 +79,7 @@ class Containers:
             log_path=self._log_path(pod, container_id, config),
             cgroup=node.cgroup_path(pod.cgroup, container_id),
             stop_signal=stop_signal(config.stop_signal, str(image_config.get("StopSignal") or "")),
-            resources=config.linux.resources,
+            resources=preparation.resources(node, pod, config, node.handlers.usable(pod.handler).settings),
         )
         with node.locks.hold(container_id):
             stage("recording the container")
@@ -268,6 +268,7 @@ class Containers:
             os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
         made = [path for source in built.absent_sources for path in _make_directories(source)]
         try:
+            preparation.label_volumes(node, pod, container, settings, stage)
             stage("making the container")
             process = runtime.create(
                 ContainerSpec(

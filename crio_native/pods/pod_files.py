@@ -50,10 +50,11 @@ def write(
     host_network: bool,
     ips: Sequence[str],
     owner: tuple[int, int],
+    label: str = "",
 ) -> None:
     """Write all three.  A pod on the host's network gets copies of the host's files where it brings none.
 
-    owner: the host's (uid, gid) of the pod's root.
+    owner: the host's (uid, gid) of the pod's root.  label: SELinux's, "" for none.
     """
     files = {
         "hostname": f"{hostname}\n",
@@ -62,6 +63,8 @@ def write(
     }
     for name, text in files.items():
         _write(directory / name, text, owner)
+        if label:
+            os.setxattr(directory / name, "security.selinux", label.encode() + b"\0")
 
 
 def _resolv_conf(dns: DNSConfig) -> str:

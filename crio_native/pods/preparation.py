@@ -10,14 +10,15 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crio_native.config.tables import RuntimeHandler
 from crio_native.oci.runtime import Overlay, UserRequest
-from crio_native.pods import image_volumes, spec, trees, userns
+from crio_native.pods import image_volumes, pod_annotations, selinux, spec, trees, userns
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, Layout, Pod
+from crio_native.pods.values import ContainerConfig, Resources
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def prepare(
         node.images,
         bundle,
         user_namespace=str(layout.pins(pod.id)["user"]) if pod.userns else "",
+        label=selinux.of_container(pod, container.config.linux.security_context, node.settings, node.host).files,
     )
     stage("making the configuration")
     built = spec.container_spec(
@@ -74,6 +76,29 @@ def prepare(
         overlay = userns.map_root(overlay, pod.userns)
     (bundle / "config.json").write_text(json.dumps(built.spec))
     return Prepared(built.spec, built.user, overlay, built.absent_sources)
+
+
+def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHandler) -> Resources:
+    """A container's resources: those asked for, with what its workload and its annotations say.  Raises
+    InvalidArgument."""
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, config.metadata.name)
+    asked = allowed.resources(config.linux.resources)
+    return replace(asked, unified={**asked.unified, **allowed.unified()})
+
+
+def label_volumes(node: Node, pod: Pod, container: Container, handler: RuntimeHandler, stage: Stage) -> None:
+    """Give the volumes that ask for it the container's own label.  Raises InvalidArgument, StepFailed."""
+    config = container.config
+    labels = selinux.of_container(pod, config.linux.security_context, node.settings, node.host)
+    if not labels.files:
+        return
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, config.metadata.name)
+    for index, mount in enumerate(config.mounts):
+        if mount.selinux_relabel and mount.image is None:
+            path = os.path.realpath(node.settings.bind_mount_prefix + mount.host_path)
+            selinux.check_relabel(path, f"config.mounts[{index}]")
+            stage(f"relabelling {path}")
+            selinux.relabel(path, labels.files, trust_top=allowed.is_set("skip_relabel"))
 
 
 def release(layout: Layout, container_id: str) -> None:

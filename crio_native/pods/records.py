@@ -104,7 +104,8 @@ class Pod:
 
     created_at: ns since the epoch.  claimed: a caller was told the id (an unclaimed pod answers the retry of the call
     that made it).  infra: the pause process of a pod that shares its PID namespace.  cgroup: its containers' parent.
-    userns: the mappings of its own user namespace.  executor: what of its handler's configuration it was made with.
+    userns: the mappings of its own user namespace.  selinux_level: "" where it is not confined.
+    executor: what of its handler's configuration it was made with.
     """
 
     id: str
@@ -120,6 +121,7 @@ class Pod:
     infra: ProcessRecord | None = None
     executor: HandlerRecord | None = None
     userns: UserNamespace | None = None
+    selinux_level: str = ""
 
 
 @dataclass(frozen=True, slots=True)

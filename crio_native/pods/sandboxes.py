@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin import pinning
@@ -22,8 +23,10 @@ from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
 from crio_native.pods import (
     names,
     networking,
+    pod_annotations,
     pod_files,
     preparation,
+    selinux,
     spec,
     spec_resources,
     spec_security,
@@ -37,7 +40,7 @@ from crio_native.pods.values import NamespaceMode, PodConfig
 
 log = logging.getLogger(__name__)
 
-_SHM = "mode=1777,size=65536k"
+_SHM_SIZE = 64 << 20
 
 
 class Sandboxes:
@@ -45,6 +48,7 @@ class Sandboxes:
 
     def __init__(self, node: Node, containers: Containers) -> None:
         self._node = node
+        self._levels = selinux.Levels(node.store)
         self._containers = containers
 
     def run(self, config: PodConfig, handler: str, stage: Stage) -> str:
@@ -70,12 +74,15 @@ class Sandboxes:
             cgroup=node.cgroup_parent(config.linux.cgroup_parent),
             userns=userns_options,
         )
-        pod = dataclasses.replace(pod, hostname=self._hostname(pod))
+        _shm_size(pod, chosen.settings, node.settings)  # refuse a bad one before anything is made
+        level = selinux.level_of_pod(config, node.settings, node.host, self._levels, pod.id)
+        pod = dataclasses.replace(pod, hostname=self._hostname(pod), selinux_level=level)
         with node.locks.hold(pod.id):
             stage("recording the pod")
             try:
                 node.store.insert(pod)
             except AlreadyExists:
+                self._levels.release(pod.id)
                 return self._retried(pod)
             try:
                 self._make(pod, sysctls, stage)
@@ -194,6 +201,7 @@ class Sandboxes:
                     stage("setting the network up")
                     ips = networking.connect(node, pod, netlink).ips
         stage("writing the pod's files")
+        labels = selinux.of_container(pod, None, node.settings, node.host)
         pod_files.write(
             layout.pod_dir(pod.id),
             hostname=pod.hostname,
@@ -201,9 +209,11 @@ class Sandboxes:
             host_network=host_network,
             ips=ips,
             owner=userns.root_of(pod.userns),
+            label=labels.files,
         )
         if "ipc" in pins:
-            _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns))
+            size = _shm_size(pod, node.handlers.usable(pod.handler).settings, node.settings)
+            _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns), size, labels.files)
         infra = None
         pause = self._pause_runtime(pod)
         if pause is not None:
@@ -304,11 +314,17 @@ def _check(config: PodConfig) -> None:
         )
 
 
-def _mount_shm(path: str, owner: tuple[int, int]) -> None:
+def _shm_size(pod: Pod, handler: RuntimeHandler, settings: RuntimeTable) -> int:
+    """Bytes of the pod's /dev/shm.  Raises InvalidArgument for an annotation that is no size."""
+    return pod_annotations.Allowed(pod.config.annotations, handler, settings.workloads).shm_size() or _SHM_SIZE
+
+
+def _mount_shm(path: str, owner: tuple[int, int], size: int, label: str) -> None:
     """A tmpfs of its own: a directory on the run directory's would let one pod fill it for all."""
     os.mkdir(path, 0o700)
     flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
-    syscalls.mount("shm", path, "tmpfs", flags, f"{_SHM},uid={owner[0]},gid={owner[1]}")
+    context = f',context="{label}"' if label else ""
+    syscalls.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size},uid={owner[0]},gid={owner[1]}{context}")
 
 
 def _unmount(path: str) -> None:

@@ -1,11 +1,12 @@
 """A container's config.json (runtime-spec 1.3) from the CRI's configuration, the image's, and the node's.
 
-Pure: everything comes in as arguments, nothing is made here.  The parts have their own modules (`spec_process`,
+Nothing is made here; of the host only what a field names is looked at.  The parts have modules (`spec_process`,
 `spec_mounts`, `spec_security`, `spec_resources`); this one puts them together and adds namespaces and annotations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,22 @@ from typing import Any
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
 from crio_native.oci.runtime import UserRequest
-from crio_native.pods import devices, spec_mounts, spec_process, spec_resources, spec_security, userns
+from crio_native.pods import (
+    cdi,
+    devices,
+    oci_hooks,
+    pod_annotations,
+    selinux,
+    spec_mounts,
+    spec_process,
+    spec_resources,
+    spec_security,
+    userns,
+)
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
-from crio_native.pods.values import Device, NamespaceMode, NamespaceOption, to_json
+from crio_native.pods.values import ContainerConfig, Device, NamespaceMode, NamespaceOption, to_json
 
 OCI_VERSION = "1.3.0"
 
@@ -74,10 +86,14 @@ def container_spec(
         host.bounding,
         inherit=settings.add_inheritable_capabilities,
     )
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, settings.workloads, config.metadata.name)
     score, clamped = spec_resources.oom_score(container.resources.oom_score_adj, host.oom_score_adj)
-    label, mount_label = spec_security.selinux_label(security, host)
+    labels = selinux.of_container(pod, security, settings, host)
     masked, readonly_paths = spec_security.hidden_paths(security)
-    asked = _devices(container, handler, settings)
+    asked = _devices(container, handler, settings, allowed)
+    injected = cdi.edits(_cdi_devices(config), settings.cdi_spec_dirs, asked)
+    if settings.device_ownership_from_security_context:
+        asked.give_to(security.run_as_user, security.run_as_group)
     bound = asked.bound() if pod.userns else []
     resources = spec_resources.linux_resources(
         container.resources,
@@ -91,20 +107,26 @@ def container_spec(
             "terminal": config.tty,
             "user": {"uid": 0, "gid": 0},  # the real one is resolved in the root file system
             "args": spec_process.arguments(config, image_config),
-            "env": spec_process.environment(config, image_config, settings.default_env, pod.hostname),
+            "env": spec_process.environment(
+                config,
+                image_config,
+                (*settings.default_env, *_gomaxprocs(container, settings)),
+                pod.hostname,
+                injected.env,
+            ),
             "cwd": spec_process.working_directory(config, image_config),
             "capabilities": capabilities,
             "rlimits": spec_process.rlimits(settings.default_ulimits),
             "noNewPrivileges": security.no_new_privs,
             "apparmorProfile": spec_security.apparmor(security, host, settings.apparmor_profile),
-            "selinuxLabel": label,
+            "selinuxLabel": labels.process,
             "oomScoreAdj": score,
         },
         "root": {
             "path": str(node.layout.bundle(container.id) / "rootfs"),
             "readonly": security.readonly_rootfs or settings.read_only,
         },
-        "mounts": [*_mounts(pod, container, node, volumes), *bound],
+        "mounts": [*_mounts(pod, container, node, volumes, allowed), *injected.mounts, *bound],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, pid_path),
             **_id_mappings(pod),
@@ -113,7 +135,7 @@ def container_spec(
             "cgroupsPath": container.cgroup,
             "maskedPaths": masked,
             "readonlyPaths": readonly_paths,
-            "mountLabel": mount_label,
+            "mountLabel": labels.files,
             "rootfsPropagation": spec_mounts.root_propagation(config.mounts),
         },
         "annotations": crio_annotations(pod, container, handler, node.layout),
@@ -127,14 +149,24 @@ def container_spec(
     )
     if seccomp is not None:
         spec["linux"]["seccomp"] = seccomp
-    absent = spec_mounts.check_sources(config.mounts, settings.absent_mount_sources_to_reject)
-    return Built(spec, spec_process.user(security, image_config), absent, [*warnings, *clamped])
+    spec["linux"] |= injected.linux
+    spec["hooks"] = _hooks(pod, config, spec["process"]["args"], settings, injected)
+    umask = allowed.umask()
+    if umask is not None:
+        spec["process"]["user"]["umask"] = umask
+    absent = spec_mounts.check_sources(
+        config.mounts, settings.absent_mount_sources_to_reject, settings.bind_mount_prefix
+    )
+    user = spec_process.user(security, image_config)
+    user = dataclasses.replace(user, supplementary=(*user.supplementary, *injected.groups))
+    return Built(spec, user, absent, [*warnings, *clamped])
 
 
 def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
     """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces."""
     options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
     user = userns.pause_user(pod.userns)
+    labels = selinux.of_container(pod, None, node.settings, node.host)
     none: dict[str, list[str]] = {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
     return {
         "ociVersion": OCI_VERSION,
@@ -145,6 +177,7 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "cwd": "/",
             "capabilities": none,
             "noNewPrivileges": True,
+            "selinuxLabel": labels.process,
             "oomScoreAdj": max(-998, node.host.oom_score_adj),
         },
         "root": {"path": str(node.layout.bundle(pod.id) / "rootfs"), "readonly": True},
@@ -196,28 +229,56 @@ def _id_mappings(pod: Pod) -> dict[str, Any]:
     return {"uidMappings": userns.to_oci(pod.userns.uids), "gidMappings": userns.to_oci(pod.userns.gids)}
 
 
-def _mounts(pod: Pod, container: Container, node: Node, volumes: Mapping[int, str]) -> list[dict[str, Any]]:
+def _mounts(
+    pod: Pod, container: Container, node: Node, volumes: Mapping[int, str], allowed: pod_annotations.Allowed
+) -> list[dict[str, Any]]:
     security, settings = container.config.linux.security_context, node.settings
     shm = "/dev/shm" if pod.config.namespaces.ipc is NamespaceMode.NODE else node.layout.shm(pod.id)
     ours = [
-        *spec_mounts.system_mounts(privileged=security.privileged),
+        *spec_mounts.system_mounts(privileged=security.privileged, groups_writable=allowed.is_set("cgroup_rw")),
+        *spec_mounts.configured_mounts(settings.default_mounts_file, settings.timezone),
         *spec_mounts.pod_files(node.layout.pod_dir(pod.id), shm, readonly=security.readonly_rootfs),
         *(spec_mounts.scratch_mounts() if settings.read_only else ()),
     ]
-    return spec_mounts.merge(ours, spec_mounts.caller_mounts(container.config.mounts, volumes))
+    asked = spec_mounts.caller_mounts(container.config.mounts, volumes, settings.bind_mount_prefix)
+    return spec_mounts.merge(ours, asked)
 
 
-def _devices(container: Container, handler: RuntimeHandler, settings: RuntimeTable) -> devices.Devices:
+def _gomaxprocs(container: Container, settings: RuntimeTable) -> list[str]:
+    """Go counts the machine's CPUs; a container that asked for few is told a number that fits its request."""
+    if not settings.min_injected_gomaxprocs:
+        return []
+    return [f"GOMAXPROCS={max(settings.min_injected_gomaxprocs, -(-container.resources.cpu_shares // 1024))}"]
+
+
+def _cdi_devices(config: ContainerConfig) -> dict[str, str]:
+    return cdi.requested([device.name for device in config.CDI_devices], config.annotations)
+
+
+def _hooks(
+    pod: Pod, config: ContainerConfig, args: list[str], settings: RuntimeTable, injected: cdi.Edits
+) -> dict[str, list[dict[str, Any]]]:
+    """The operator's, and those of CDI devices."""
+    configured = oci_hooks.of_container(
+        settings.hooks_dir,
+        annotations={**pod.config.annotations, **config.annotations},
+        command=args,
+        has_bind_mounts=bool(config.mounts),
+    )
+    stages = [*configured, *(stage for stage in injected.hooks if stage not in configured)]
+    return {stage: [*configured.get(stage, ()), *injected.hooks.get(stage, ())] for stage in stages}
+
+
+def _devices(
+    container: Container, handler: RuntimeHandler, settings: RuntimeTable, allowed: pod_annotations.Allowed
+) -> devices.Devices:
     security = container.config.linux.security_context
     configured = [Device(d.container, d.host, d.permissions) for d in settings.additional_devices]
-    found = devices.of_container(
+    return devices.of_container(
         container.config.devices,
-        configured,
+        [*configured, *allowed.devices(settings.allowed_devices)],
         all_of_host=security.privileged and not handler.privileged_without_host_devices,
     )
-    if settings.device_ownership_from_security_context:
-        found.give_to(security.run_as_user, security.run_as_group)
-    return found
 
 
 def crio_annotations(pod: Pod, container: Container, handler: RuntimeHandler, layout: Layout) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crio_native.errors import InvalidArgument
+from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.oci.spec import normalise
 from crio_native.pods import userns
 from crio_native.pods.values import Mount, MountPropagation
@@ -26,7 +26,7 @@ _PROPAGATION = {
 }
 
 
-def system_mounts(*, privileged: bool) -> list[OciMount]:
+def system_mounts(*, privileged: bool, groups_writable: bool = False) -> list[OciMount]:
     """The kernel's file systems: proc, dev, devpts, mqueue, sysfs, cgroup.  Only a privileged container may write to
     the last two."""
     access = "rw" if privileged else "ro"
@@ -36,7 +36,7 @@ def system_mounts(*, privileged: bool) -> list[OciMount]:
         _fs("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
         _fs("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _fs("/sys", "sysfs", "nosuid", "noexec", "nodev", access),
-        _fs("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+        _fs("/sys/fs/cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "rw" if groups_writable else access),
     ]
 
 
@@ -50,6 +50,32 @@ def pod_files(pod_dir: Path, shm: Path | str, *, readonly: bool) -> list[OciMoun
     return [*files, _bind("/dev/shm", shm, "nosuid", "nodev", "noexec", "rw")]
 
 
+def configured_mounts(file: str, timezone: str) -> list[OciMount]:
+    """What crio.conf adds to every container: `default_mounts_file`, and `timezone` as /etc/localtime.
+
+    Raises FailedPrecondition for a file that cannot be used or a time zone that the host does not have.
+    """
+    result = []
+    if timezone:
+        source = os.path.realpath("/etc/localtime" if timezone == "Local" else f"/usr/share/zoneinfo/{timezone}")
+        if not os.path.isfile(source):
+            raise FailedPrecondition(f"crio.runtime.timezone: {timezone!r} is not on this host ({source})")
+        result.append(_bind("/etc/localtime", source, "nosuid", "nodev", "noexec", "ro"))
+    try:
+        lines = Path(file).read_text().splitlines() if file else []
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise FailedPrecondition(f"crio.runtime.default_mounts_file: {file} cannot be read: {why}") from None
+    for number, line in enumerate(lines, 1):
+        source, colon, destination = line.strip().partition(":")
+        if not source or source.startswith("#"):
+            continue
+        if not colon or not source.startswith("/") or not destination.startswith("/"):
+            raise FailedPrecondition(f"{file}, line {number}: {line!r} is not /SOURCE:/DESTINATION")
+        result.append(_bind(normalise(destination), os.path.realpath(source), "nosuid", "nodev", "ro"))
+    return result
+
+
 def scratch_mounts() -> list[OciMount]:
     """Writable places of a container under `read_only = true`."""
     return [
@@ -58,8 +84,9 @@ def scratch_mounts() -> list[OciMount]:
     ]
 
 
-def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str]) -> list[OciMount]:
-    """What the caller asks for.  volumes: where the images of mounts are mounted, by the mounts' indices.
+def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str], prefix: str = "") -> list[OciMount]:
+    """What the caller asks for.  volumes: where the images of mounts are mounted, by the mounts' indices.  prefix:
+    where the host's root is (`bind_mount_prefix`).
 
     Raises InvalidArgument with the mount's index.
     """
@@ -74,7 +101,7 @@ def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str]) -> list[O
         oci: OciMount = {
             "destination": normalise(mount.container_path),
             "type": "bind",
-            "source": volumes[index] if mount.image else os.path.realpath(mount.host_path),
+            "source": volumes[index] if mount.image else os.path.realpath(prefix + mount.host_path),
             "options": options,
         }
         if mount.uidMappings or mount.gidMappings:
@@ -106,7 +133,7 @@ def merge(ours: Iterable[OciMount], callers: Sequence[OciMount]) -> list[OciMoun
     return [mount for mount in ours if mount["destination"] not in taken] + list(callers)
 
 
-def check_sources(mounts: Sequence[Mount], rejected: Collection[str]) -> list[str]:
+def check_sources(mounts: Sequence[Mount], rejected: Collection[str], prefix: str = "") -> list[str]:
     """Look at every mount's source; returns those that are absent and have to be made as directories.
 
     Raises InvalidArgument for an absent source that may not be made (`absent_mount_sources_to_reject`), for one that
@@ -117,7 +144,7 @@ def check_sources(mounts: Sequence[Mount], rejected: Collection[str]) -> list[st
         if mount.image:
             continue
         field = f"config.mounts[{index}].host_path"
-        path = os.path.realpath(mount.host_path)
+        path = os.path.realpath(prefix + mount.host_path)
         try:
             os.stat(path)
         except FileNotFoundError:

@@ -7,6 +7,7 @@ What surrounds the process (mounts, namespaces, resources) is in the other `spec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from crio_native.config.values import Ulimit
@@ -33,8 +34,15 @@ def arguments(config: ContainerConfig, image: Mapping[str, Any]) -> list[str]:
     return args
 
 
-def environment(config: ContainerConfig, image: Mapping[str, Any], defaults: Iterable[str], hostname: str) -> list[str]:
-    """The environment, later sources overriding: the image's, the daemon's defaults, the configuration's."""
+def environment(
+    config: ContainerConfig,
+    image: Mapping[str, Any],
+    defaults: Iterable[str],
+    hostname: str,
+    injected: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """The environment, later sources overriding: the image's, the daemon's defaults, the configuration's, and what
+    devices inject."""
     variables = dict(_split(text) for text in (DEFAULT_PATH, f"HOSTNAME={hostname}"))
     if config.tty:
         variables["TERM"] = "xterm"
@@ -45,6 +53,7 @@ def environment(config: ContainerConfig, image: Mapping[str, Any], defaults: Ite
         if not pair.key or "=" in pair.key:
             raise InvalidArgument(f"config.envs[{index}].key", pair.key, "must be a name without '='")
         variables[pair.key] = pair.value
+    variables |= injected
     result = [f"{name}={value}" for name, value in variables.items()]
     _check_size("config.envs", result)
     return result

@@ -1,4 +1,4 @@
-"""The security part of a container's config.json: seccomp, AppArmor, SELinux, masked and read-only paths.
+"""The security part of a container's config.json: seccomp, AppArmor, masked and read-only paths.
 
 The CRI has two generations of fields for seccomp and AppArmor; both are read here, the structured one first.  A
 container that says nothing gets the runtime's default profile.  What the host does not have is refused when a caller
@@ -88,27 +88,6 @@ def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
             )
         return wanted.localhost_ref
     return default if host.apparmor else ""
-
-
-def selinux_label(security: ContainerSecurity, host: Host) -> tuple[str, str]:
-    """The process label and the mount label, both "" for none."""
-    options = security.selinux_options
-    if options is None or not any((options.user, options.role, options.type, options.level)):
-        return "", ""
-    if not host.selinux:
-        raise FailedPrecondition(
-            f"{_WHERE}.selinux_options: a label is asked for, but this host's kernel has no SELinux"
-        )
-    if security.privileged:
-        return "", ""
-    for name in ("user", "role", "type", "level"):
-        if any(c.isspace() or (c == ":" and name != "level") for c in getattr(options, name)):
-            raise InvalidArgument(
-                f"{_WHERE}.selinux_options.{name}", getattr(options, name), "holds a blank or a colon"
-            )
-    user, role = options.user or "system_u", options.role or "system_r"
-    level = options.level or "s0"
-    return f"{user}:{role}:{options.type or 'container_t'}:{level}", f"{user}:object_r:container_file_t:{level}"
 
 
 def hidden_paths(security: ContainerSecurity) -> tuple[list[str], list[str]]:

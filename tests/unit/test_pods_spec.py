@@ -19,7 +19,7 @@ from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
 from crio_native.linux import capabilities
 from crio_native.oci.runtime import ResolvedUser, UserRequest
 from crio_native.oci.spec import validate
-from crio_native.pods import pod_files, spec, spec_mounts, spec_process, spec_resources, spec_security
+from crio_native.pods import pod_files, spec, spec_mounts, spec_process, spec_resources
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod, ProcessRecord
@@ -306,7 +306,7 @@ def test_labels_that_the_host_cannot_give() -> None:
     assert process["selinuxLabel"] == "system_u:system_r:x_t:s0:c1,c2"
     bad = ContainerSecurity(selinux_options=SELinuxOption(type="x:y"))
     with pytest.raises(InvalidArgument, match=r"selinux_options\.type"):
-        spec_security.selinux_label(bad, replace(HOST, selinux=True))
+        build(security=bad, host=replace(HOST, selinux=True))
 
 
 def test_resources() -> None:
