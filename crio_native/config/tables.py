@@ -209,7 +209,7 @@ class RuntimeTable:
     cgroup_manager: str = option(
         "cgroupfs",
         choice("systemd", "cgroupfs"),
-        "Who makes cgroups; the kubelet must be told the same. The daemon does not start with `systemd` yet.",
+        "Who makes cgroups; the kubelet must be told the same.",
     )
     log_level: str = option(
         "info", choice("trace", "debug", "info", "warn", "error", "fatal", "panic"), "What is logged.", reload=True

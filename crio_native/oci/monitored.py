@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from crio_native.errors import Internal, NotFound, StepFailed
@@ -59,8 +60,8 @@ class Monitored:
     def stats(self, container_id: str, cgroups_path: str) -> Stats:
         return Stats(**cgroup_of(cgroups_path, self._cgroup_manager).stats())
 
-    def _cgroup(self, cgroups_path: str) -> Cgroup | None:
-        return cgroup_of(cgroups_path, self._cgroup_manager) if cgroups_path else None
+    def _cgroup(self, cgroups_path: str, annotations: Mapping[str, str] | None = None) -> Cgroup | None:
+        return cgroup_of(cgroups_path, self._cgroup_manager, annotations) if cgroups_path else None
 
     def _end(self, container_id: str, run_dir: Path, cgroup: Cgroup | None) -> None:
         """Kill every process of the container and wait for its monitor, which records the end; idempotent."""

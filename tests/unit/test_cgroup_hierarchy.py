@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crio_native.errors import InvalidArgument, Unimplemented
+from crio_native.errors import InvalidArgument
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.linux.cgroup.hierarchy import Hierarchy, detect
 
@@ -93,8 +93,8 @@ def test_paths_that_name_no_group(path: str) -> None:
 def test_the_systemd_form_is_for_the_systemd_manager() -> None:
     with pytest.raises(InvalidArgument, match="systemd cgroup manager"):
         cgroup_of("system.slice:crio:abc")
-    with pytest.raises(Unimplemented, match="use 'cgroupfs'"):
-        cgroup_of("system.slice:crio:abc", "systemd")
+    with pytest.raises(InvalidArgument, match="slice:prefix:name"):
+        cgroup_of("/system.slice/abc", "systemd")
     with pytest.raises(InvalidArgument, match="'cgroupfs' or 'systemd'"):
         cgroup_of("/a", "docker")
     assert cgroup_of("/a/b").path == "/a/b"

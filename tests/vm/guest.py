@@ -22,6 +22,7 @@ from typing import Any
 from .packages import Rig, RigUnavailable
 
 DISK_SIZE = 64 << 20
+SYSTEMD = "/lib/systemd/systemd"
 CGROUP_MODES = ("v2", "v1", "hybrid")
 LSM_ARGUMENTS = {
     "none": "security=none lsm=capability selinux=0 apparmor=0",
@@ -37,6 +38,7 @@ class Configuration:
     cgroup: str = "v2"
     lsm: str = "none"
     memory: str = "1024M"
+    systemd: bool = False  # whether systemd is the first process
 
     def __post_init__(self) -> None:
         if self.cgroup not in CGROUP_MODES or self.lsm not in LSM_ARGUMENTS:
@@ -58,6 +60,8 @@ class Guest:
         Raises RigUnavailable.
         """
         memory_directory = _memory_directory(configuration.memory)
+        if configuration.systemd and not os.path.exists(SYSTEMD):
+            raise RigUnavailable(f"{SYSTEMD} is not installed: the guest boots with the host's files")
         self._directory = Path(tempfile.mkdtemp(prefix="crio-native-vm-"))
         self._console = self._directory / "console"
         self._pending = b""
@@ -66,6 +70,7 @@ class Guest:
             "command": command,
             "environment": environment,
             "cgroup": configuration.cgroup,
+            "systemd": configuration.systemd,
             "modprobe": str(rig.modprobe),
             "keep": [str(Path.cwd()), sys.prefix, str(rig.tree)],
         }

@@ -1,5 +1,7 @@
 """The guest's first process: makes the kernel's file systems available, runs the job's command, reports its status.
 
+Where the job wants systemd, it makes the mounts and becomes systemd, which starts it again, as a service, for the rest.
+
 Runs as a script in isolated mode, inside the guest only, from the standard library only.  One Python process makes
 all the mounts because in there every process costs more than all of them.
 """
@@ -20,6 +22,14 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SHARED = 2, 4, 8, 4096, 1638
 SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC
 POWER_OFF = 0x4321FEDC
 MESSAGES = "/dev/tty1"
+SYSTEMD = "/lib/systemd/systemd"
+UNITS = {
+    "tests.target": "[Unit]\nDefaultDependencies=no\nWants=tests.service\n",
+    "tests.service": (
+        "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart={again}\nDelegate=yes\nTasksMax=infinity\n"
+        "StandardInput=null\nStandardOutput=file:/dev/tty0\nStandardError=file:/dev/tty0\n"
+    ),
+}
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
@@ -103,12 +113,25 @@ def run(job: dict[str, Any]) -> int:
             return status
 
 
+def become_systemd(job: dict[str, Any]) -> None:
+    """systemd has this one service: no udev, journal or login, as what the tests need is the manager itself."""
+    os.makedirs("/run/systemd/system")
+    write("/run/job", json.dumps(job))  # where it was there is an empty /tmp now
+    again = f"{sys.executable} -I {sys.argv[0]} /run/job"
+    for name, unit in UNITS.items():
+        write(f"/run/systemd/system/{name}", unit.format(again=again))
+    os.execv(SYSTEMD, [SYSTEMD, "--unit=tests.target", "--show-status=no", "--log-target=kmsg"])
+
+
 def main() -> None:
     with open(sys.argv[1]) as file:
         job = json.load(file)
     status = -1
     try:
-        mount_all(job)
+        if os.getpid() == 1:
+            mount_all(job)
+            if job["systemd"]:
+                become_systemd(job)
         write("/proc/sys/kernel/modprobe", job["modprobe"])
         bring_up_loopback()
         socket.sethostname("vm")

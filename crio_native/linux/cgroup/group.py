@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
+    from .. import bpf
+
 STEP = "cgroup"
 _PATH_MAX = 1024
 _REMOVE_SECONDS = 5.0  # a killed process leaves its group when the kernel has taken its memory apart
@@ -118,6 +120,9 @@ class Cgroup:
             if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
                 raise
 
+    def release(self) -> None:
+        """To be called when the container's init is in the group, which need not be held open for it any more."""
+
     def exists(self) -> bool:
         return any(os.path.isdir(directory) for directory in self._directories)
 
@@ -149,6 +154,7 @@ class Cgroup:
         do, StepFailed with the file and the field for those that the kernel refuses.
         """
         writes, warnings = resources.plan(wanted, _Answers(self._host, self.path))
+        self._announce(writes)
         # The kernel compares some files with each other (memory with memory and swap, quota with burst), in an order
         # that depends on the old values: a refused write gets its second try when the others are done.
         refused = [write for write in writes if not self._accepted(write)]
@@ -158,6 +164,12 @@ class Cgroup:
             except OSError as error:
                 raise self._refusal(write, error) from error
         return warnings
+
+    def _announce(self, writes: Sequence[resources.Write]) -> None:
+        """Tell who else keeps this group's limits, if anybody does, what they are to be."""
+
+    def _announce_devices(self, rules: Sequence[bpf.Rule]) -> None:
+        """The same for device rules."""
 
     def _accepted(self, write: resources.Write) -> bool:
         try:
@@ -185,6 +197,7 @@ class Cgroup:
         parsed = devices.parse(rules)
         if not parsed:
             return
+        self._announce_devices(parsed)
         version = self._host.version_of("devices")
         if not version:
             raise StepFailed(STEP, 0, self.path, "linux.resources.devices: this host cannot restrict devices")

@@ -296,7 +296,7 @@ class BuiltinRuntime(Monitored):
         hooks = late_hooks.bounded(container.spec.get("hooks") or {}, int(self._create_timeout))
         container = replace(container, spec={**container.spec, "process": permitted, "hooks": hooks})
         linux = container.spec.get("linux") or {}
-        cgroup = self._cgroup(linux.get("cgroupsPath", ""))
+        cgroup = self._cgroup(linux.get("cgroupsPath", ""), container.spec.get("annotations"))
         joined: list[str] = []
         descriptor: int | None = None
         try:
@@ -322,6 +322,8 @@ class BuiltinRuntime(Monitored):
             self.delete(container.id, container.run_dir, linux.get("cgroupsPath", ""))
             raise
         finally:
+            if cgroup is not None:
+                cgroup.release()
             if descriptor is not None:
                 os.close(descriptor)
         return created

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.errors import CrioError, Internal, InvalidArgument, StepFailed
+from crio_native.errors import AlreadyExists, CrioError, Internal, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, process, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
@@ -149,7 +149,11 @@ class Made:
             self._make_cgroup(cgroup, linux.get("resources") or {})
             descriptor = cgroup.descriptor()
         listener = -1 if self.starts else channel.listen(self.state)
-        laboratory.own(self.laboratory, "clone", lambda: self._clone(plan, descriptor, listener))
+        try:
+            laboratory.own(self.laboratory, "clone", lambda: self._clone(plan, descriptor, listener))
+        finally:
+            if cgroup is not None:
+                cgroup.release()
         for fd in (descriptor, listener):
             if fd is not None and fd >= 0:
                 os.close(fd)
@@ -196,7 +200,11 @@ class Made:
         )
 
     def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
-        laboratory.own(self.laboratory, "make_cgroup", cgroup.create)
+        try:
+            laboratory.own(self.laboratory, "make_cgroup", cgroup.create)
+        except AlreadyExists:
+            self.state.record["cgroupManager"] = "disabled"  # it is another's, and not to be undone
+            raise
         if cgroup.made:
             self.state.record["madeCgroups"] = cgroup.made
             self.state.save()
@@ -241,6 +249,7 @@ class Made:
         parent = Duties(self.channel, self.pid, duties)
         try:
             parent.serve()
+            parent.release()
         except Failed as error:
             raise channel.failure(error.report) from None
         finally:

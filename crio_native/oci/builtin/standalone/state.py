@@ -53,7 +53,9 @@ class State:
     def cgroup(self) -> Cgroup | None:
         """None when cgroups are disabled for it."""
         manager = self.record["cgroupManager"]
-        return None if manager == "disabled" else cgroup_of(self.record["cgroupsPath"], manager)
+        if manager == "disabled":
+            return None
+        return cgroup_of(self.record["cgroupsPath"], manager, self.record["annotations"])
 
     def path(self, name: str) -> str:
         return f"{self.directory}/{name}"
