@@ -52,12 +52,14 @@ network_dir = "{directory}/net.d"
 class ScratchDaemon:
     """The daemon process, its directory and its CRI stubs (`runtime`, `images`).
 
+    settings: TOML of a configuration file of its own; {directory} stands for the directory.
+
     Raises InvalidArgument when the parent's path is too long.  `start` raises Unavailable, with the end of the daemon's
     log, when the daemon does not come up.  `close` removes everything and may be called at any point, also after a
     `start` that failed or a daemon that was killed.
     """
 
-    def __init__(self, parent: Path = Path("/var/tmp")) -> None:
+    def __init__(self, parent: Path = Path("/var/tmp"), settings: str = "") -> None:
         if len(os.fsencode(parent)) > PARENT_BYTES:
             raise InvalidArgument("scratch", str(parent), f"longer than the {PARENT_BYTES} bytes that sockets leave")
         self.directory = Path(tempfile.mkdtemp(prefix="crio-native-", dir=parent))
@@ -67,6 +69,7 @@ class ScratchDaemon:
         self.socket = self.directory / "crio.sock"
         self.log = self.directory / "daemon.log"
         self.network_state = self.directory / "run/network"
+        self._settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = grpc.insecure_channel(
             f"unix://{self.socket}",
@@ -115,6 +118,9 @@ class ScratchDaemon:
     def _write_config(self) -> None:
         (self.directory / "crio.conf").write_text(CONFIG.format(directory=self.directory))
         (self.directory / "crio.conf.d").mkdir()
+        (self.directory / "crio.conf.d/10-settings.conf").write_text(
+            self._settings.replace("{directory}", str(self.directory))
+        )
         network_dir = self.directory / "net.d"
         network_dir.mkdir()
         (network_dir / "10-scratch.conflist").write_text(json.dumps(self._conflist(), indent=2))

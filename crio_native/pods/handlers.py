@@ -69,7 +69,8 @@ def _builtin(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
 
 
 def _oci(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
-    return ExternalRuntime(name, settings, parts.settings, parts.launchers, parts.layout.runroot / "exec")
+    scratch = parts.layout.runroot / "exec"
+    return ExternalRuntime(name, settings, parts.settings, parts.launchers, scratch=scratch, bundle=parts.layout.bundle)
 
 
 def _vm(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:

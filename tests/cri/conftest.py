@@ -204,8 +204,8 @@ def refused(code: grpc.StatusCode, *words: str) -> Any:
     return Refused()
 
 
-def new_client(parent: Path = Path("/var/tmp")) -> Client:
-    daemon = ScratchDaemon(parent)
+def new_client(parent: Path = Path("/var/tmp"), settings: str = "") -> Client:
+    daemon = ScratchDaemon(parent, settings)
     try:
         daemon.start()
         client = Client(daemon)

@@ -6,6 +6,7 @@ because nobody else knows why it refused; what it says of itself is checked befo
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -94,17 +95,19 @@ class Program:
             answer = receive(reply, seconds, what)
         if answer["signal"]:
             raise StepFailed(what, 0, line[0], f"it was killed by signal {answer['signal']}")
-        return Ended(answer["code"], answer["stdout"], words(answer["stderr"]))
+        said = words(answer["stderr"] or answer["stdout"][-WORDS_MAX:])
+        return Ended(answer["code"], answer["stdout"], said or f"nothing, it ended with code {answer['code']}")
 
     def act(self, *line: str, stdin: bytes = b"", seconds: float = ACT_SECONDS) -> bytes:
         """A command that must succeed; its stdout.  Raises StepFailed with the runtime's own words."""
         ended = self.run(self.line(*line), stdin=stdin, seconds=seconds)
         if ended.code != 0:
-            raise self.failed(line[0], ended.code, ended.words)
+            raise self.failed(line[0], ended.words)
         return ended.stdout
 
-    def failed(self, command: str, code: int, said: str) -> StepFailed:
-        return StepFailed(command, 0, self.path, said or f"the runtime ended with code {code} and said nothing")
+    def failed(self, command: str, said: str) -> StepFailed:
+        """The error of a command that the runtime refused in these words."""
+        return StepFailed(command, number_of(said), "", f"{os.path.basename(self.path)} says: {said}")
 
     def status(self, container_id: str) -> str:
         """created, running, paused, stopped; "" when it knows no such container."""
@@ -121,11 +124,11 @@ class Program:
         path = self.find()
         asked = self.run([path, "--version"], seconds=ASK_SECONDS)
         if asked.code != 0:
-            raise self.failed("--version", asked.code, asked.words)
+            raise self.failed("--version", asked.words)
         first = asked.stdout.decode(errors="replace").strip().split("\n")[0]
         asked = self.run([path, "features"], seconds=ASK_SECONDS)
         if asked.code != 0:
-            log.info("%s has no features to tell: %s", path, asked.words or f"code {asked.code}")
+            log.info("%s has no features to tell: %s", path, asked.words)
             return Abilities(first[:200])
         return abilities_of(first[:200], self._object("features", asked.stdout), path)
 
@@ -186,6 +189,15 @@ def receive(reply: socket.socket, seconds: float, what: str) -> dict[str, Any]:
     if "error" in answer:
         raise StepFailed.from_dict(answer["error"])
     return answer
+
+
+def number_of(said: str) -> int:
+    """The errno that a runtime's words name, 0 for none."""
+    said = said.lower()
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES, errno.ENOEXEC):
+        if os.strerror(number).lower() in said:
+            return number
+    return errno.ENOENT if "not found in $path" in said else 0
 
 
 def words(stderr: bytes) -> str:

@@ -346,9 +346,7 @@ class Made:
         _signal.set_wakeup_fd(-1)
         steps.restore_signals()
         monitor = self.request["monitor"]
-        words = monitor["arguments"]
-        line = words if words[0] == "crio-monitor" else ["crio-monitor", *words]
-        os.execve(monitor["path"], [*line, "--pid", str(self.pid)], {})
+        os.execve(monitor["path"], ["crio-monitor", *monitor["arguments"], "--pid", str(self.pid)], {})
 
 
 class Console:
@@ -464,17 +462,15 @@ def attend(pid: int, children: Children, reply: _socket.socket) -> int:
 
 
 def kill_group(pid: int) -> None:
-    """Not reaped yet, so pid and group are still this process's."""
-    try:
-        os.kill(-pid, _signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(pid, _signal.SIGKILL)  # before its setsid
+    """Not reaped yet, so pid and group are still this process's.  The group may be the runtime's, never ours."""
+    os.killpg(os.getpgid(pid), _signal.SIGKILL)
+    os.kill(pid, _signal.SIGKILL)  # it may have changed its group meanwhile
 
 
 def end_of(status: int, said: bytes) -> str:
     """A runtime's words, with how it ended where it has none."""
     code = os.waitstatus_to_exitcode(status)
-    end = f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code} and said nothing"
+    end = f"nothing, it was killed by signal {-code}" if code < 0 else f"nothing, it ended with code {code}"
     return said.decode(errors="replace").strip() or end
 
 

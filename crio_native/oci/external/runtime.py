@@ -9,12 +9,13 @@ without it: nothing of a container may depend on a file that an operator may rem
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,24 @@ EXEC_SECONDS = 30.0  # for a process in a container to be started
 
 
 class ExternalRuntime(Monitored):
-    """name, settings: the handler.  scratch: a directory of ours on tmpfs, for files that an exec's start needs."""
+    """name, settings: the handler.  scratch: a directory of ours on tmpfs, for what a start needs, with a short path.
+    bundle: where a container's is, by its id."""
 
     def __init__(
-        self, name: str, settings: RuntimeHandler, table: RuntimeTable, launchers: Launchers, scratch: Path
+        self,
+        name: str,
+        settings: RuntimeHandler,
+        table: RuntimeTable,
+        launchers: Launchers,
+        *,
+        scratch: Path,
+        bundle: Callable[[str], Path],
     ) -> None:
         super().__init__(table.cgroup_manager)
         self._settings = settings
         self._launchers = launchers
         self._scratch = scratch
+        self._bundle = bundle
         self._no_pivot = table.no_pivot
         self._program = Program(
             launchers,
@@ -81,7 +91,8 @@ class ExternalRuntime(Monitored):
             )
         for directory in (self._program.root, self._scratch):
             os.makedirs(directory, 0o700, exist_ok=True)
-        _mark(container.run_dir, container.spec["root"]["path"])
+        _refuse_bytes(container.spec["process"])
+        _mark(container.run_dir).write_text(self._program.root)
         cgroups_path = (container.spec.get("linux") or {}).get("cgroupsPath", "")
         try:
             return self._create(container, cgroups_path)
@@ -97,7 +108,7 @@ class ExternalRuntime(Monitored):
             try:
                 created = monitor.read_reply(reply, self._settings.container_create_timeout or None)
             except StepFailed as error:
-                raise _in_words(error) from None
+                raise self._in_words(error) from None
         told = created.get("init") or {}
         if said := words(str(told.get("words", "")).encode()):
             log.warning("container %s: %s says: %s", container.id, self.program, said)
@@ -166,16 +177,21 @@ class ExternalRuntime(Monitored):
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         cgroup = self._cgroup(cgroups_path)
         self._end(container_id, run_dir, cgroup)
-        rootfs = _marked(run_dir)
-        if rootfs:
+        if self._knows(container_id, run_dir):
             self._forget(container_id)
+            _mark(run_dir).unlink(missing_ok=True)
         for group in (cgroup, self._monitor_cgroup(container_id, cgroups_path)):
             if group is not None:
                 group.kill()
                 group.remove()
-        if rootfs:
-            _unmount(rootfs)
-            _unmark(run_dir)
+        _unmount(str(self._bundle(container_id) / "rootfs"))
+
+    def _knows(self, container_id: str, run_dir: Path) -> bool:
+        """Whether our runtime, and not another handler's, may know the container."""
+        try:
+            return _mark(run_dir).read_text() == self._program.root
+        except FileNotFoundError:
+            return os.path.lexists(f"{self._program.root}/{container_id}")
 
     def _forget(self, container_id: str) -> None:
         """Have the runtime delete the container; what it cannot, we do: its processes have ended already."""
@@ -221,9 +237,16 @@ class ExternalRuntime(Monitored):
         return BuiltinExec(reply, started["started"], terminal)
 
     def _exec_failed(self, error: StepFailed, process_: Process) -> StepFailed:
+        failed = self._program.failed("exec", words(error.detail.encode()))
         if not self.is_alive(process_):
-            return StepFailed("exec", 3, "", f"the container has ended: {words(error.detail.encode())}")
-        return StartFailed(error.step, error.number, self.program, words(error.detail.encode()))
+            return StepFailed("exec", errno.ESRCH, "", f"the container has ended; {failed.detail}")
+        return StartFailed.from_dict(failed.to_dict())
+
+    def _in_words(self, error: StepFailed) -> StepFailed:
+        """What the runner tells of a `create`, with the runtime's words without their log's frame."""
+        if error.step != "create" or error.number:
+            return error
+        return self._program.failed("create", words(error.detail.encode()))
 
     def _process(self, process_object: Mapping[str, Any], process_: Process) -> Mapping[str, Any]:
         """With exec_cpu_affinity "first": the process begins on the first CPU of the container's set."""
@@ -330,27 +353,21 @@ def _user(container: ContainerSpec) -> dict[str, Any] | None:
     }
 
 
-def _in_words(error: StepFailed) -> StepFailed:
-    """The same with the runtime's words without their log's frame."""
-    if error.step != "create":
-        return error
-    return StepFailed(error.step, error.number, error.path, words(error.detail.encode()) or error.detail)
+def _refuse_bytes(process_object: Mapping[str, Any]) -> None:
+    """A config.json is UTF-8, and what is not would reach the command as another text."""
+    for name in ("args", "env"):
+        for index, text in enumerate(process_object.get(name) or ()):
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise InvalidArgument(
+                    f"process.{name}[{index}]",
+                    text,
+                    "is not UTF-8, which an OCI runtime needs; runtime_type builtin does not",
+                )
 
 
-def _mark(run_dir: Path, rootfs: str) -> None:
-    """While this file exists the runtime may know the container, and its root may be mounted."""
-    (run_dir / "external").write_text(rootfs)
-
-
-def _marked(run_dir: Path) -> str:
-    try:
-        return (run_dir / "external").read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def _unmark(run_dir: Path) -> None:
-    (run_dir / "external").unlink(missing_ok=True)
+def _mark(run_dir: Path) -> Path:
+    """The file that exists while a runtime may know the container; it holds the root of that one's states."""
+    return run_dir / "external"
 
 
 def _unmount(path: str) -> None:

@@ -1,0 +1,35 @@
+"""The handlers that the life-cycle tests run with beside the built-in one, and what this host lacks for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HUGETLB = Path("/sys/fs/cgroup/hugetlb")
+PROGRAMS = {
+    "runc": "runc",
+    "crun": "crun",
+    "crio-oci": str(Path(sys.executable).with_name("crio-oci")),
+}
+
+
+def settings(handler: str) -> str:
+    """The daemon's configuration with one external handler, which is the default."""
+    program = PROGRAMS[handler]
+    path = f'runtime_path = "{program}"' if "/" in program else ""
+    return f"""
+[crio.runtime]
+default_runtime = "{handler}"
+[crio.runtime.runtimes.{handler}]
+{path}
+runtime_root = "{{directory}}/run/{handler}"
+container_min_memory = "500 KiB"
+"""
+
+
+def prepare_host() -> None:
+    """Older crun want every v1 controller of the kernel to be mounted; adding one disturbs nobody."""
+    if Path("/sys/fs/cgroup/cpu").is_dir() and not HUGETLB.is_mount():
+        HUGETLB.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", HUGETLB], check=True)

@@ -1,0 +1,75 @@
+"""The tests of pods and containers once more, with handlers of runtime_type "oci": whoever makes a container, the CRI
+answers the same.
+
+The built-in executor's own runs are in the modules that are imported here.
+"""
+
+# ruff: noqa: F403
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+
+from . import external
+from .conftest import Client, close, new_client, refused
+from .test_containers import *
+from .test_exec_sync import *
+from .test_life_cycle import *
+from .test_restart import *
+
+pytestmark = pytest.mark.root
+Code = grpc.StatusCode
+
+
+@pytest.fixture(scope="module", params=sorted(external.PROGRAMS))
+def handler(request: Any) -> str:
+    external.prepare_host()
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(handler: str) -> Iterator[Client]:
+    client = new_client(settings=external.settings(handler))
+    yield client
+    close(client)
+
+
+@pytest.fixture
+def fresh(handler: str) -> Iterator[Client]:
+    client = new_client(settings=external.settings(handler))
+    yield client
+    close(client)
+
+
+def test_version_and_status(cri: Client, handler: str) -> None:
+    """The handler is the default, and what it tells of itself is told."""
+    status = cri.call("Status", verbose=True)
+    assert {c.type: c.status for c in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
+    features = {each.name: each.features for each in status.runtime_handlers}
+    assert set(features) == {"", "builtin", handler}
+    assert features[""] == features[handler]
+    assert features["builtin"].recursive_read_only_mounts
+    told = json.loads(status.info["handlers"])[handler]
+    assert told["type"] == "oci" and not told["problem"]
+    assert handler in told["version"] and Path(told["program"]).name == handler
+    options = told["features"].get("mountOptions", [])  # older crun have no features to tell
+    assert features[handler].recursive_read_only_mounts == ("rro" in options)
+
+
+def test_command_and_environment(cri: Client) -> None:
+    """But for bytes that are no UTF-8: a config.json cannot hold them."""
+    pod = cri.pod()
+    greeting = pb.KeyValue(key="GREETING", value='h\xe9 "q"'.encode())
+    command = ("sh", "-c", 'echo "$0 $1 $GREETING $PATH"; pwd', "zero", "one")
+    code, output = cri.run(*command, pod=pod, working_dir="/var/new", envs=[greeting])
+    assert code == 0 and 'zero one h\xe9 "q" /bin' in output and "/var/new" in output
+    with refused(Code.INVALID_ARGUMENT, "process.env[", "UTF-8"):
+        cri.create(pod, "true", envs=[pb.KeyValue(key="GREETING", value=b"h\xe9")])
+    assert len(cri.containers()) == 1
