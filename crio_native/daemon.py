@@ -165,6 +165,8 @@ async def _loop(
     from concurrent.futures import ThreadPoolExecutor
 
     from crio_native.api.runtime.v1 import api_pb2
+    from crio_native.cri.counting import Counts
+    from crio_native.cri.exporter import Exporter
     from crio_native.cri.front_door import FrontDoor
     from crio_native.cri.image_service import ImageService
     from crio_native.cri.inspection import Inspection
@@ -182,12 +184,14 @@ async def _loop(
         ThreadPoolExecutor(_PULLS, "pull") as pulls,
         contextlib.closing(StreamServer(settings(config.api))) as streams,
     ):
-        jobs = Jobs()
+        counts = Counts(node.store)
+        jobs = Jobs(counts.stall)
         server = Server(
             str(node.layout.runroot / "grpc.sock"),
             calls,
             receive_max=config.api.grpc_max_recv_msg_size,
             send_max=config.api.grpc_max_send_msg_size,
+            observe=counts.operation,
         )
         services = api_pb2.DESCRIPTOR.services_by_name
         events = Events(node.store)
@@ -198,9 +202,11 @@ async def _loop(
             NodeService(config, node, events, network.status),
             StreamingService(node, containers, streams),
         )
-        server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls))
+        server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls, counts))
         door = FrontDoor(config.api.listen, server.path, Inspection(config, node, calls).route)
         stopping = _stop_on_signals()
+        exporter = Exporter(config, counts, events)
+        await exporter.open()
         await server.start()
         door.open()
         gc.collect()
@@ -213,6 +219,7 @@ async def _loop(
         log.info("stopping; containers go on")
         _notify("STOPPING=1")
         door.close()
+        exporter.close()
         events.close()
         await server.stop(_STOP_SECONDS / 2)
         door.hang_up()

@@ -9,14 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cri.counting import Counts
 from crio_native.cri.jobs import Jobs
 from crio_native.cri.listing import framed, pages
 from crio_native.cri.messages import filesystem_usage
 from crio_native.cri.server import Call
 from crio_native.cri.translate import to_message
-from crio_native.errors import InvalidArgument, NotFound
+from crio_native.errors import CrioError, InvalidArgument, NotFound
 from crio_native.images import Credentials, Image, ImageStore
 from crio_native.images.credentials import decode
+from crio_native.images.model import Progress
 from crio_native.pods.store import Store
 from crio_native.pods.values import ImageSpec
 
@@ -27,11 +29,12 @@ IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:")
 class ImageService:
     """The CRI's images."""
 
-    def __init__(self, images: ImageStore, store: Store, jobs: Jobs, pulls: Executor) -> None:
+    def __init__(self, images: ImageStore, store: Store, jobs: Jobs, pulls: Executor, counts: Counts) -> None:
         self._images = images
         self._store = store
         self._jobs = jobs
         self._pulls = pulls
+        self._counts = counts
 
     async def ListImages(self, request: Any, call: Call) -> Any:
         response = pb.ListImagesResponse()
@@ -76,7 +79,19 @@ class ImageService:
                 if not images:
                     raise InvalidArgument("image.image", reference, "holds no image")
                 return images[0]
-            return self._images.pull(reference, credentials=credentials, namespace=namespace)
+            heard: dict[str, Progress] = {}
+            try:
+                image = self._images.pull(
+                    reference,
+                    credentials=credentials,
+                    namespace=namespace,
+                    progress=lambda layer: heard.update({layer.digest: layer}),
+                )
+            except CrioError as error:
+                self._counts.pull_failed(error)
+                raise
+            self._counts.pull_succeeded(heard)
+            return image
 
         image = await self._jobs.run(
             self._pulls,

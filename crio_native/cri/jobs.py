@@ -38,8 +38,10 @@ class _Job:
 class Jobs:
     """The running changes, in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, stalled: Callable[[str], None] = lambda stage: None) -> None:
+        """stalled: told the stage of a run whose caller's time is over."""
         self._jobs: dict[Hashable, _Job] = {}
+        self._stalled = stalled
 
     async def run(
         self, executor: Executor, key: Hashable, what: str, work: Work, *, seconds: float | None, subject: object = None
@@ -62,6 +64,7 @@ class Jobs:
         finally:
             job.waiting -= 1
         if not done:
+            self._stalled(job.stage[0])
             age = time.monotonic() - job.started
             raise DeadlineExceeded(
                 f"{what} is still {job.stage[0]} after {age:.1f} s; the work goes on, and a retry of the call joins it"

@@ -56,8 +56,18 @@ class Call:
 class Server:
     """Serves services on a unix socket: `front_door`'s back, in a directory that only root can enter."""
 
-    def __init__(self, path: str, executor: Executor, *, receive_max: int, send_max: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        executor: Executor,
+        *,
+        receive_max: int,
+        send_max: int,
+        observe: Callable[[str, float, bool], None] = lambda name, seconds, failed: None,
+    ) -> None:
+        """observe: told each call's name, its seconds, and whether it failed."""
         self.path = path
+        self._observe = observe
         self._executor = executor
         self._server = grpc.aio.server(
             options=[
@@ -108,7 +118,9 @@ class Server:
                 log.info("%s: the client gave up after %.3f s", name, time.monotonic() - start)
                 raise
             except Exception as error:
+                self._observe(name, time.monotonic() - start, True)
                 await _refuse(name, error, context)
+            self._observe(name, time.monotonic() - start, False)
             log.debug("%s took %.1f ms", name, (time.monotonic() - start) * 1000)
             return answer
 
