@@ -29,27 +29,6 @@ void init_expect(pid_t donor)
 	init.donor = donor;
 }
 
-/*
- * The donor sleeps in vfork, and its stack is the init's by now, so it must never wake: it dies in its sleep.  With it
- * gone the init is a child of the nearest subreaper, which is this process.
- */
-static void end_donor(void)
-{
-	if (!init.donor)
-		return;
-	kill(init.donor, SIGKILL);
-	while (waitpid(init.donor, &init.status, 0) < 0 && errno == EINTR)
-		;
-	init.donor = 0;
-}
-
-/* False when pid is not a child of the donor. */
-bool init_born(pid_t pid)
-{
-	end_donor();
-	return !init.pid && init_adopt(pid);
-}
-
 /* False when pid is not a child of this process; then nothing may ever be done to it. */
 bool init_adopt(pid_t pid)
 {
@@ -59,6 +38,31 @@ bool init_adopt(pid_t pid)
 		return false;
 	init.pid = pid;
 	return true;
+}
+
+static void await_donor(void)
+{
+	while (init.donor && waitpid(init.donor, &init.status, 0) < 0 && errno == EINTR)
+		;
+	init.donor = 0;
+}
+
+/*
+ * The init has been born, and its donor is about to end, if it has not yet.  With that gone the init is a child of the
+ * nearest subreaper, which is this process.  False when it is not.
+ */
+bool init_born(pid_t pid)
+{
+	await_donor();
+	return !init.pid && init_adopt(pid);
+}
+
+/* Lest it bears an init now.  A donor that has borne one never wakes: its stack is the init's, and it dies asleep. */
+static void end_donor(void)
+{
+	if (init.donor)
+		kill(init.donor, SIGKILL);
+	await_donor();
 }
 
 static ssize_t read_file(int fd, char *data, size_t room)

@@ -324,7 +324,7 @@ static void serve_waiting(const char *packet, size_t size, int fd)
 	if (*packet == 'B' && size > 1 && size < 16) {
 		if (!init_born((pid_t)strtol(packet + 1, NULL, 10)))
 			fail("monitor", ECHILD, "", "the process that was born is no child of the donor");
-	} else if (*packet == 'R' && size <= PACKET_MAX) {
+	} else if (*packet == 'R' && size <= PACKET_MAX && init_pid()) {
 		become_created(packet + 1, size - 1);
 	} else if (*packet == 'E' && size > 1 && size <= PACKET_MAX) {
 		give_up(packet + 1, size - 1);

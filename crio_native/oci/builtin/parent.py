@@ -5,7 +5,7 @@ The words on the channel between the two, one packet each, while the plan has `d
     B PID     "I am only your first child; PID is the init, and yours too"         no answer
     N         move the network devices into my network namespace                   k
     H         run the prestart and createRuntime hooks                             k
-    D         that was all                                                         no answer
+    D         that was all                                                         k
     E {...}   I failed, and end
 
 What a duty consists of the parent knows from the request, not from the init, which may have stepped into a stranger's
@@ -45,7 +45,10 @@ class Duties:
         self.channel, self.init, self.duties = channel, init, duties
 
     def serve(self) -> int:
-        """Answer until the init needs its parent no more; returns its pid.  Raises Failed."""
+        """Answer until the init says that it needs its parent no more, and waits for `release`; returns its pid.
+
+        Raises Failed.
+        """
         while True:
             packet, _ = wire.receive(self.channel)
             word, rest = packet[:1], packet[1:]
@@ -62,6 +65,10 @@ class Duties:
                 raise Failed(rest, self.init)
             else:
                 raise self._failed("init", steps.Refused("", "the init ended before it was ready"))
+
+    def release(self) -> None:
+        """Let the init go on, once its pid is known to whoever looks after it from now on."""
+        self.channel.send(b"k")
 
     def _do(self, step: str, duty: Any) -> None:
         try:

@@ -57,6 +57,9 @@ class Streams:
 def for_create(monitor: str, creates: _socket.socket, news: _socket.socket, runs: Runs | None) -> NoReturn:
     """In a clone of the launcher, that becomes the monitor.  monitor: its program."""
     streams = Streams()
+    _prctl.prctl(
+        _prctl.PR_SET_CHILD_SUBREAPER, 1
+    )  # before there is a child: a request may come before the monitor is up
     donor = syscalls.clone3(0, exit_signal=_signal.SIGCHLD)
     if donor == 0:
         streams.close_monitors()
@@ -121,14 +124,13 @@ def _serve_create(streams: Streams, donor: Donor, request: dict[str, Any], descr
         stdio = streams.of_init(request["terminal"], request["stdin"])
         born_in = cgroup[0] if cgroup else None
         if request["duties"]:
-            pid = _bear_with_duties(request, flags, born_in, sync, stdio)
+            _bear_with_duties(request, flags, born_in, sync, stdio)
+            os._exit(0)
         else:
             pid = donation.donate(donor.switch, flags, cgroup=born_in)
             sync.send(b"B%d" % pid)
             donor.switch.wait()
             init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson)
-        sync.send(b"B%d" % pid)
-        os._exit(0)
     except parent.Failed as failure:
         os.kill(failure.init, _signal.SIGKILL)
         os.waitpid(failure.init, 0)
@@ -149,14 +151,16 @@ def _introduce(sync: _socket.socket, reply: int, monitor: dict[str, Any]) -> Non
 
 def _bear_with_duties(
     request: dict[str, Any], flags: int, cgroup: int | None, sync: _socket.socket, stdio: list[int]
-) -> int:
-    """An init that needs its parent for a while is cloned with a copy of the memory; returns its pid after that."""
+) -> None:
+    """An init that needs its parent for a while is cloned with a copy of the memory; raises parent.Failed."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
     if pid == 0:
         init.run_init(request["steps"], [sync.fileno(), theirs.fileno()], stdio, None)
     theirs.close()
-    return parent.Duties(ours, pid, request["duties"]).serve()
+    duties = parent.Duties(ours, pid, request["duties"])
+    sync.send(b"B%d" % duties.serve())
+    duties.release()
 
 
 def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -> NoReturn:

@@ -250,6 +250,7 @@ class Made:
         try:
             parent.serve()
             parent.release()
+            parent.release()
         except Failed as error:
             raise channel.failure(error.report) from None
         finally:

@@ -17,17 +17,20 @@ def ask_parent(context: Context, duty: str) -> None:
 
     It kills us when it fails, so an answer means that it is done.
     """
-    assert context.parent is not None
-    context.parent.send(duty.encode())
-    if context.parent.recv(16) != b"k":
-        os._exit(0)  # the parent is gone
+    _ask(context, duty.encode())
 
 
 def release_parent(context: Context) -> None:
-    """From here on there is only the monitor."""
-    assert context.parent is not None
-    context.parent.send(b"D")
+    """From here on there is only the monitor, which knows our pid by now."""
+    _ask(context, b"D")
     context.parent = context.sync
+
+
+def _ask(context: Context, word: bytes) -> None:
+    assert context.parent is not None
+    context.parent.send(word)
+    if context.parent.recv(16) != b"k":
+        os._exit(0)  # the parent is gone
 
 
 def run_hooks(context: Context, kind: str, entries: list[dict[str, Any]], state: dict[str, Any]) -> None:
