@@ -34,6 +34,7 @@ _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
 _LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 _LAUNCHERS = 2
 _WORKERS = 16  # threads for calls and changes; each spends its time in system calls
+_POD_WORKERS = 32  # threads for changes of pods, which may wait for the network's plugins
 _PULLS = 6
 _CLEANERS = 4  # never shared with changes: a Remove waits for what a cleaner does
 _STOP_SECONDS = 10.0
@@ -181,6 +182,7 @@ async def _loop(
 
     with (
         ThreadPoolExecutor(_WORKERS, "call") as calls,
+        ThreadPoolExecutor(_POD_WORKERS, "pod") as pod_changes,
         ThreadPoolExecutor(_PULLS, "pull") as pulls,
         contextlib.closing(StreamServer(settings(config.api))) as streams,
     ):
@@ -197,7 +199,7 @@ async def _loop(
         events = Events(node.store)
         server.add(
             services["RuntimeService"],
-            RuntimeService(node, sandboxes, containers, jobs, calls),
+            RuntimeService(node, sandboxes, containers, jobs, calls, pod_changes),
             StatsService(config, node),
             NodeService(config, node, events, network.status),
             StreamingService(node, containers, streams),
@@ -224,6 +226,7 @@ async def _loop(
         await server.stop(_STOP_SECONDS / 2)
         door.hang_up()
         await jobs.drain(_STOP_SECONDS)
+        network.interrupt()
 
 
 def _stop_on_signals() -> asyncio.Event:

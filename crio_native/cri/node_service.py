@@ -84,8 +84,8 @@ class NodeService:
         return response
 
     async def UpdateRuntimeConfig(self, request: Any, call: Call) -> Any:
-        """The pod CIDR is noted for operators to compare: the pods' addresses are the network configuration's, as in
-        CRI-O."""
+        """The pod CIDR is noted for operators to compare, and for network plugins that ask for `ipRanges`: the pods'
+        addresses are the network configuration's, as in CRI-O."""
         cidr = request.runtime_config.network_config.pod_cidr
         for each in filter(None, cidr.split(",")):
             try:
@@ -96,7 +96,9 @@ class NodeService:
                 ) from None
         if cidr and cidr != self._pod_cidr:
             log.info("the kubelet's pod CIDR is %s; pods get their addresses from the network configuration", cidr)
-        self._pod_cidr = cidr or self._pod_cidr
+        if cidr:
+            self._pod_cidr = cidr
+            await call.thread(self._node.network.set_pod_cidrs, [each.strip() for each in cidr.split(",") if each])
         return pb.UpdateRuntimeConfigResponse()
 
     async def GetContainerEvents(self, request: Any, call: Call) -> AsyncIterator[Any]:

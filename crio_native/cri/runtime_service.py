@@ -41,18 +41,20 @@ class RuntimeService:
         containers: Containers,
         jobs: Jobs,
         changes: Executor,
+        pod_changes: Executor,
     ) -> None:
         self._node = node
         self._sandboxes = sandboxes
         self._containers = containers
         self._jobs = jobs
         self._changes = changes
+        self._pod_changes = pod_changes
         self._listing = Listing(node.store)
 
     async def RunPodSandbox(self, request: Any, call: Call) -> Any:
         config = from_message(PodConfig, request.config, "config")
         name = names.pod_name(config.metadata)
-        pod_id = await self._change(
+        pod_id = await self._change_pod(
             call,
             ("run", name),
             f"making pod {name}",
@@ -66,14 +68,14 @@ class RuntimeService:
         pod = self._find_or_none(Pod, request.pod_sandbox_id, "pod_sandbox_id")
         if pod is not None:
             work = partial(self._ignore_missing, partial(self._sandboxes.stop, pod.id))
-            await self._change(call, ("stop", pod.id), f"stopping pod {pod.id}", work)
+            await self._change_pod(call, ("stop", pod.id), f"stopping pod {pod.id}", work)
         return pb.StopPodSandboxResponse()
 
     async def RemovePodSandbox(self, request: Any, call: Call) -> Any:
         pod = self._find_or_none(Pod, request.pod_sandbox_id, "pod_sandbox_id")
         if pod is not None:
             work = partial(self._ignore_missing, partial(self._sandboxes.remove, pod.id))
-            await self._change(call, ("remove", pod.id), f"removing pod {pod.id}", work)
+            await self._change_pod(call, ("remove", pod.id), f"removing pod {pod.id}", work)
         return pb.RemovePodSandboxResponse()
 
     async def PodSandboxStatus(self, request: Any, call: Call) -> Any:
@@ -195,6 +197,12 @@ class RuntimeService:
         )
         await call.thread(resize.resize_pod, self._node, pod.id, overhead, resources)
         return pb.UpdatePodSandboxResourcesResponse()
+
+    async def _change_pod(
+        self, call: Call, key: tuple[str, str], what: str, work: Any, *, subject: object = None
+    ) -> Any:
+        """A network plugin that hangs keeps these for minutes; nothing else may wait for a worker because of that."""
+        return await self._jobs.run(self._pod_changes, key, what, work, seconds=call.seconds(), subject=subject)
 
     async def _change(self, call: Call, key: tuple[str, str], what: str, work: Any, *, subject: object = None) -> Any:
         return await self._jobs.run(self._changes, key, what, work, seconds=call.seconds(), subject=subject)

@@ -171,6 +171,10 @@ class PodNetwork:
         if cni is not None:
             self._plugins.check(cni)
 
+    def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """What a kubelet says this node's pods have for addresses: told to plugin programs that take `ipRanges`."""
+        self._records.set_pod_cidrs(cidrs)
+
     def attachment(self, sandbox_id: str) -> Attachment | None:
         """Where the sandbox is attached, None when it is not."""
         return self._records.attachment(sandbox_id)
@@ -196,6 +200,11 @@ class PodNetwork:
         self._starting = False
         for sandbox_id in recorded.keys() & set(live):
             self._chores.add(f"the check of pod sandbox {sandbox_id}", partial(self._report_check, sandbox_id))
+
+    def interrupt(self) -> None:
+        """Give up what plugin programs are doing, because the daemon stops; the next start undoes it."""
+        self._chores.stop()
+        self._plugins.stop()
 
     def shutdown(self, *, remove: bool = False) -> bool:
         """Close the records.  With `remove`, first take back what was made and changed on the node, unless a pod is
@@ -253,7 +262,8 @@ class PodNetwork:
         if not network.programs:
             return None
         args = results.arguments(sandbox_id, pod)
-        wanted = {**capabilities, **results.port_capability(ports)}
+        wanted = {**results.range_capability(self._records.pod_cidrs()), **capabilities}
+        wanted |= results.port_capability(ports)
         subject = Subject(sandbox_id, pod["netns"], links.POD_INTERFACE, args, wanted)
         return CniAttachment.begin(network, self._plugins.negotiate(network), subject)
 

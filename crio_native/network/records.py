@@ -10,7 +10,8 @@ Schema, version 1 (`PRAGMA user_version`; a change needs a new number and a migr
     leases       address, sandbox_id
     host_ports   protocol, host_port, host_ip, sandbox_id
     last_leased  range_set ("first subnet"), address: where the search for the next free address begins
-    node         what we made or changed on the node: kind ("link", "nftables", "sysctl"), name, previous value
+    node         what we made or changed on the node: kind ("link", "nftables", "sysctl"), name, previous value;
+                 and what a kubelet told of it: kind "pod_cidr", name, position
 """
 
 from __future__ import annotations
@@ -161,6 +162,16 @@ class Records:
     def forget_change(self, kind: str, name: str) -> None:
         with self._transaction():
             self._db.execute("DELETE FROM node WHERE kind=? AND name=?", (kind, name))
+
+    def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        with self._transaction():
+            self._db.execute("DELETE FROM node WHERE kind='pod_cidr'")
+            rows = [(cidr, str(index)) for index, cidr in enumerate(cidrs)]
+            self._db.executemany("INSERT OR IGNORE INTO node VALUES ('pod_cidr', ?, ?)", rows)
+
+    def pod_cidrs(self) -> list[str]:
+        """In the order in which they were told."""
+        return [name for name, _ in sorted(self.changes("pod_cidr"), key=lambda item: int(item[1]))]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

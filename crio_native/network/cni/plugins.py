@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,13 @@ class Plugins:
         self._directories = tuple(directories)
         self.limits = limits or Limits()
         self._lock = threading.Lock()
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._stop)  # not sooner: a thread may wait for it still
         self._supported: dict[str, tuple[object, frozenset[str]]] = {}  # by path: its identity, its versions
+
+    def stop(self) -> None:
+        """Give up what runs, and run nothing more: each call raises Unavailable."""
+        os.eventfd_write(self._stop, 1)
 
     def negotiate(self, network: NetworkList) -> str:
         """The newest version of the specification that the list permits and all its programs know.
@@ -158,6 +165,7 @@ class Plugins:
             self._environment(command, attachment.subject),
             deadline - began,
             inherited,
+            self._stop,
         )
         log.debug("%s for %s took %.3f s", step, attachment.subject.container_id or "all", time.monotonic() - began)
         if ended.code:
@@ -202,7 +210,9 @@ class Plugins:
         question = json.dumps({"cniVersion": VERSIONS[-1]}).encode()
         # Some libraries refuse any call without these, also this one.
         subject = Subject("dummy", "dummy", "dummy")
-        ended = process.run(step, path, question, self._environment("VERSION", subject), deadline - time.monotonic())
+        ended = process.run(
+            step, path, question, self._environment("VERSION", subject), deadline - time.monotonic(), (), self._stop
+        )
         if ended.code:
             raise failure(step, kind, ended)
         try:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from crio_native.errors import DeadlineExceeded, StepFailed
+from crio_native.errors import DeadlineExceeded, StepFailed, Unavailable
 
 MAX_OUTPUT = 1 << 20  # bytes on stdout; a result with hundreds of addresses has some ten thousand
 MAX_MESSAGES = 16 << 10  # bytes of stderr that are kept, the last
@@ -39,12 +39,14 @@ def run(
     environment: Mapping[str, str],
     seconds: float,
     inherited: Sequence[int] = (),
+    stop: int = -1,
 ) -> Ended:
     """Run the program without arguments until it ends.
 
-    step names the run in errors.  inherited: descriptors that it has too, under their numbers.  Raises StepFailed when
-    the program cannot be executed or prints more than MAX_OUTPUT bytes, DeadlineExceeded after `seconds`; in both cases
-    its process group is killed.  What a program that ended by itself leaves running goes on: some start a daemon.
+    step names the run in errors.  inherited: descriptors that it has too, under their numbers.  stop: a descriptor that
+    becomes readable when the run is to be given up.  Raises StepFailed when the program cannot be executed or prints
+    more than MAX_OUTPUT bytes, DeadlineExceeded after `seconds`, Unavailable at `stop`; its process group is killed.
+    What a program that ended by itself leaves running goes on: some start a daemon.
     """
     if seconds <= 0:
         raise DeadlineExceeded(f"step {step!r}: no time was left to run {path}")
@@ -72,7 +74,9 @@ def run(
         stack.enter_context(process.stdout)
         stack.enter_context(process.stderr)
         try:
-            output, messages = _read(process, process.stdout.fileno(), process.stderr.fileno(), step, path, seconds)
+            output, messages = _read(
+                process, process.stdout.fileno(), process.stderr.fileno(), step, path, seconds, stop
+            )
         except BaseException:
             _kill(process)
             raise
@@ -80,7 +84,7 @@ def run(
 
 
 def _read(
-    process: subprocess.Popen[bytes], stdout: int, stderr: int, step: str, path: str, seconds: float
+    process: subprocess.Popen[bytes], stdout: int, stderr: int, step: str, path: str, seconds: float, stop: int
 ) -> tuple[bytes, bytes]:
     """What it prints until it has ended.  Its end counts, not the streams': a child of its own may hold these."""
     deadline = time.monotonic() + seconds
@@ -88,8 +92,9 @@ def _read(
     poll = select.poll()
     ended = os.pidfd_open(process.pid)
     try:
-        for fd in (ended, stdout, stderr):
-            poll.register(fd, select.POLLIN)
+        for fd in (ended, stdout, stderr, stop):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll(max(deadline - time.monotonic(), 0) * 1000)}
             if not ready or time.monotonic() > deadline:
@@ -98,6 +103,8 @@ def _read(
                     f"step {step!r}: {path} did not end within {seconds:.1f} s and was killed"
                     + (f"; it had said: {said}" if said else "")
                 )
+            if stop in ready:
+                raise Unavailable(f"step {step!r}: {path} was killed because the daemon stops")
             if ready == {ended}:
                 return bytes(kept[stdout]), bytes(kept[stderr])
             for fd in ready - {ended}:

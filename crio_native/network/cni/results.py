@@ -47,6 +47,11 @@ def port_capability(ports: Sequence[PortMapping]) -> dict[str, Any]:
     return {"portMappings": mappings} if mappings else {}
 
 
+def range_capability(cidrs: Sequence[str]) -> dict[str, Any]:
+    """The conventions' `ipRanges`: an address from each."""
+    return {"ipRanges": [[{"subnet": cidr}] for cidr in cidrs]} if cidrs else {}
+
+
 def expected(network: str, ports: tuple[PortMapping, ...]) -> Attachment:
     """What is known of an attachment by programs before they ran."""
     return Attachment(POD_INTERFACE, "", (), (), (), "", "", port_mappings=ports, network=network)
