@@ -69,12 +69,18 @@ class Picture:
         return {"mediaType": media_type, "digest": sha256(data), "size": len(data)}
 
 
-def picture(*layers: bytes, compress: bool = True, config: Mapping[str, Any] | None = None) -> Picture:
-    """An image of uncompressed layers."""
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)
+
+
+def picture(
+    *layers: bytes, compress: Callable[[bytes], bytes] | bool = _gzip, config: Mapping[str, Any] | None = None
+) -> Picture:
+    """An image of uncompressed layers.  compress: to gzip, or not at all."""
     made = Picture()
     entries = []
     for layer in layers:
-        blob = gzip.compress(layer, 1, mtime=0) if compress else layer
+        blob = (_gzip if compress is True else compress)(layer) if compress else layer
         entries.append(made.put(GZIP_LAYER if compress else PLAIN_LAYER, blob))
     platform = Platform.host()
     document = {

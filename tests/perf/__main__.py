@@ -1,6 +1,6 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon]
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [pull]
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, daemon, report
+from tests.perf import containers, daemon, images, report
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "exec", "monitor", "daemon")
+KINDS = ("run", "exec", "monitor", "daemon", "pull")
+PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
@@ -53,10 +54,13 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        if set(chosen) - {"daemon"}:
+        if set(chosen) - {"daemon", "pull"}:
             results += _executor(chosen, bundle, directory, rounds)
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
+        if "pull" in chosen:
+            with console.status("pull") as status:
+                results += images.measure(directory, min(rounds, PULLS), status.update)
     return results
 
 

@@ -25,6 +25,7 @@ from crio_native.linux import confine
 
 CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP")
 MEMORY = 1 << 30  # bytes; a million directories' times fit
+NICE = 10  # the daemon's answers, and the containers, come before images that arrive
 CPU_SECONDS = 3600  # ten times what the largest layer takes; names can be made that take for ever to resolve
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     report = socket.socket(fileno=int(descriptor))
     limits = Limits(*(int(number) for number in numbers.split(",")))
     try:
+        os.nice(NICE)
         decompress = decompressor(compression)
         confine.die_with_parent(int(parent))
         confine.alone()
