@@ -347,7 +347,7 @@ class ShimRuntime(Monitored):
         for pid in _working_in(record.bundle):
             known = pid == record.shim_pid and process.start_time(pid) == record.shim_start_time
             with contextlib.suppress(OSError):
-                if known or os.readlink(f"/proc/{pid}/exe") == path:
+                if known or _runs(pid, path):
                     os.kill(pid, signals.SIGKILL)
 
 
@@ -363,3 +363,11 @@ def _working_in(directory: str) -> Iterator[int]:
         with contextlib.suppress(OSError):
             if name.isdigit() and os.readlink(f"/proc/{name}/cwd") == directory:
                 yield int(name)
+
+
+def _runs(pid: int, path: str) -> bool:
+    """Whether a process was started from this program, or by an interpreter from this script."""
+    if os.readlink(f"/proc/{pid}/exe") == path:
+        return True
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return os.fsencode(path) in file.read(8192).split(b"\0")[:2]

@@ -24,8 +24,8 @@ from crio_native.oci.shim.client import Client
 
 SERVICES = {2: "containerd.task.v2.Task", 3: "containerd.task.v3.Task"}
 SPEC_PREFIX = "types.containerd.io/opencontainers/runtime-spec/1/"
-CALL_SECONDS = 10.0  # for what a shim answers by itself
-ACT_SECONDS = 60.0  # for what makes it run something
+CALL_SECONDS = 15.0  # for what a shim answers by itself, or with a run of its runtime
+ACT_SECONDS = 60.0  # for what starts or ends a process
 _METHODS = pb.DESCRIPTOR.services_by_name["Task"].methods_by_name
 
 
@@ -89,7 +89,7 @@ class Tasks:
             stderr=streams.stderr,
             spec=_packed(SPEC_PREFIX + "Process", json.dumps(process).encode()),
         )
-        self._call("Exec", request, CALL_SECONDS)
+        self._call("Exec", request, ACT_SECONDS)
 
     def wait(self, container_id: str, exec_id: str = "") -> Future[End]:
         """The end of a process, when it comes."""
