@@ -56,6 +56,7 @@ class Program:
         self._given = path
         self._name = name
         self.root = root
+        self.act_seconds = ACT_SECONDS
         self.env = {"PATH": DEFAULT_PATH, **dict(text.split("=", 1) for text in env)}
         self._global = ["--root", root, *(["--systemd-cgroup"] if systemd_cgroup else [])]
 
@@ -78,27 +79,25 @@ class Program:
         """The argument vector of a command."""
         return [self.path, *self._global, *words]
 
-    def run(
-        self, line: Sequence[str], *, stdin: bytes = b"", seconds: float = ACT_SECONDS, env: Mapping[str, str] = {}
-    ) -> Ended:
+    def run(self, line: Sequence[str], *, stdin: bytes = b"", seconds: float | None = None) -> Ended:
         """Run it to its end.  Raises DeadlineExceeded (it was killed then), StepFailed when it cannot be executed."""
         what = describe(line)
         request = {
             "op": "external",
             "act": "run",
             "line": list(line),
-            "env": {**self.env, **env},
+            "env": self.env,
             "stdin": stdin,
             "output_max": OUTPUT_MAX,
         }
         with self._launchers.conversation(request) as reply:
-            answer = receive(reply, seconds, what)
+            answer = receive(reply, seconds or self.act_seconds, what)
         if answer["signal"]:
             raise StepFailed(what, 0, line[0], f"it was killed by signal {answer['signal']}")
         said = words(answer["stderr"] or answer["stdout"][-WORDS_MAX:])
         return Ended(answer["code"], answer["stdout"], said or f"nothing, it ended with code {answer['code']}")
 
-    def act(self, *line: str, stdin: bytes = b"", seconds: float = ACT_SECONDS) -> bytes:
+    def act(self, *line: str, stdin: bytes = b"", seconds: float | None = None) -> bytes:
         """A command that must succeed; its stdout.  Raises StepFailed with the runtime's own words."""
         ended = self.run(self.line(*line), stdin=stdin, seconds=seconds)
         if ended.code != 0:
@@ -156,7 +155,8 @@ def abilities_of(version: str, features: Mapping[str, Any], path: str) -> Abilit
     if _version(features["ociVersionMin"]) > (1, 3) or _version(features["ociVersionMax"]) < (1, 0):
         served = f"{features['ociVersionMin']} to {features['ociVersionMax']}"
         raise wrong("ociVersionMin", served, "must not exclude the specification's versions 1.0 to 1.3")
-    options, linux = features.get("mountOptions") or [], features.get("linux") or {}
+    options, linux = features.get("mountOptions"), features.get("linux")  # null is as good as none
+    options, linux = [] if options is None else options, {} if linux is None else linux
     if not (isinstance(options, list) and all(isinstance(each, str) for each in options)):
         raise wrong("mountOptions", options, "must be a list of strings")
     if not isinstance(linux, dict):

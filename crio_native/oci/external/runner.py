@@ -400,18 +400,19 @@ def execute(request: dict[str, Any], reply: _socket.socket, descriptors: list[in
     files = {name: f"{base}.{name}" for name in ("process", "pid", "log", "tty")}
     stdio = [descriptors[number] if number >= 0 else -1 for number in request["stdio"]]
     try:
-        for path in request["groups"]:
-            join(path)
-        pid, console = start(request, reply, children, files, stdio)
+        try:
+            for path in request["groups"]:
+                join(path)
+            pid, console = start(request, reply, children, files, stdio)
+        finally:
+            for path in files.values():
+                forget(path)
+            for fd in descriptors:
+                os.close(fd)
     except Refusal as refusal:
         kill_children()
         wire.tell(reply.fileno(), {"error": {"step": "exec", "errno": 0, "path": "", "detail": refusal.said}})
         return
-    finally:
-        for path in files.values():
-            forget(path)
-        for fd in descriptors:
-            os.close(fd)
     wire.send(reply, wire.encode({"started": pid}).encode(), [console.master] if console else [])
     if console:
         os.close(console.master)
