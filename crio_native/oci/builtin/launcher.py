@@ -140,6 +140,7 @@ class Launcher:
         pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD)
         if pid == 0:
             _signal.set_wakeup_fd(-1)
+            _prctl.prctl(_prctl.PR_SET_NAME, "crio-spare")
         return pid
 
     def namespaces(self, request: dict[str, Any], descriptors: list[int]) -> None:

@@ -85,7 +85,6 @@ class Donor:
 
     def __init__(self, kind: str, news: _socket.socket, runs: Runs | None) -> None:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)
-        _prctl.prctl(_prctl.PR_SET_NAME, "crio-spare")
         self.switch = donation.KillSwitch()
         self.lesson = Lesson(kind, news) if runs is None else None
         self.news = news
