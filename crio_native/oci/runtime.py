@@ -108,12 +108,14 @@ class ExecSpec:
     """A process to run inside a running container.
 
     process: an OCI `process` object (args, env, cwd, user, capabilities, ...), complete: nothing is inherited from
-    the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  stdin, stdout, stderr: the
+    the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  linux: the whole of its
+    `linux` object, whose personality and memory policy hold for every process.  stdin, stdout, stderr: the
     caller's descriptors, -1 for /dev/null; still the caller's after the call.  With `process.terminal` they are all -1.
     """
 
     process: Mapping[str, Any]
     seccomp: Mapping[str, Any] | None = None
+    linux: Mapping[str, Any] = field(default_factory=dict)
     stdin: int = -1
     stdout: int = -1
     stderr: int = -1

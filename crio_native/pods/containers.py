@@ -192,6 +192,7 @@ class Containers:
             stdout=stdout,
             stderr=stderr,
             seccomp=config["linux"].get("seccomp"),
+            linux=config["linux"],
         )
         return runtime.exec(container_id, process.process(), container.cgroup, request)
 

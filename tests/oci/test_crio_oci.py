@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .command_line import PROGRAM, Oci, Receiver, oci
+from .conftest import spec_of
 
 pytestmark = pytest.mark.root
 __all__ = ["oci"]
@@ -384,3 +385,39 @@ def test_a_script_that_starts_it_otherwise_is_started_again(oci: Oci) -> None:
     subprocess.run(line, check=True, timeout=30, stdin=subprocess.DEVNULL)
     pid = json.loads(oci.ok("state", "c"))["pid"]
     assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY
+
+
+IN_PRIVATE = ("unshare", "--mount", "--propagation", "private", "sh", "-euc")
+
+
+def without_mount_namespace(oci: Oci, *args: str) -> Path:
+    spec = spec_of(str(oci.root), args)
+    spec["linux"]["cgroupsPath"] = f"/{oci.name}/c"
+    spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "mount"]
+    return oci.write(spec)
+
+
+@pytest.mark.parametrize("fail", ["", "--fail pivot", "--fail mask_paths"])
+def test_without_a_mount_namespace_its_mounts_go_with_the_container(oci: Oci, fail: str) -> None:
+    bundle = without_mount_namespace(oci, "sh", "-c", "ls /proc/self/status; ls /rootfs 2>/dev/null || echo confined")
+    script = """
+        mount --bind /etc /mnt; mount --make-shared /mnt
+        grep -E " (/|/mnt|$3.*) " /proc/self/mountinfo >"$3/before"
+        "$1" --root "$2" $5 run --bundle "$4" c || echo "status $?"
+        grep -E " (/|/mnt|$3.*) " /proc/self/mountinfo >"$3/after"
+    """.replace("$5", fail.replace("pivot", "change_root"))
+    line = [*IN_PRIVATE, script, "sh", str(PROGRAM), str(oci.state), str(oci.directory), str(bundle)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.stdout == ("status 1\n" if fail else "/proc/self/status\nconfined\n"), done.stderr
+    # nothing stays, and no propagation of the host's mounts was changed
+    assert (oci.directory / "before").read_text() == (oci.directory / "after").read_text()
+
+
+def test_a_user_namespace_needs_a_mount_namespace(oci: Oci) -> None:
+    bundle = without_mount_namespace(oci, "true")
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 70000, "size": 10}]
+    (bundle / "config.json").write_text(json.dumps(spec))
+    assert "linux.namespaces: a user namespace may change no mounts" in oci.refused("run", "--bundle", bundle, "c")
+    assert not oci.left()

@@ -394,6 +394,7 @@ class BuiltinRuntime(Monitored):
             seccomp=_compiled(request.seccomp),
             namespaces=foreign,
             state=state,
+            linux=request.linux,
         )
         descriptor = cgroup.descriptor() if cgroup else None
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

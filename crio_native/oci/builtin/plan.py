@@ -80,8 +80,9 @@ def container_plan(
     spec = container.spec
     namespaces = specs.namespace_paths(spec)
     linux, process = spec.get("linux") or {}, spec["process"]
-    if "mount" not in namespaces:
-        raise InvalidArgument("linux.namespaces", sorted(namespaces), "a container needs a mount namespace of its own")
+    if "mount" not in namespaces and "user" in namespaces:
+        why = "a user namespace may change no mounts but those of a mount namespace of its own"
+        raise InvalidArgument("linux.namespaces", sorted(namespaces), why)
     rootless = not host.permitted >> capabilities.NUMBER["CAP_SYS_ADMIN"] & 1
     tree = FileTree(container, namespaces, cgroup_directories, notify_socket, rootless)
     hooks, state = spec.get("hooks") or {}, state_of(container)
@@ -285,7 +286,7 @@ def _time_step(out: Steps, namespaces: Mapping[str, str], linux: Mapping[str, An
 
 def _outside_steps(out: Steps, tree: FileTree, namespaces: Mapping[str, str]) -> None:
     """Opening what will be mounted, in a copy of the host's mounts that nobody else sees."""
-    if namespaces["mount"]:
+    if namespaces.get("mount"):
         out.add("open_mount_namespace", "linux.namespaces", path=namespaces["mount"])
     out.add("new_namespaces", RULE + "mounts on the way to the root stay unseen", flags=syscalls.CLONE_NEWNS)
     tree.propagation_step(out)
@@ -302,7 +303,7 @@ def _namespace_steps(out: Steps, namespaces: Mapping[str, str], spec: Mapping[st
 
 
 def _root_steps(out: Steps, tree: FileTree, namespaces: Mapping[str, str]) -> None:
-    if namespaces["mount"]:
+    if namespaces.get("mount"):
         out.add("join_mount_namespace", "linux.namespaces")
     if not tree.outside:
         tree.propagation_step(out)

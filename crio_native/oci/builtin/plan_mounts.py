@@ -54,7 +54,8 @@ class FileTree:
     """The file tree's steps.
 
     early: see above.  outside: the root is made outside the namespaces that it will be in, and placed there as a whole.
-    rootless: outside of the container's user namespace we could do no more than inside.
+    rootless: outside of the container's user namespace we could do no more than inside.  hosts: without a mount
+    namespace of its own the container's mounts are the host's too, and those of the host stay as they are.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class FileTree:
         self.container, self.namespaces = container, namespaces
         self.linux = container.spec.get("linux") or {}
         self.own_user = "user" in namespaces
-        self.outside = (self.own_user and not rootless) or bool(namespaces["mount"])
+        self.outside = (self.own_user and not rootless) or bool(namespaces.get("mount"))
+        self.hosts = "mount" not in namespaces
         self.shared = (self.linux.get("rootfsPropagation") or "").endswith("shared")
         self.early = self.outside or self.shared
         path = container.spec["root"]["path"]
@@ -92,6 +94,8 @@ class FileTree:
                 out.add("open_devices", source, nodes=bound)
 
     def propagation_step(self, out: Steps) -> None:
+        if self.hosts:
+            return
         propagation = self.linux.get("rootfsPropagation") or "rslave"
         flags = mounts.PROPAGATION[propagation] | mounts.MS_REC
         if flags & mounts.MS_UNBINDABLE:  # nothing could be bound from there: for now it is private
@@ -104,7 +108,7 @@ class FileTree:
         elif self.container.overlay is not None:
             self._overlay_step(out)
         else:
-            out.add("bind_root", "root.path", path=self.root)
+            out.add("bind_root", "root.path", path=self.root, **({"pivots": False} if self.hosts else {}))
 
     def mount_steps(self, out: Steps) -> None:
         for source, step, args in self._mounts:
@@ -133,7 +137,7 @@ class FileTree:
     def enter_steps(self, out: Steps, pivot: bool) -> None:
         if self.container.spec["root"].get("readonly"):
             out.add("read_only_root", "root.readonly")
-        if self.namespaces["mount"]:
+        if self.hosts or self.namespaces["mount"]:
             out.add("change_root", RULE + "in a mount namespace of others / stays theirs")
         elif pivot:
             out.add("pivot_root", RULE + "the root file system becomes /")

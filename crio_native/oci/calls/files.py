@@ -29,11 +29,11 @@ def _private_parent(path: str) -> str:
 
 
 @describes
-def bind_root(path: str) -> list[str]:
+def bind_root(path: str, pivots: bool = True) -> list[str]:
     return [
         "root = " + open_tree(quoted(path), True).removeprefix("tree = "),
         "mount_setattr(root, 0, propagation=MS_SLAVE)",
-        _private_parent(path),
+        *([_private_parent(path)] if pivots else []),
         f"move_mount(root, {quoted(path)})",
     ]
 

@@ -102,6 +102,7 @@ def delete(options: SimpleNamespace) -> int:
 
 def _remove(found: State) -> None:
     found.remove_cgroup()
+    found.unmount()
     found.remove()
     if found.record["hooks"]:
         from crio_native.oci.builtin.standalone import create

@@ -112,14 +112,17 @@ class Made:
     def _record(self, bundle: str) -> dict[str, Any]:
         root = self.spec["root"]["path"]
         linux, hooks = self.spec.get("linux") or {}, self.spec.get("hooks") or {}
+        rootfs = root if root.startswith("/") else os.path.normpath(f"{bundle}/{root}")
+        alone = "mount" in specs.namespace_paths(self.spec)
         return {
+            **({} if alone else {"mountsOnRoot": state.mounts_on(rootfs)}),
             "id": self.options.arguments[0],
             "ociVersion": self.spec["ociVersion"],
             "pid": 0,
             "startTime": 0,
             "creator": [os.getpid(), process.start_time(os.getpid())],
             "bundle": bundle,
-            "rootfs": root if root.startswith("/") else os.path.normpath(f"{bundle}/{root}"),
+            "rootfs": rootfs,
             "created": state.now(),
             "owner": "root" if os.geteuid() == 0 else str(os.geteuid()),
             "annotations": self.spec.get("annotations") or {},
@@ -250,7 +253,6 @@ class Made:
         try:
             parent.serve()
             parent.release()
-            parent.release()
         except Failed as error:
             raise channel.failure(error.report) from None
         finally:
@@ -297,6 +299,7 @@ class Made:
             self.state.remove_cgroup()
         except CrioError as error:
             log.warning(f"container {self.state.id}: {error}")
+        self.state.unmount()
         self.state.remove()
 
 

@@ -127,6 +127,14 @@ class State:
         except FileNotFoundError:
             pass
 
+    def unmount(self) -> None:
+        """What a container without a mount namespace of its own has mounted, on and below its root, is the host's."""
+        if "mountsOnRoot" in self.record:
+            from crio_native.linux import mounts, syscalls
+
+            while mounts_on(self.record["rootfs"]) > self.record["mountsOnRoot"]:
+                syscalls.umount2(self.record["rootfs"], mounts.MNT_DETACH)
+
     def remove_cgroup(self) -> None:
         """Kill what is in the container's cgroup and remove it, with the ancestors that were made for it if empty."""
         if "intelRdt" in self.record:
@@ -145,6 +153,15 @@ class State:
                     os.rmdir(mount + ancestor)
                 except OSError:
                     continue  # another container is in it by now
+
+
+def mounts_on(path: str) -> int:
+    """How many mounts are stacked on the directory."""
+    wanted = os.fsencode(path)
+    for letter in (b"\\", b" ", b"\t", b"\n"):  # as mountinfo has them
+        wanted = wanted.replace(letter, b"\\%03o" % letter[0])
+    with open("/proc/self/mountinfo", "rb") as file:
+        return sum(line.split(b" ", 5)[4] == wanted for line in file)
 
 
 def check_id(container_id: str) -> str:

@@ -13,11 +13,12 @@ def root_propagation(context: Context, flags: int) -> None:
     syscalls.mount(None, "/", None, flags)
 
 
-def bind_root(context: Context, path: str) -> None:
+def bind_root(context: Context, path: str, pivots: bool = True) -> None:
     """pivot_root(2) wants a mount point whose parent does not propagate: the root bound onto itself."""
     tree = trees.clone(syscalls.AT_FDCWD, path, recursive=True)
     tree.change(propagation=mounts.MS_SLAVE)  # nor may it propagate itself, to where it comes from
-    _make_parent_private(path)
+    if pivots:
+        _make_parent_private(path)
     target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     tree.attach(target)
     os.close(target)
