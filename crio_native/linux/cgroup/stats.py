@@ -1,46 +1,86 @@
-"""Reading a group's accounts.  A list of all containers' statistics reads every file here, so each is read once."""
+"""Reading a group's accounts.  A list of all containers' statistics comes here for each: a file less is noticed."""
 
 from __future__ import annotations
 
 import os
 import time
+from _collections_abc import Mapping  # without the package around it
 
 from . import files
 from .hierarchy import Hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 _V1_UNLIMITED = 1 << 62  # v1 says "no limit" as the largest multiple of a page
 
 
+class Details(Mapping):  # type: ignore[type-arg]
+    """What few ask for, each read when it is looked at: a list of all containers' statistics needs none of it.
+
+    The keys are there when the host has them: cpu (ns, and counts of throttling), memory_peak, pids_limit, io (a list
+    with one entry a device), hugetlb and hugetlb_peak (page size -> bytes), pressure (cpu, memory and io; stall times
+    in microseconds).  Besides, what `read` came by anyway: memory (the kernel's own names), swap_limit.
+    """
+
+    def __init__(self, host: Hierarchy, path: str, known: dict[str, Any]) -> None:
+        self._known = known
+        self._readers = _readers(host, path)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            self._known[name] = self._readers[name]()
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known or name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._known, **self._readers})
+
+    def __len__(self) -> int:
+        return len({**self._known, **self._readers})
+
+
+def _readers(host: Hierarchy, path: str) -> dict[str, Callable[[], Any]]:
+    memory, pids, io = (host.mount_of(name) for name in ("memory", "pids", "io"))
+    readers: dict[str, Callable[[], Any]] = {"cpu": lambda: _cpu(host, path)}
+    if memory:
+        peak = "memory.peak" if host.version_of("memory") == 2 else "memory.max_usage_in_bytes"
+        readers["memory_peak"] = lambda: _number(f"{memory}{path}/{peak}")
+    if pids:
+        readers["pids_limit"] = lambda: _number(f"{pids}{path}/pids.max")
+    if "blkio" in host.v1:
+        readers["io"] = lambda: _io_v1(f"{host.v1['blkio']}{path}/")
+    elif io:
+        readers["io"] = lambda: _io_v2(f"{io}{path}/io.stat")
+    if version := host.version_of("hugetlb"):
+        current = ".current" if version == 2 else ".usage_in_bytes"
+        readers["hugetlb"] = lambda: _hugetlb(host, path, current)
+        readers["hugetlb_peak"] = lambda: _hugetlb(host, path, ".max_usage_in_bytes")  # which only v1 remembers
+    if host.unified:
+        readers["pressure"] = lambda: _pressure(f"{host.unified}{path}/")
+    return readers
+
+
 def read(host: Hierarchy, path: str) -> dict[str, Any]:
     """The fields of `oci.runtime.Stats`, those that this host can tell; times in ns, sizes in bytes.
 
-    Beside them ``extra``, whose keys are there when the host has them: cpu (ns, and counts of throttling), memory (the
-    kernel's own names), memory_peak, swap_limit, pids_limit, io (a list with one entry a device), hugetlb and
-    hugetlb_peak (page size -> bytes), pressure (cpu, memory and io; stall times in microseconds).
+    ``extra`` is `Details`.
     """
-    reading: dict[str, Any] = {"timestamp": time.time_ns(), "extra": {}}
-    extra = reading["extra"]
-    memory, pids, io = (host.mount_of(name) for name in ("memory", "pids", "io"))
-    _cpu(host, path, reading)
+    known: dict[str, Any] = {}
+    reading: dict[str, Any] = {"timestamp": time.time_ns(), "extra": Details(host, path, known)}
+    memory, pids = host.mount_of("memory"), host.mount_of("pids")
+    if (usage := _cpu_usage(host, path)) is not None:
+        reading["cpu_usage"] = usage
     if host.version_of("memory") == 2:
-        _memory_v2(f"{memory}{path}/", reading)
+        _memory_v2(f"{memory}{path}/", reading, known)
     elif memory:
-        _memory_v1(f"{memory}{path}/", reading)
+        _memory_v1(f"{memory}{path}/", reading, known)
     if pids:
         reading["pids"] = _number(f"{pids}{path}/pids.current")
-        extra["pids_limit"] = _number(f"{pids}{path}/pids.max")
-    if "blkio" in host.v1:
-        extra["io"] = _io_v1(f"{host.v1['blkio']}{path}/")
-    elif io:
-        extra["io"] = _io_v2(f"{io}{path}/io.stat")
-    if host.version_of("hugetlb"):
-        extra["hugetlb"], extra["hugetlb_peak"] = _hugetlb(host, path)
-    if host.unified:
-        extra["pressure"] = _pressure(f"{host.unified}{path}/")
     return reading
 
 
@@ -67,28 +107,34 @@ def _number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _cpu(host: Hierarchy, path: str, reading: dict[str, Any]) -> None:
-    """Every unified group counts its time, with or without a controller; throttling is the cpu controller's."""
-    extra: dict[str, int] = {}
+def _cpu_usage(host: Hierarchy, path: str) -> int | None:
+    """Every unified group counts its time, with or without a controller."""
+    if host.unified:
+        usage = files.table(files.read_or_empty(f"{host.unified}{path}/cpu.stat")).get("usage_usec")
+        return None if usage is None else usage * 1000
+    return _number(f"{host.v1['cpuacct']}{path}/cpuacct.usage") if "cpuacct" in host.v1 else None
+
+
+def _cpu(host: Hierarchy, path: str) -> dict[str, int]:
+    """Throttling is the cpu controller's, times are not."""
+    found: dict[str, int] = {}
     table: dict[str, int] = {}
     if host.unified:
         table = files.table(files.read_or_empty(f"{host.unified}{path}/cpu.stat"))
-        if "usage_usec" in table:
-            reading["cpu_usage"] = table["usage_usec"] * 1000
-            extra |= {"user": table["user_usec"] * 1000, "system": table["system_usec"] * 1000}
+        if "user_usec" in table:
+            found |= {"user": table["user_usec"] * 1000, "system": table["system_usec"] * 1000}
     elif "cpuacct" in host.v1:
         account = f"{host.v1['cpuacct']}{path}/cpuacct.usage"
-        reading["cpu_usage"] = _number(account)
-        extra |= {"user": _number(account + "_user") or 0, "system": _number(account + "_sys") or 0}
+        found |= {"user": _number(account + "_user") or 0, "system": _number(account + "_sys") or 0}
     if "cpu" in host.v1:
         table = files.table(files.read_or_empty(f"{host.v1['cpu']}{path}/cpu.stat"))
     if "nr_periods" in table:
-        extra["periods"], extra["throttled_periods"] = table["nr_periods"], table["nr_throttled"]
-        extra["throttled_time"] = table.get("throttled_time", table.get("throttled_usec", 0) * 1000)
-    reading["extra"]["cpu"] = extra
+        found |= {"periods": table["nr_periods"], "throttled_periods": table["nr_throttled"]}
+        found["throttled_time"] = table.get("throttled_time", table.get("throttled_usec", 0) * 1000)
+    return found
 
 
-def _memory_v2(directory: str, reading: dict[str, Any]) -> None:
+def _memory_v2(directory: str, reading: dict[str, Any], known: dict[str, Any]) -> None:
     table = files.table(files.read_or_empty(directory + "memory.stat"))
     usage = _number(directory + "memory.current")
     reading["memory_usage"] = usage
@@ -98,12 +144,11 @@ def _memory_v2(directory: str, reading: dict[str, Any]) -> None:
     reading["memory_limit"] = _number(directory + "memory.max")
     reading["page_faults"], reading["major_page_faults"] = table.get("pgfault"), table.get("pgmajfault")
     reading["swap_usage"] = _number(directory + "memory.swap.current")
-    reading["extra"]["memory"] = table
-    reading["extra"]["memory_peak"] = _number(directory + "memory.peak")
-    reading["extra"]["swap_limit"] = _number(directory + "memory.swap.max")
+    known["memory"] = table
+    known["swap_limit"] = _number(directory + "memory.swap.max")
 
 
-def _memory_v1(directory: str, reading: dict[str, Any]) -> None:
+def _memory_v1(directory: str, reading: dict[str, Any], known: dict[str, Any]) -> None:
     table = files.table(files.read_or_empty(directory + "memory.stat"))
     usage = _number(directory + "memory.usage_in_bytes")
     reading["memory_usage"] = usage
@@ -114,11 +159,10 @@ def _memory_v1(directory: str, reading: dict[str, Any]) -> None:
     reading["memory_limit"] = None if limit is None or limit >= _V1_UNLIMITED else limit
     reading["page_faults"], reading["major_page_faults"] = table.get("total_pgfault"), table.get("total_pgmajfault")
     reading["swap_usage"] = table.get("total_swap")
-    reading["extra"]["memory"] = table
-    reading["extra"]["memory_peak"] = _number(directory + "memory.max_usage_in_bytes")
+    known["memory"] = table
     both = table.get("hierarchical_memsw_limit", _V1_UNLIMITED)
     if limit is not None and limit <= both < _V1_UNLIMITED:
-        reading["extra"]["swap_limit"] = both - limit
+        known["swap_limit"] = both - limit
 
 
 def _io_v2(path: str) -> list[dict[str, Any]]:
@@ -145,15 +189,9 @@ def _io_v1(directory: str) -> list[dict[str, Any]]:
     return list(devices.values())
 
 
-def _hugetlb(host: Hierarchy, path: str) -> tuple[dict[str, int], dict[str, int]]:
-    """What is in use, and the most that was (which only v1 remembers), by page size."""
-    current = ".current" if host.version_of("hugetlb") == 2 else ".usage_in_bytes"
+def _hugetlb(host: Hierarchy, path: str, suffix: str) -> dict[str, int]:
     directory = f"{host.mount_of('hugetlb')}{path}/hugetlb."
-    readings = [
-        {size: value for size in _huge_page_sizes() if (value := _number(directory + size + suffix)) is not None}
-        for suffix in (current, ".max_usage_in_bytes")
-    ]
-    return readings[0], readings[1]
+    return {size: value for size in _huge_page_sizes() if (value := _number(directory + size + suffix)) is not None}
 
 
 def _huge_page_sizes() -> list[str]:
