@@ -217,6 +217,21 @@ class ImageStore:
         with self._layers.scratch() as scratch, layouts.opened(source, scratch, Platform.host()) as found:
             return [self._add_found(image, source, progress, stop) for image in found]
 
+    def save(self, ref: str, target: str, *, cancelled: threading.Event | None = None) -> Image:
+        """Write an image to this machine's disk, archived anew (see `exporting`).
+
+        target: "oci:/directory", "oci-archive:/file", "docker-archive:/file" or "dir:/directory", which must not exist.
+        Raises InvalidArgument, NotFound, AlreadyExists, Unimplemented (an artifact), ResourceExhausted, Internal.
+        """
+        from crio_native.images import exporting
+
+        image = self.get(ref)
+        stop = Stop(f"save of {ref}", cancelled, self._closing)
+        with self._keeping(image.layers), self._layers.scratch() as scratch:
+            layers = [layer for diff_id in image.layers if (layer := self._layers.get(diff_id))]
+            exporting.export(image, layers, self._layers.base, target, scratch, stop)
+        return image
+
     def _add_found(self, image: layouts.Found, source: str, progress: OnProgress | None, stop: Stop) -> Image:
         repositories = {references.parse(name).name for name in image.names}
         known_as = tuple(f"{name}@{digest}" for name in sorted(repositories) for digest in image.digests)
