@@ -73,6 +73,8 @@ def user(security: ContainerSecurity, image: Mapping[str, Any]) -> UserRequest:
         raise InvalidArgument(f"{where}.run_as_username", security.run_as_username, "excludes run_as_user")
     check_id(f"{where}.run_as_user", security.run_as_user)
     check_id(f"{where}.run_as_group", security.run_as_group)
+    if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
+        raise InvalidArgument(f"{where}.run_as_group", security.run_as_group, "needs run_as_user or run_as_username")
     for index, number in enumerate(security.supplemental_groups):
         check_id(f"{where}.supplemental_groups[{index}]", number)
     name = security.run_as_username or str(image.get("User") or "")

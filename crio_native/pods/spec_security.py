@@ -1,8 +1,8 @@
 """The security part of a container's config.json: seccomp, AppArmor, masked and read-only paths.
 
-The CRI has two generations of fields for seccomp and AppArmor; both are read here, the structured one first.  A
-container that says nothing gets the runtime's default profile.  What the host does not have is refused when a caller
-asks for it by name, never dropped in silence.
+The CRI has two generations of fields for seccomp and AppArmor; both are read here, the structured one first.  Who says
+nothing of seccomp runs unconfined by it, as the CRI has it (the kubelet always says something), and under AppArmor's
+default profile.  What the host does not have is refused when a caller asks for it by name, never dropped in silence.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 _WHERE = "config.linux.security_context"
 
 
-def profile(asked: SecurityProfile | None, path: str, field: str) -> SecurityProfile:
-    """The profile that the structured field or the deprecated path names."""
+def profile(asked: SecurityProfile | None, path: str, field: str, unset: ProfileType) -> SecurityProfile:
+    """The profile that the structured field or the deprecated path names; unset: what it is when neither does."""
     if asked is not None:
         return asked
     match path:
-        case "" | "runtime/default" | "docker/default":
+        case "":
+            return SecurityProfile(unset)
+        case "runtime/default" | "docker/default":
             return SecurityProfile(ProfileType.RuntimeDefault)
         case "unconfined":
             return SecurityProfile(ProfileType.Unconfined)
@@ -59,7 +61,9 @@ def seccomp(
 
     default, privileged: paths of the configured profiles, "" for the built-in one and for none.
     """
-    wanted = profile(security.seccomp, security.seccomp_profile_path, f"{_WHERE}.seccomp_profile_path")
+    wanted = profile(
+        security.seccomp, security.seccomp_profile_path, f"{_WHERE}.seccomp_profile_path", ProfileType.Unconfined
+    )
     if security.privileged:
         return profiles.localhost(privileged, capabilities) if privileged else None
     match wanted.profile_type:
@@ -77,7 +81,9 @@ def seccomp(
 
 def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
     """The AppArmor profile's name, "" for none."""
-    wanted = profile(security.apparmor, security.apparmor_profile, f"{_WHERE}.apparmor_profile")
+    wanted = profile(
+        security.apparmor, security.apparmor_profile, f"{_WHERE}.apparmor_profile", ProfileType.RuntimeDefault
+    )
     if security.privileged or wanted.profile_type is ProfileType.Unconfined:
         return "unconfined" if host.apparmor else ""
     if wanted.profile_type is ProfileType.Localhost:
@@ -90,15 +96,18 @@ def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
     return default if host.apparmor else ""
 
 
-def hidden_paths(security: ContainerSecurity) -> tuple[list[str], list[str]]:
+def hidden_paths(security: ContainerSecurity, *, own_user_namespace: bool) -> tuple[list[str], list[str]]:
     """The masked and the read-only paths.
 
-    An empty list on the wire may mean "none" or "not said"; the defaults are the safe reading (the kubelet says
-    "none" only for pods with a user namespace of their own).  A privileged container gets neither.
+    An empty list on the wire may mean "none" or "not said".  In a user namespace of the pod's own it is "none", which
+    is how the kubelet says `procMount: Unmasked`; elsewhere, where the kubelet never says it, the defaults are the safe
+    reading.  A privileged container gets neither.
     """
     if security.privileged:
         return [], []
-    masked, readonly = security.masked_paths or MASKED_PATHS, security.readonly_paths or READONLY_PATHS
+    masked, readonly = security.masked_paths, security.readonly_paths
+    if not own_user_namespace:
+        masked, readonly = masked or MASKED_PATHS, readonly or READONLY_PATHS
     for name, paths in (("masked_paths", masked), ("readonly_paths", readonly)):
         for index, path in enumerate(paths):
             if not path.startswith("/"):

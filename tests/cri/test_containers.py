@@ -70,11 +70,14 @@ def test_capabilities(cri: Client) -> None:
 
 def test_seccomp_and_no_new_privileges(cri: Client) -> None:
     script = "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status; unshare -r true 2>/dev/null || echo refused"
-    output = shell(cri, script, security={"no_new_privs": True})
+    default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    output = shell(cri, script, security={"no_new_privs": True, "seccomp": default})
     assert "NoNewPrivs:\t1" in output and "Seccomp:\t2" in output and "refused" in output
     free = pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
     assert "Seccomp:\t0" in shell(cri, script, security={"seccomp": free})
     assert "Seccomp:\t0" in shell(cri, script, security={"seccomp_profile_path": "unconfined"})
+    assert "Seccomp:\t2" in shell(cri, script, security={"seccomp_profile_path": "runtime/default"})
+    assert "Seccomp:\t0" in shell(cri, script)
 
 
 def test_a_local_seccomp_profile(cri: Client) -> None:

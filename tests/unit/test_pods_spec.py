@@ -45,6 +45,7 @@ from crio_native.pods.values import (
     Resources,
     SecurityProfile,
     SELinuxOption,
+    UserNamespace,
 )
 
 HOST = Host(frozenset(capabilities.NAMES), -1000, False, False, "x86_64", "node")
@@ -142,7 +143,6 @@ def test_working_directory() -> None:
     [
         (ContainerSecurity(), UserRequest("web:staff")),
         (ContainerSecurity(run_as_user=0), UserRequest("0")),
-        (ContainerSecurity(run_as_group=5), UserRequest("web", "5")),
         (ContainerSecurity(run_as_username="joe", run_as_group=0), UserRequest("joe", "0")),
         (
             ContainerSecurity(run_as_user=9, supplemental_groups=(1,), supplemental_groups_policy=GroupsPolicy.Strict),
@@ -253,9 +253,16 @@ def test_root_propagation() -> None:
     assert (of(), of(private), of(private, slave), of(slave, shared)) == ("", "", "rslave", "rshared")
 
 
+def test_a_group_needs_a_user() -> None:
+    with pytest.raises(InvalidArgument, match=r"run_as_group.*needs run_as_user"):
+        build(security=ContainerSecurity(run_as_group=5))
+
+
 def test_hidden_paths() -> None:
     linux = build().spec["linux"]
     assert "/proc/kcore" in linux["maskedPaths"] and "/proc/sys" in linux["readonlyPaths"]
+    mapped = build(of=pod(userns=UserNamespace())).spec["linux"]
+    assert mapped["maskedPaths"] == mapped["readonlyPaths"] == []
     mine = build(security=ContainerSecurity(masked_paths=("/a",), readonly_paths=("/b",))).spec["linux"]
     assert (mine["maskedPaths"], mine["readonlyPaths"]) == (["/a"], ["/b"])
 
@@ -264,6 +271,7 @@ def test_hidden_paths() -> None:
     ("security", "present"),
     [
         (ContainerSecurity(), True),
+        (ContainerSecurity(), False),
         (ContainerSecurity(seccomp=SecurityProfile(ProfileType.Unconfined)), False),
         (ContainerSecurity(seccomp=SecurityProfile(ProfileType.RuntimeDefault)), True),
         (ContainerSecurity(seccomp_profile_path="unconfined"), False),
