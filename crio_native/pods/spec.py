@@ -89,9 +89,7 @@ def container_spec(
     allowed = pod_annotations.Allowed(pod.config.annotations, handler, settings.workloads, config.metadata.name)
     score, clamped = spec_resources.oom_score(container.resources.oom_score_adj, host.oom_score_adj)
     labels = selinux.of_container(pod, security, settings, host)
-    masked, readonly_paths = spec_security.hidden_paths(
-        security, own_user_namespace=pod.userns is not None
-    )
+    masked, readonly_paths = spec_security.hidden_paths(security, own_user_namespace=pod.userns is not None)
     asked = _devices(container, handler, settings, allowed)
     injected = cdi.edits(_cdi_devices(config), settings.cdi_spec_dirs, asked)
     if settings.device_ownership_from_security_context:

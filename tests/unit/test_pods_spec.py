@@ -270,7 +270,6 @@ def test_hidden_paths() -> None:
 @pytest.mark.parametrize(
     ("security", "present"),
     [
-        (ContainerSecurity(), True),
         (ContainerSecurity(), False),
         (ContainerSecurity(seccomp=SecurityProfile(ProfileType.Unconfined)), False),
         (ContainerSecurity(seccomp=SecurityProfile(ProfileType.RuntimeDefault)), True),
