@@ -13,7 +13,7 @@ import sys
 import click
 
 from crio_native import __version__
-from crio_native.cli.ctl import containers, images, isolation, node, run, show
+from crio_native.cli.ctl import containers, images, interactive, isolation, node, run, show
 from crio_native.cli.ctl.client import Client
 from crio_native.errors import CrioError
 
@@ -58,7 +58,9 @@ for command in (
     containers.start,
     containers.stop,
     containers.rm,
-    containers.exec_,
+    interactive.exec_,
+    interactive.attach,
+    interactive.port_forward,
     containers.logs,
     containers.inspect,
     isolation.isolation,

@@ -49,7 +49,9 @@ class StreamingService:
     async def Exec(self, request: Any, call: Call) -> Any:
         from crio_native.streaming.remotecommand import Command
 
-        container = self._running(request.container_id, "exec")
+        container = lookup.find(self._node.store, Container, request.container_id, "container_id")
+        if container.state != ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.state}; exec needs a running one")
         words = check_command(request.cmd)
         options = _options(request)
         command = Command(options, lambda: self._exec(container.id, words, options))
@@ -58,7 +60,7 @@ class StreamingService:
     async def Attach(self, request: Any, call: Call) -> Any:
         from crio_native.streaming.remotecommand import Command
 
-        container = self._running(request.container_id, "attach")
+        container = self._live(request.container_id)
         options = _options(request)
         command = Command(options, lambda: self._attach(container.id, options))
         return pb.AttachResponse(url=self._server.url("attach", command))
@@ -76,10 +78,11 @@ class StreamingService:
         ports = Ports(tuple(request.port), lambda: self._dial(pod.id))
         return pb.PortForwardResponse(url=self._server.url("portforward", ports))
 
-    def _running(self, container_id: str, what: str) -> Container:
+    def _live(self, container_id: str) -> Container:
+        """To attach to: also one that is not started yet, so that a client may have its output from the first byte."""
         container = lookup.find(self._node.store, Container, container_id, "container_id")
-        if container.state != ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container.id} is {container.state}; {what} needs a running one")
+        if not container.live:
+            raise FailedPrecondition(f"container {container.id} is {container.state}; attach needs one that lives")
         return container
 
     def _ready(self, pod_id: str) -> Pod:
@@ -100,15 +103,17 @@ class StreamingService:
             outputs = {"stdout": session.terminal} if options.stdout else {}
             return Exec(session, -1, outputs, session.terminal)
         ours: dict[str, int] = {}
+        given = {"stdin": -1, "stdout": -1, "stderr": -1}
         with contextlib.ExitStack() as theirs:
-            given: dict[str, int] = {}
-            for name in ("stdin", "stdout", "stderr"):
+            for name in given:
                 if getattr(options, name):
                     read, write = os.pipe2(os.O_CLOEXEC)
                     given[name], ours[name] = (read, write) if name == "stdin" else (write, read)
                     theirs.callback(os.close, given[name])
             try:
-                session = self._containers.exec(container_id, words, **given)
+                session = self._containers.exec(
+                    container_id, words, given["stdout"], given["stderr"], stdin=given["stdin"]
+                )
             except BaseException:
                 for fd in ours.values():
                     os.close(fd)
@@ -119,7 +124,7 @@ class StreamingService:
     def _attach(self, container_id: str, options: Options) -> Program:
         from crio_native.streaming.programs import Attachment
 
-        container = self._running(container_id, "attach")
+        container = self._live(container_id)
         runtime = self._node.executor(self._node.store.get(Pod, container.pod_id))
         run_dir = self._node.layout.run_dir(container.id)
         connection = runtime.attach(container.id, run_dir, stdin=options.stdin and container.config.stdin)

@@ -46,6 +46,9 @@ class Transport(Protocol):
     async def ready(self) -> None:
         """Until the client has opened all streams; `run` must be running."""
 
+    async def begun(self) -> None:
+        """Tell the client that the command runs: a message without content on its first output."""
+
     async def run(self, sink: Sink) -> None:
         """Until the client has gone."""
 
@@ -77,6 +80,7 @@ async def serve(transport: Transport, command: Command, *, status_objects: bool)
         try:
             program = await _start(command)
             started.set_result(program)
+            await transport.begun()
             end = _exit_status(await _before(program.run(transport.send), reader))
         except CrioError as error:
             end = _failure(error)
@@ -209,6 +213,11 @@ class SpdyStreams:
 
     async def ready(self) -> None:
         await self._ready.wait()
+
+    async def begun(self) -> None:
+        first = next((name for name in ("stdout", "stderr") if name in self._numbers), "")
+        if first:
+            await self.send(first, memoryview(b""))
 
     async def run(self, sink: Sink) -> None:
         self._sink = sink

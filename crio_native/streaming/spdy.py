@@ -68,7 +68,10 @@ class Replied:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Part of what a stream carries; a view of what `receive` was given, so good until the next event is asked for."""
+    """Part of what a stream carries, empty for a frame without content.
+
+    A view of what `receive` was given, so good until the next event is asked for.
+    """
 
     stream: int
     data: memoryview
@@ -171,7 +174,7 @@ class Connection:
         """What comes for a stream that is closed was under way when it was: it is dropped."""
         if self._stream not in self._receiving:
             return
-        if part:
+        if part or not self._ends:
             yield Data(self._stream, part)
         if self._ends and not self._left:
             self._receiving.discard(self._stream)

@@ -147,7 +147,9 @@ class Channels:
         self._numbers = {name: number for number, name in names.items()}
 
     async def ready(self) -> None:
-        """All channels exist at once; an empty message tells the client so."""
+        """All channels exist at once."""
+
+    async def begun(self) -> None:
         first = next((name for name in ("stdout", "stderr") if name in self._numbers), "error")
         await self.send(first, memoryview(b""))
 

@@ -334,7 +334,7 @@ def test_rm_force_kills(ctl, fake) -> None:
 
 def test_exec_passes_output_and_exit_code_on(ctl, fake) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
-    result = ctl("exec", "-t", "5", "web", "sh", "-c", "echo out; echo err >&2; exit 3")
+    result = ctl("exec", "--timeout", "5", "web", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (result.code, result.out, result.err) == (3, "out\n", "err\n")
     assert fake.runtime.asked(api.ExecSyncRequest)[0].timeout == 5
 
@@ -547,7 +547,6 @@ def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl, fake) -> 
         (["run", "--memory", "lots", "busybox"], "--memory"),
         (["run", "-v", "relative:/x", "busybox"], "HOST"),
         (["run", "--rm", "-d", "busybox"], "--rm"),
-        (["run", "-i", "busybox"], "attach"),
         (["run", "--host-pid", "--share-pid", "busybox"], "--share-pid"),
         (["run", "--name", "../up", "busybox"], "--name"),
         (["exec", "web"], "COMMAND"),

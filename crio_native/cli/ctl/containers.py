@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from crio_native.api.runtime.v1 import api_pb2 as api
@@ -174,25 +172,6 @@ def rm(client: Client, target: tuple[str, ...], force: bool) -> None:
             client.call(api.RemoveContainerRequest(container_id=found.id))
 
     for_each(target, act)
-
-
-@click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option("-t", "--timeout", type=click.IntRange(0), default=0, help="Seconds until the kill; 0 for no limit.")
-@click.argument("container")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.pass_obj
-def exec_(client: Client, timeout: int, container: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a running container and exit with its exit code.
-
-    The output comes when the command has ended; there is no input.
-    """
-    found = Node.read(client).container(container)
-    request = api.ExecSyncRequest(container_id=found.id, cmd=command, timeout=timeout)
-    answer = client.call(request, grant=timeout or None)
-    for stream, data in ((sys.stdout, answer.stdout), (sys.stderr, answer.stderr)):
-        stream.buffer.write(data)
-        stream.flush()
-    sys.exit(answer.exit_code)
 
 
 @click.command()

@@ -124,6 +124,18 @@ def publish(text: str) -> api.PortMapping:
     )
 
 
+def forward(text: str) -> tuple[int, int]:
+    """(local, remote) from "[LOCAL:]REMOTE"."""
+    found = re.fullmatch(r"(?:([0-9]{1,5}):)?([0-9]{1,5})", text)
+    if not found:
+        raise ValueError("want [LOCAL:]REMOTE")
+    remote = int(found[2])
+    local = int(found[1]) if found[1] else remote
+    if not (local <= 65535 and 1 <= remote <= 65535):
+        raise ValueError("a port is a number between 1 and 65535 (LOCAL may be 0)")
+    return local, remote
+
+
 def pair(text: str) -> tuple[str, str]:
     """ "KEY=VALUE"; the value may be empty."""
     key, equals, value = text.partition("=")

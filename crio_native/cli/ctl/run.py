@@ -22,10 +22,11 @@ from typing import Any
 import click
 
 from crio_native.api.runtime.v1 import api_pb2 as api
-from crio_native.cli.ctl import logs, parse, show
+from crio_native.cli.ctl import interactive, logs, parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import RUN_NAMESPACE, Node, Pod
 from crio_native.cli.ctl.images import pull_image
+from crio_native.cli.ctl.streams import Command, Streams
 from crio_native.errors import AlreadyExists, CrioError, DeadlineExceeded, NotFound, PermissionRefused, Unavailable
 
 LOG_NAME = "container.log"
@@ -70,11 +71,15 @@ class RunOptions:
     tty: bool = False
     interactive: bool = False
 
+    @property
+    def talks(self) -> bool:
+        """Whether our standard streams are the container's."""
+        return self.interactive and not self.detach
+
     def check(self) -> None:
         """Refuse combinations that cannot work.  Raises click.UsageError."""
         for wrong, why in (
             (self.remove and self.detach, "--rm needs the foreground: after --detach nobody is here to remove it"),
-            (self.interactive and not self.detach, "-i needs --detach: input comes by attach, run does not forward it"),
             (self.host_pid and self.share_pid, "--host-pid and --share-pid exclude each other"),
             (self.host_network and self.ports, "--publish has no meaning with --host-network"),
             (self.host_network and self.hostname, "--hostname cannot be set with --host-network"),
@@ -145,6 +150,7 @@ def container_config(options: RunOptions, image: str) -> api.ContainerConfig:
         annotations=dict(options.annotations),
         log_path=LOG_NAME,
         stdin=options.interactive,
+        stdin_once=options.talks,
         tty=options.tty,
         linux=api.LinuxContainerConfig(resources=resources(options), security_context=security),
     )
@@ -203,6 +209,30 @@ class Run:
             self._undo()
             raise
 
+    def talk(self) -> int:
+        """Start the container with our standard streams attached; its exit code when it has ended."""
+        streams = interactive.streams_of(True, self.options.tty)
+        session = self._early_session(streams)
+        self._start()
+        try:
+            (session or interactive.session(self.client, self.container_id, streams)).run()
+        except KeyboardInterrupt:
+            self._stop()
+        deadline = time.monotonic() + STOP_GRACE
+        while not has_ended(self._status()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self._exit_code()
+
+    def _early_session(self, streams: Streams) -> Command | None:
+        """Attached before the start, nothing is missed; None from a runtime that attaches to running containers only,
+        where what comes at once is in the log."""
+        try:
+            session = interactive.session(self.client, self.container_id, streams)
+        except CrioError:
+            return None
+        session.await_start()
+        return session
+
     def follow(self) -> int:
         """Print the output until the container has ended; its exit code."""
         with logs.LogFile(str(self.logs / LOG_NAME)) as log:
@@ -212,6 +242,9 @@ class Run:
             except KeyboardInterrupt:
                 self._stop()
                 printer.write(log.records())
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
         status = self._status()
         if status.state != api.CONTAINER_EXITED:
             raise Unavailable("the runtime lost track of the container: its exit code is not known")
@@ -262,6 +295,10 @@ class Run:
         container = container_config(self.options, image)
         create = api.CreateContainerRequest(pod_sandbox_id=self.pod_id, config=container, sandbox_config=pod)
         self.container_id = self.client.call(create, grant=CREATE_GRANT).container_id
+        if not self.options.talks:
+            self._start()
+
+    def _start(self) -> None:
         self.client.call(api.StartContainerRequest(container_id=self.container_id), grant=CREATE_GRANT)
 
     def _lost_pod(self) -> str:
@@ -352,7 +389,7 @@ def _many(parse_one: Callable[[str], Any], metavar: str) -> Any:
     "--seccomp", type=parse.Parsed("PROFILE", parse.seccomp), help="runtime-default, unconfined or localhost/PATH."
 )
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-i", "--interactive", is_flag=True, help="Keep stdin open for attach (with --detach).")
+@click.option("-i", "--interactive", is_flag=True, help="Send our stdin; with --detach keep it open for attach.")
 @click.pass_obj
 def run(client: Client, /, **words: object) -> None:
     """Run COMMAND in a new pod made from IMAGE.
@@ -371,7 +408,7 @@ def run(client: Client, /, **words: object) -> None:
         click.echo(run.container_id)
         return
     try:
-        code = run.follow()
+        code = run.talk() if options.talks else run.follow()
     finally:
         run.finish()
     sys.exit(code)
