@@ -13,7 +13,7 @@ import sys
 import click
 
 from crio_native import __version__
-from crio_native.cli.ctl import containers, images, interactive, isolation, node, run, show
+from crio_native.cli.ctl import containers, images, interactive, isolation, node, run, show, usage
 from crio_native.cli.ctl.client import Client
 from crio_native.errors import CrioError
 
@@ -68,7 +68,8 @@ for command in (
     images.pull,
     images.load,
     images.rmi,
-    node.stats,
+    usage.stats,
+    usage.update,
     node.version,
     node.info,
     node.events,

@@ -80,6 +80,8 @@ def _merged(old: Resources, wanted: Resources) -> Resources:
     if "hugepage_limits" in given:
         sizes = {limit.page_size: limit for limit in (*old.hugepage_limits, *wanted.hugepage_limits)}
         given["hugepage_limits"] = tuple(sizes.values())
+    if wanted.memory_limit_in_bytes == _NO_LIMIT:
+        given |= {"memory_limit_in_bytes": 0, "memory_swap_limit_in_bytes": 0}
     return dataclasses.replace(old, **given)
 
 

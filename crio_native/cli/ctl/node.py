@@ -1,11 +1,8 @@
-"""The commands about the node as a whole: numbers, versions, state, events."""
+"""The commands about the node as a whole: versions, state, events."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import click
 from google.protobuf import json_format
@@ -14,85 +11,8 @@ from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.cli.ctl import show
 from crio_native.cli.ctl.client import Client
-from crio_native.cli.ctl.find import SHORT, Node
+from crio_native.cli.ctl.find import SHORT
 from crio_native.errors import Unimplemented
-
-STATS_TITLES = ["CONTAINER", "NAME", "CPU %", "MEMORY", "WORKING SET", "SWAP", "WRITTEN"]
-Sample = Mapping[str, api.ContainerStats]
-
-
-def read_stats(client: Client, wanted: set[str]) -> dict[str, api.ContainerStats]:
-    """Stats by container id; of all running containers when `wanted` is empty."""
-    listed = client.call(api.ListContainerStatsRequest()).stats
-    return {item.attributes.id: item for item in listed if not wanted or item.attributes.id in wanted}
-
-
-def cpu_percent(before: api.ContainerStats | None, now: api.ContainerStats) -> str:
-    """CPU time between two readings in percent of one CPU; the runtime's own figure where there is no earlier one."""
-    if before and now.cpu.timestamp > before.cpu.timestamp:
-        used = now.cpu.usage_core_nano_seconds.value - before.cpu.usage_core_nano_seconds.value
-        return f"{max(0, used) / (now.cpu.timestamp - before.cpu.timestamp):.1%}".rstrip("%")
-    if now.cpu.HasField("usage_nano_cores"):
-        return f"{now.cpu.usage_nano_cores.value / 1e7:.1f}"
-    return "-"
-
-
-def optional_size(message: Any, field: str) -> str:
-    return show.size(getattr(message, field).value) if message.HasField(field) else "-"
-
-
-def stats_row(before: api.ContainerStats | None, now: api.ContainerStats) -> list[str]:
-    return [
-        now.attributes.id[:SHORT],
-        now.attributes.metadata.name,
-        cpu_percent(before, now),
-        optional_size(now.memory, "usage_bytes"),
-        optional_size(now.memory, "working_set_bytes"),
-        optional_size(now.swap, "swap_usage_bytes"),
-        optional_size(now.writable_layer, "used_bytes"),
-    ]
-
-
-def stats_rows(before: Sample, now: Sample) -> list[list[str]]:
-    return [stats_row(before.get(id_), item) for id_, item in now.items()]
-
-
-@click.command()
-@click.argument("container", nargs=-1)
-@click.option("-w", "--watch", is_flag=True, help="Repeat until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between.")
-@show.output_option
-@click.pass_obj
-def stats(client: Client, container: tuple[str, ...], watch: bool, interval: float, output: str) -> None:
-    """Print CPU and memory of running containers.
-
-    The CPU column is measured over the interval, in percent of one CPU.
-    """
-    if watch and output == "json":
-        raise click.UsageError("--watch prints tables; repeat the command for JSON")
-    node = Node.read(client) if container else None
-    wanted = {node.container(reference).id for reference in container} if node else set()
-    now = read_stats(client, wanted)
-    if output == "json":
-        show.as_json({"stats": [show.as_dict(item) for item in now.values()]})
-        return
-    if watch:
-        watch_stats(client, wanted, interval)
-        return
-    time.sleep(interval if now else 0)
-    show.print_table(STATS_TITLES, stats_rows(now, read_stats(client, wanted)))
-
-
-def watch_stats(client: Client, wanted: set[str], interval: float) -> None:
-    from rich.live import Live
-
-    before: Sample = {}
-    with Live(auto_refresh=False, screen=sys.stdout.isatty()) as live:
-        while True:
-            now = read_stats(client, wanted)
-            live.update(show.table(STATS_TITLES, stats_rows(before, now)), refresh=True)
-            before = now
-            time.sleep(interval)
 
 
 @click.command()
