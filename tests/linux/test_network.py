@@ -25,7 +25,7 @@ from crio_native.errors import (
     ResourceExhausted,
     StepFailed,
 )
-from crio_native.network import Attachment, NetworkList, PodNetwork, PortMapping, links, nftables
+from crio_native.network import Attachment, NetworkList, PodNetwork, PortMapping, iptables, links, nftables
 from crio_native.network.records import Records
 
 from .network_lab import NODE_IPS, OUTSIDE_IPS, Namespace, Outside, Server, ask, ip, on_a_node, ping
@@ -405,17 +405,61 @@ def test_a_sandbox_is_attached_once(tmp_path: Path) -> None:
 
 
 @on_a_node
-def test_a_kernel_without_nf_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_nf_tables_and_a_host_without_iptables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An unknown netlink protocol stands for it: the kernel's answer to opening the socket is real."""
     monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 31)
+    monkeypatch.setattr(iptables, "DIRECTORIES", ())
     network = open_network(tmp_path)
     ready, limit = network.status()
     assert ready and "no masquerading and no host ports" in limit and "EPROTONOSUPPORT" in limit
     with Pod(network, tmp_path, "a") as a, Pod(network, tmp_path, "b") as b:
         a.run(lambda: ping(b.ip4))
-        with pytest.raises(FailedPrecondition, match=r"ports of the node \(tcp :8080\), which need nf_tables"):
+        with pytest.raises(
+            FailedPrecondition, match=r"ports of the node \(tcp :8080\), which need nf_tables or iptables"
+        ):
             Pod(network, tmp_path, "c", [PortMapping(8080, 80)])
     assert network.shutdown(remove=True) and link_names() == {"lo"}
+
+
+@on_a_node
+def test_a_kernel_with_iptables_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports from everywhere, masquerading, a restart of the daemon, a flush by somebody else; and nothing is left."""
+    monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 31)
+    network = open_network(tmp_path)
+    assert network.status() == (True, "")
+    ports = [PortMapping(8080, 80), PortMapping(8081, 81, "udp"), PortMapping(8082, 80, "tcp", NODE_IPS[4])]
+    with Outside(tmp_path) as outside:
+        with Pod(network, tmp_path, "a", ports) as a, Pod(network, tmp_path, "b", [PortMapping(8090, 80)]) as b:
+            with Server(outside, "0.0.0.0", 80, "out"):
+                assert a.run(lambda: ask(OUTSIDE_IPS[4], 80)) == ("out", NODE_IPS[4])
+            with Server(a, "0.0.0.0", 80, "a4"), Server(a, "0.0.0.0", 81, "udp", socket.SOCK_DGRAM):
+                assert outside.run(lambda: ask(NODE_IPS[4], 8080)) == ("a4", OUTSIDE_IPS[4])
+                assert outside.run(lambda: ask(NODE_IPS[4], 8081, socket.SOCK_DGRAM))[0] == "udp"
+                assert ask("127.0.0.1", 8080) == ("a4", "10.87.0.1") and ask(NODE_IPS[4], 8082)[0] == "a4"
+                for pod in (a, b):
+                    assert pod.run(lambda: ask(NODE_IPS[4], 8080))[0] == "a4"
+                with pytest.raises(OSError):
+                    ask("127.0.0.1", 8082)
+            with Server(a, "::", 80, "a6"):
+                assert outside.run(lambda: ask(NODE_IPS[6], 8080)) == ("a6", OUTSIDE_IPS[6])
+                assert a.run(lambda: ask(NODE_IPS[6], 8080))[0] == "a6"
+            subprocess.run(["iptables-legacy", "-t", "nat", "-F", "PREROUTING"], check=True)
+            network.shutdown()
+            b.network = network = open_network(tmp_path)
+            b.network.teardown("sandbox-b")
+            assert "--dport 8090" not in saved_by_iptables() and "--dport 8080" in saved_by_iptables()
+            with Pod(network, tmp_path, "c"), Server(a, "0.0.0.0", 80, "a4"):
+                assert outside.run(lambda: ask(NODE_IPS[4], 8080)) == ("a4", OUTSIDE_IPS[4])
+            a.network = network
+        assert "--dport" not in saved_by_iptables()
+    assert network.shutdown(remove=True) and "CRIO" not in saved_by_iptables()
+
+
+def saved_by_iptables() -> str:
+    commands = ("iptables-legacy-save", "ip6tables-legacy-save")
+    return "".join(subprocess.run([it], capture_output=True, text=True, check=True).stdout for it in commands)
 
 
 @on_a_node

@@ -26,7 +26,7 @@ from crio_native.errors import (
     StepFailed,
     Unavailable,
 )
-from crio_native.network import Attachment, PodNetwork, PortMapping
+from crio_native.network import Attachment, PodNetwork, PortMapping, nftables
 from crio_native.network.cni.chores import FIRST_PAUSE
 from crio_native.network.cni.protocol import PluginFailed
 
@@ -88,8 +88,11 @@ def rate_limited() -> bool:
 # Debian's plugins.
 
 
+@pytest.mark.parametrize("rules", ["nf_tables", "iptables"])
 @on_a_node
-def test_ptp_with_the_built_in_portmap(lab: Lab) -> None:
+def test_ptp_with_the_built_in_portmap(lab: Lab, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rules == "iptables":  # an unknown netlink protocol: the kernel's own refusal
+        monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 31)
     lab.debian()
     lab.write({"type": "ptp", "ipMasq": True, "ipam": lab.ipam(*DUAL)}, PORTMAP)
     network = lab.opened()
@@ -114,7 +117,7 @@ def test_ptp_with_the_built_in_portmap(lab: Lab) -> None:
             assert outside.run(lambda: ask("2001:db8::1", 8080)) == ("a6", OUTSIDE_IPS[6])
             assert a.run(lambda: ask("fd55::1", 8080))[0] == "a6"
     assert lab.leased() == set() and lab.results() == {}
-    assert network.shutdown(remove=True) and link_names() == {"lo", "up0"}
+    assert network.shutdown(remove=True) and link_names() <= {"lo", "up0"}
 
 
 @on_a_node

@@ -15,7 +15,7 @@ from typing import Any
 
 from crio_native.errors import CrioError, FailedPrecondition, NotFound
 from crio_native.linux.process import open_namespace
-from crio_native.network.cni import process
+from crio_native.network import process
 from crio_native.network.cni.attachment import CniAttachment, Subject
 from crio_native.network.cni.protocol import PluginFailed, Result, emit, failure, parse_result
 from crio_native.network.conflist import VERSIONS, NetworkList, PluginProgram

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from crio_native.errors import StepFailed, Unavailable
-from crio_native.network.cni.process import Ended, text
+from crio_native.network.process import Ended, text
 
 Result = dict[str, Any]
 

@@ -40,8 +40,9 @@ def run(
     seconds: float,
     inherited: Sequence[int] = (),
     stop: int = -1,
+    arguments: Sequence[str] = (),
 ) -> Ended:
-    """Run the program without arguments until it ends.
+    """Run the program until it ends.
 
     step names the run in errors.  inherited: descriptors that it has too, under their numbers.  stop: a descriptor that
     becomes readable when the run is to be given up.  Raises StepFailed when the program cannot be executed or prints
@@ -58,7 +59,7 @@ def run(
         os.lseek(memory, 0, os.SEEK_SET)
         try:
             process = subprocess.Popen(
-                [path],
+                [path, *arguments],
                 stdin=memory,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
