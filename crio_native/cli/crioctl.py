@@ -67,6 +67,7 @@ for command in (
     images.images,
     images.pull,
     images.load,
+    images.save,
     images.rmi,
     usage.stats,
     usage.update,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
@@ -24,6 +24,7 @@ from crio_native.pods.values import ImageSpec
 
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
 IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:")
+SAVE = "save:"  # SAVE TRANSPORT:PATH:IMAGE writes an image to a file; no kubelet takes any of these for a reference
 
 
 class ImageService:
@@ -35,6 +36,7 @@ class ImageService:
         self._jobs = jobs
         self._pulls = pulls
         self._counts = counts
+        self._pulling: dict[str, dict[str, Progress]] = {}  # by reference, then by layer
 
     async def ListImages(self, request: Any, call: Call) -> Any:
         response = pb.ListImagesResponse()
@@ -56,7 +58,10 @@ class ImageService:
         return [found] if found else []
 
     async def ImageStatus(self, request: Any, call: Call) -> Any:
-        """An image that is not there is an empty answer, not an error."""
+        """An image that is not there is an empty answer, not an error.
+
+        Verbose, the answer tells how far each layer is while the reference is being pulled: the CRI has no other word.
+        """
         reference = _reference(request.image)
         image = await call.thread(self._get, reference)
         response = pb.ImageStatusResponse()
@@ -65,6 +70,8 @@ class ImageService:
             to_message(response.image.spec, ImageSpec(image=reference))
             if request.verbose:
                 response.info["info"] = json.dumps({"imageSpec": dict(image.config)})
+        if request.verbose and reference in self._pulling:
+            response.info["pull"] = json.dumps([asdict(layer) for layer in list(self._pulling[reference].values())])
         return response
 
     async def PullImage(self, request: Any, call: Call) -> Any:
@@ -79,7 +86,10 @@ class ImageService:
                 if not images:
                     raise InvalidArgument("image.image", reference, "holds no image")
                 return images[0]
-            heard: dict[str, Progress] = {}
+            if reference.startswith(SAVE):
+                transport, path, name = (*reference.removeprefix(SAVE).split(":", 2), "", "")[:3]
+                return self._images.save(name, f"{transport}:{path}")
+            heard = self._pulling.setdefault(reference, {})
             try:
                 image = self._images.pull(
                     reference,
@@ -90,6 +100,8 @@ class ImageService:
             except CrioError as error:
                 self._counts.pull_failed(error)
                 raise
+            finally:
+                self._pulling.pop(reference, None)
             self._counts.pull_succeeded(heard)
             return image
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -16,8 +19,10 @@ from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import SHORT
 from crio_native.cli.ctl.targets import for_each
-from crio_native.errors import InvalidArgument, NotFound
+from crio_native.errors import CrioError, InvalidArgument, NotFound
 
+PROGRESS_INTERVAL = 0.2
+"""Seconds between two looks at a pull."""
 MEMBERS_MAX = 100_000
 """Entries of an archive to look through for the one that says its kind."""
 
@@ -40,9 +45,52 @@ def spinner(text: str) -> Iterator[None]:
 
 def pull_image(client: Client, image: str, auth: api.AuthConfig | None = None) -> str:
     """Pull, without a deadline, and return the runtime's reference for the image."""
-    with spinner(f"pulling {image}"):
+    with layers_shown(client, image):
         answer = client.call(api.PullImageRequest(image=api.ImageSpec(image=image), auth=auth), grant=None)
     return str(answer.image_ref)
+
+
+@contextmanager
+def layers_shown(client: Client, image: str) -> Iterator[None]:
+    """A line with a bar for each layer of a pull, on the terminal's stderr; one line in all elsewhere.
+
+    The CRI tells nothing of a pull while it runs.  Our daemon says it in ImageStatus's verbose information; of another
+    runtime only the elapsed time is shown.
+    """
+    if not sys.stderr.isatty():
+        show.note(f"pulling {image}")
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()
+    ended = threading.Event()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(f"pulling {show.clean(image)}", total=None)
+        watcher = threading.Thread(target=_watch, args=(client, image, progress, ended), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join(1)
+
+
+def _watch(client: Client, image: str, progress: Any, ended: threading.Event) -> None:
+    request = api.ImageStatusRequest(image=api.ImageSpec(image=image), verbose=True)
+    tasks: dict[str, Any] = {}
+    while not ended.wait(PROGRESS_INTERVAL):
+        try:
+            layers = json.loads(client.call(request).info.get("pull", "[]"))
+        except (CrioError, ValueError):
+            continue  # the pull itself says what is wrong
+        for layer in layers:
+            digest = layer["digest"]
+            if digest not in tasks:
+                tasks[digest] = progress.add_task(digest.partition(":")[2][:SHORT], total=layer["total"])
+            progress.update(tasks[digest], completed=layer["current"])
 
 
 def archive_reference(path: str, tag: str = "") -> str:
@@ -128,6 +176,33 @@ def load(client: Client, path: str, tag: str) -> None:
     `docker-archive:` or `dir:`, which another runtime may not know.
     """
     click.echo(pull_image(client, archive_reference(path, tag)))
+
+
+@click.command()
+@click.argument("image")
+@click.argument("path", type=click.Path())
+@click.option(
+    "--format",
+    "transport",
+    type=click.Choice(["oci", "oci-archive", "docker-archive", "dir"]),
+    default="docker-archive",
+    show_default=True,
+    help="An OCI layout as directory or as tar file, what `docker load` reads, or skopeo's directory.",
+)
+@click.pass_obj
+def save(client: Client, image: str, path: str, transport: str) -> None:
+    """Write IMAGE to PATH, which must not exist, on the daemon's machine.
+
+    Layers are archived anew from the store's directories: the files are the same, the image's id is another.  The CRI
+    has no call for this: it is a pull of the daemon's own word `save:`, which another runtime does not know.
+    """
+    absolute = os.path.abspath(path)
+    if ":" in absolute:
+        raise InvalidArgument("PATH", absolute, "has a ':', which ends a path in image references; choose another")
+    with spinner(f"saving {image}"):
+        spec = api.ImageSpec(image=f"save:{transport}:{absolute}:{image}")
+        client.call(api.PullImageRequest(image=spec), grant=None)
+    click.echo(absolute)
 
 
 @click.command()
