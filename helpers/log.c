@@ -24,6 +24,7 @@ enum {
 };
 
 static int log_fd = -1;
+static bool sync_wanted;
 static const char *path;
 static long long size_max, size; /* size_max <= 0: no limit */
 static long long lost, lost_reported, complained_at;
@@ -50,9 +51,17 @@ static int open_log(const char *name, int flags)
 
 static void use(int fd)
 {
+	if (log_fd >= 0 && sync_wanted)
+		fdatasync(log_fd);
 	if (log_fd >= 0)
 		close(log_fd);
 	log_fd = fd;
+}
+
+/* A file of the log is flushed to the disk when another takes its place, and at the end. */
+void log_sync(void)
+{
+	sync_wanted = true;
 }
 
 /* 0 or an errno; EINVAL also when the path names something that is not a regular file. */

@@ -116,6 +116,8 @@ static void read_arguments(char **at)
 			options.has_stdin = true;
 		else if (strcmp(*at, "--stdin-once") == 0)
 			options.stdin_once = true;
+		else if (strcmp(*at, "--sync-log") == 0)
+			log_sync();
 		else if (option(&at, "--pid", &number))
 			options.pid = (pid_t)number_of("--pid", number, INT_MAX);
 		else if (option(&at, "--log-size-max", &number))
@@ -403,12 +405,12 @@ static _Noreturn void finish(void)
 
 	control_drop_laggards();
 	streams_drain();
-	log_close();
 	init_exit(&t, start_failed);
 	if (!write_file("exit.tmp", t.data, t.size) || rename("exit.tmp", "exit") < 0)
 		report("cannot write the exit file", errno);
 	control_remove();
 	control_ended(t.data, t.size);
+	log_close(); /* last: nobody waits for the disk */
 	_exit(0);
 }
 

@@ -63,6 +63,7 @@ void init_wait_status(struct text *t);
 void init_exit(struct text *t, bool start_failed);
 
 /* log.c: the container's log file. */
+void log_sync(void);
 int log_open(const char *path, long long size_max);
 int log_reopen(void);
 void log_write(const char *stream, const char *data, size_t size);

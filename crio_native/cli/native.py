@@ -6,6 +6,7 @@ before `daemon.main` runs: it starts the launchers, and they must be started by 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -157,8 +158,6 @@ def version(as_json: bool) -> None:
         "machine": platform.machine(),
     }
     if as_json:
-        import json
-
         click.echo(json.dumps(facts, indent=2))
     else:
         click.echo("\n".join(f"{name + ':':<9}{value}" for name, value in facts.items()))
@@ -181,9 +180,25 @@ def status(source: Source, what: str, socket: str | None, timeout: float) -> Non
     for condition in answer.status.conditions:
         state = "yes" if condition.status else f"no: {condition.reason} {condition.message}".rstrip()
         click.echo(f"{condition.type}: {state}")
+    for line in _handler_lines(json.loads(answer.info.get("handlers", "{}"))):
+        click.echo(line)
     for name, value in sorted(answer.info.items()):
-        if name != "config":
+        if name not in ("config", "handlers"):
             click.echo(f"{name}: {value}")
+
+
+def _handler_lines(handlers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each runtime handler: what makes its containers, and what that can do, or why it cannot run."""
+    lines = []
+    for name, told in sorted(handlers.items()):
+        can = {
+            "recursive read-only mounts": told["recursiveReadOnlyMounts"],
+            "user namespaces": told["userNamespaces"],
+        }
+        words = ", ".join([word for word, true in can.items() if true] or ["no features told"])
+        state = f"cannot run: {told['problem']}" if told["problem"] else f"{told['version']}; {words}"
+        lines.append(f"handler {name} ({told['type']}{', ' + told['program'] if told['program'] else ''}): {state}")
+    return lines
 
 
 def _status(path: str, timeout: float) -> Any:

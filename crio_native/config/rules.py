@@ -74,6 +74,7 @@ def _handler(
             runtime_path=default.runtime_path,
             runtime_root=default.runtime_root,
         )
+    handler = replace(handler, runtime_type=handler.runtime_type or "oci")
     if handler.runtime_type != "oci":
         return handler
     return replace(
@@ -114,6 +115,9 @@ def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
             )
         if handler.runtime_type == "builtin" and handler.runtime_path:
             warn(f"{where(f'{at}.runtime_path')}: has no effect with runtime_type builtin")
+        for key in ("stream_websockets", "runtime_pull_image"):
+            if getattr(handler, key) and handler.runtime_type != "vm":
+                warn(f"{where(f'{at}.{key}')}: has no effect with runtime_type {handler.runtime_type}")
         if handler.runtime_type != "vm" and handler.runtime_config_path:
             raise InvalidArgument(
                 where(f"{at}.runtime_config_path"),

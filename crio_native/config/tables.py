@@ -122,9 +122,9 @@ class RuntimeHandler:
 
     runtime_type: str = option(
         "oci",
-        choice("builtin", "oci", "vm", "pod"),
+        choice("builtin", "oci", "vm", "pod", ""),
         'Who makes the containers: "builtin" this program itself, "oci" a runtime binary such as runc or crun, '
-        '"vm" a shim v2 such as Kata\'s. CRI-O\'s "pod" is refused: "builtin" serves its purpose.',
+        '"vm" a shim v2 such as Kata\'s; empty is "oci". CRI-O\'s "pod" is refused: "builtin" serves its purpose.',
     )
     runtime_path: str = option(
         "", OPTIONAL_PATH, "The runtime's or shim's program; empty to look NAME up in PATH, and for builtin."

@@ -60,11 +60,13 @@ def arguments(
     log_path: str = "",
     log_size_max: int = -1,
     oom_file: str = "",
+    sync_log: bool = False,
 ) -> list[str]:
     """The monitor's arguments, but for the --pid of one that is started when its init exists already.
 
     log_path: absolute, "" for no log.  log_size_max: bytes, no limit when it is not positive.  oom_file: the cgroup's
-    memory.events (v2) or memory.oom_control (v1), "" when there is none.
+    memory.events (v2) or memory.oom_control (v1), "" when there is none.  sync_log: flush the log to the disk
+    when it is reopened or ends.
     """
     words = ["--id", container_id]
     if tty:
@@ -77,6 +79,8 @@ def arguments(
         words += ["--log", log_path]
     if log_path and log_size_max > 0:
         words += ["--log-size-max", str(log_size_max)]
+    if log_path and sync_log:
+        words.append("--sync-log")
     if oom_file:
         words += ["--oom-file", oom_file]
     return words

@@ -92,6 +92,7 @@ class Handlers(Mapping[str, Handler]):
         self._parts = parts
         self._default = parts.settings.default_runtime
         self._handlers = {name: self._probed(name, each) for name, each in parts.settings.runtimes.items()}
+        self._of_platforms: dict[tuple[str, str], Handler] = {}
         self._of_records: dict[tuple[str, HandlerRecord], Runtime] = {}
         # The pause process of a pod needs no image, and nothing that a runtime's program could do better.
         self.pause: Runtime = _builtin("", RuntimeHandler(runtime_type="builtin"), parts)
@@ -119,9 +120,11 @@ class Handlers(Mapping[str, Handler]):
         if handler is None:
             known = ", ".join(sorted(self._handlers))
             raise InvalidArgument("runtime_handler", name, f"no such handler is configured; there are: {known}")
+        if program:
+            handler = self._with_program(handler, program)
         if handler.problem:
             raise FailedPrecondition(f"runtime_handler {handler.name!r} cannot run: {handler.problem}")
-        return self._with_program(handler, program) if program else handler
+        return handler
 
     def settings_of(self, name: str) -> RuntimeHandler:
         """A handler's configuration, also when it cannot run; the default of each key when there is no such handler."""
@@ -135,7 +138,10 @@ class Handlers(Mapping[str, Handler]):
             raise InvalidArgument(
                 "config.annotations", platform, f"is no platform of handler {handler.name!r}; there are: {known}"
             )
-        return self._probed(handler.name, replace(handler.settings, runtime_path=paths[platform]))
+        if (handler.name, platform) not in self._of_platforms:
+            settings = replace(handler.settings, runtime_path=paths[platform])
+            self._of_platforms[handler.name, platform] = self._probed(handler.name, settings)
+        return self._of_platforms[handler.name, platform]
 
     def of(self, name: str, record: HandlerRecord | None) -> Runtime:
         """The executor of a pod's containers.  Raises InvalidArgument when neither record nor name tells."""

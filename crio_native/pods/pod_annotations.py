@@ -25,6 +25,7 @@ NAMES = {
     "umask": ("umask.crio.io", "io.kubernetes.cri-o.umask"),
     "unified": ("unified-cgroup.crio.io", "io.kubernetes.cri-o.UnifiedCgroup"),
     "cgroup_rw": ("cgroup2-mount-hierarchy-rw.crio.io", "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw"),
+    "platform": ("platform-runtime-path.crio.io", "io.kubernetes.cri-o.PlatformRuntimePath"),
     "skip_relabel": ("try-skip-volume-selinux-label.crio.io", "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel"),
 }
 _SHM_LEAST = 4096
@@ -54,6 +55,18 @@ class Allowed:
             if key in self._annotations:
                 return f"config.annotations[{key!r}]", self._annotations[key]
         return "", ""
+
+    def passed_on(self) -> dict[str, str]:
+        """Those that the handler's runtime, and not this program, acts on: by a beginning that is allowed.
+
+        Never those in CRI-O's own name: tools believe what this program says there.
+        """
+        return {
+            key: value
+            for key, value in self._annotations.items()
+            if any(key.startswith(allowed) for allowed in self._allowed if allowed)
+            if not key.startswith("io.kubernetes.cri-o.")
+        }
 
     def devices(self, permitted: tuple[str, ...]) -> list[Device]:
         """permitted: `allowed_devices`.  Raises InvalidArgument."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
-from crio_native.errors import AlreadyExists, CrioError, InvalidArgument, NotFound
+from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
@@ -34,6 +34,7 @@ from crio_native.pods import (
     userns,
 )
 from crio_native.pods.containers import Containers
+from crio_native.pods.handlers import Handler
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import HandlerRecord, Pod, PodState, ProcessRecord
 from crio_native.pods.values import NamespaceMode, PodConfig
@@ -63,7 +64,13 @@ class Sandboxes:
         _check(config)
         userns_options = userns.of_pod(config, node.settings, node.host)
         sysctls = spec_resources.pod_sysctls(config.linux.sysctls, node.settings.default_sysctls, config.namespaces)
-        chosen = node.handlers.usable(handler)
+        chosen = self._handler(config, handler)
+        if userns_options is not None and not chosen.abilities.user_namespaces:
+            raise FailedPrecondition(
+                "config.linux.security_context.namespace_options.userns_options: "
+                f"the handler {chosen.name!r} cannot show an image's files to a user namespace; "
+                "use one of runtime_type builtin"
+            )
         pod = Pod(
             id=names.new_id(),
             name=name,
@@ -90,6 +97,16 @@ class Sandboxes:
                 self._undo(pod)
                 raise
         return pod.id
+
+    def _handler(self, config: PodConfig, name: str) -> Handler:
+        """The pod's handler, with the program of the platform that an allowed annotation names.
+
+        Raises InvalidArgument, FailedPrecondition.
+        """
+        handlers, workloads = self._node.handlers, self._node.settings.workloads
+        chosen = handlers.usable(name)
+        _, platform = pod_annotations.Allowed(config.annotations, chosen.settings, workloads).get("platform")
+        return handlers.usable(name, platform) if platform else chosen
 
     def claim(self, pod_id: str) -> None:
         """The caller has the id: from now on its name is taken for everybody."""

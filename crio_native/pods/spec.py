@@ -138,7 +138,11 @@ def container_spec(
             "mountLabel": labels.files,
             "rootfsPropagation": spec_mounts.root_propagation(config.mounts),
         },
-        "annotations": crio_annotations(pod, container, handler, node.layout),
+        "annotations": {
+            **handler.default_annotations,
+            **allowed.passed_on(),
+            **crio_annotations(pod, container, node.layout),
+        },
     }
     seccomp = spec_security.seccomp(
         security,
@@ -281,11 +285,11 @@ def _devices(
     )
 
 
-def crio_annotations(pod: Pod, container: Container, handler: RuntimeHandler, layout: Layout) -> dict[str, str]:
+def crio_annotations(pod: Pod, container: Container, layout: Layout) -> dict[str, str]:
     """What CRI-O writes into a config.json, for the tools that read it there.
 
-    The caller's own annotations are data inside one of these values, never annotations of the spec themselves: an
-    external runtime acts on some names (CVE-2024-3154).
+    The caller's own annotations are data inside one of these values, and no annotations of the spec themselves unless
+    the handler allows them: an external runtime acts on some names (CVE-2024-3154).
     """
     config, meta = container.config, pod.config.metadata
     values = {
@@ -321,5 +325,4 @@ def crio_annotations(pod: Pod, container: Container, handler: RuntimeHandler, la
         "Volumes": json.dumps([to_json(mount) for mount in config.mounts]),
     }
     values |= {f"IP.{index}": ip for index, ip in enumerate(pod.ips)}
-    ours = {f"io.kubernetes.cri-o.{name}": value for name, value in values.items()}
-    return {**handler.default_annotations, **ours}
+    return {f"io.kubernetes.cri-o.{name}": value for name, value in values.items()}
