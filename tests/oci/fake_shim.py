@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""A shim that misbehaves: the file `behaviour` beside its bundle's parent says how, see `main`.
+"""A shim that misbehaves: the file `behaviour` in the daemon's root says how, method by method.
 
 It speaks ttrpc by its own few lines, not by the project's, and its "container" is a `sleep`.  What a shim does right is
 proven with containerd's; this one is for what can be done wrong.
@@ -18,7 +17,6 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from crio_native.api.shim.v1 import bootstrap_pb2, task_pb2, ttrpc_pb2
 
 HEADER = struct.Struct(">IIBB")
@@ -27,7 +25,7 @@ METHODS = task_pb2.DESCRIPTOR.services_by_name["Task"].methods_by_name
 
 def behaviour() -> dict:
     """What the test wants now: {"METHOD": "how", ...}; read anew for every call."""
-    path = Path(os.environ.get("FAKE_SHIM_BEHAVIOUR") or Path.cwd().parents[1] / "behaviour")
+    path = Path.cwd().parents[1] / "behaviour"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -39,6 +37,7 @@ class Shim:
         self.listener = listener
         self.processes: dict[str, subprocess.Popen] = {}
         self.ends: dict[str, int] = {}
+        self.sending = threading.Lock()
 
     def serve(self) -> None:
         while True:
@@ -78,7 +77,8 @@ class Shim:
             self.send(connection, stream, ttrpc_pb2.Response(payload=b"\xff\xff\xff"))
             return
         if how == "huge":
-            connection.sendall(HEADER.pack(5 << 20, stream, 2, 0) + bytes(5 << 20))
+            with self.sending:
+                connection.sendall(HEADER.pack(5 << 20, stream, 2, 0) + bytes(5 << 20))
             return
         if how == "stranger":  # an answer to what nobody asked
             self.send(connection, 99_999, ttrpc_pb2.Response())
@@ -95,10 +95,10 @@ class Shim:
         for _ in range(2 if how == "twice" else 1):
             self.send(connection, stream, ttrpc_pb2.Response(payload=payload))
 
-    @staticmethod
-    def send(connection: socket.socket, stream: int, response: ttrpc_pb2.Response) -> None:
+    def send(self, connection: socket.socket, stream: int, response: ttrpc_pb2.Response) -> None:
         message = response.SerializeToString()
-        connection.sendall(HEADER.pack(len(message), stream, 2, 0) + message)
+        with self.sending:
+            connection.sendall(HEADER.pack(len(message), stream, 2, 0) + message)
 
     def create(self, payload: bytes, how: str, argument: str) -> task_pb2.CreateTaskResponse:
         request = task_pb2.CreateTaskRequest.FromString(payload)
@@ -156,6 +156,16 @@ class Shim:
         return answer
 
 
+def install(directory: Path) -> Path:
+    """A program that is this shim."""
+    path = directory / "fake-shim"
+    repository = Path(__file__).resolve().parents[2]
+    lines = [f"#!{sys.executable}", "import sys", f"sys.path.insert(0, {str(repository)!r})"]
+    path.write_text("\n".join([*lines, f"from {__name__} import main", "main()", ""]))
+    path.chmod(0o755)
+    return path
+
+
 def main() -> None:
     verb = sys.argv[-1]
     if verb == "-v":
@@ -195,7 +205,7 @@ def start() -> None:
         Shim(listener).serve()
     answers = {
         "": f"unix://{address}",
-        "version": json.dumps({"version": int(argument or 2), "address": f"unix://{address}", "protocol": "ttrpc"}),
+        "version": f'{{"version": {argument}, "address": "unix://{address}", "protocol": "ttrpc"}}',
         "grpc": json.dumps({"version": 3, "address": f"unix://{address}", "protocol": "grpc"}),
         "json": '{"version": 3, "address": ',
         "address": argument,
@@ -205,7 +215,3 @@ def start() -> None:
         sys.stdout.buffer.write(result.SerializeToString())
     else:
         sys.stdout.write(answers[how])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ from crio_native.cli.scratch import ScratchDaemon
 from tests.cri.conftest import Client
 
 RUNC_SHIM = "/usr/bin/containerd-shim-runc-v2"
-FAKE_SHIM = Path(__file__).with_name("fake_shim.py")
 
 HANDLERS = f"""\
 [crio.runtime.runtimes.shim]

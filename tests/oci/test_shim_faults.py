@@ -16,15 +16,16 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux import process
 from tests.cri.conftest import Client, close, log_text, refused
 
-from .shim_support import FAKE_SHIM, new_client, shim_processes
+from .fake_shim import install
+from .shim_support import new_client, shim_processes
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
 
-HANDLERS = f"""\
+HANDLERS = """\
 [crio.runtime.runtimes.fake]
 runtime_type = "vm"
-runtime_path = "{FAKE_SHIM}"
+runtime_path = "{fake}"
 container_create_timeout = 30
 [crio.runtime.runtimes.missing]
 runtime_type = "vm"
@@ -50,8 +51,8 @@ class Fake(Client):
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[Fake]:
-    client = new_client(HANDLERS)
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fake]:
+    client = new_client(HANDLERS.format(fake=install(tmp_path_factory.mktemp("bin"))))
     client.__class__ = Fake
     yield client  # type: ignore[misc]
     close(client)
@@ -106,7 +107,7 @@ def test_a_bad_start(fake: Fake, how: str, code: grpc.StatusCode, words: str) ->
 
 def test_a_start_that_hangs(fake: Fake) -> None:
     fake.behave(start="hang")
-    with refused(Code.DEADLINE_EXCEEDED, "fake_shim.py", "did not end within 30 s"):
+    with refused(Code.DEADLINE_EXCEEDED, "fake-shim", "did not end within 30 s"):
         fake.pod(handler="fake", seconds=60)
 
 

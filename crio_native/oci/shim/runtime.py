@@ -55,8 +55,6 @@ SANDBOX_ANNOTATION = "io.kubernetes.cri-o.SandboxID"
 class ShimRuntime(Monitored):
     """runs: the directory of all run_dirs, by container id.  cgroup_manager: see `linux.cgroup`."""
 
-    needs_sandbox_container = True
-
     def __init__(
         self, name: str, settings: RuntimeHandler, launchers: Launchers, runs: Path, *, cgroup_manager: str
     ) -> None:
