@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 FIRST_FREE = 32  # above every descriptor number that an exec'ed program gets from us
 
 
-def run_init(plan: Plan, channels: list[int], stdio: list[int], lesson: Lesson | None) -> NoReturn:
+def run_init(plan: Plan, channels: list[int], stdio: list[int], lesson: Lesson | None, made: int = 0) -> NoReturn:
     """The container's first process.
 
     channels: to the monitor, and to a parent with duties if it has one.  lesson: what somebody wants to learn from
-    this start.
+    this start.  made: CLONE_NEW* of the namespaces that it was born in and that are its own.
     """
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
     _take_descriptors(stdio, channels, lesson)
     context = steps.Context(*(wire.channel(3 + number) for number in range(len(channels))))
+    context.made = made
     failure = _run(plan, context, lesson)
     assert context.parent is not None
     context.parent.send(b"E" + wire.encode(failure).encode())

@@ -63,7 +63,7 @@ def for_create(monitor: str, creates: _socket.socket, news: _socket.socket, runs
     donor = syscalls.clone3(0, exit_signal=_signal.SIGCHLD)
     if donor == 0:
         streams.close_monitors()
-        _serve_create(streams, *_wait("create", creates, news, runs))
+        _serve_create(streams, Namespaces(), *_wait("create", creates, news, runs))
     null = os.open("/dev/null", os.O_RDWR)  # keeps the numbers of what comes with the request
     wanted = {3: streams.ours.fileno(), 4: null, 5: null}
     wanted |= {6: streams.stdin[1], 7: streams.stdout[0], 8: streams.stderr[0]}
@@ -78,6 +78,28 @@ def for_create(monitor: str, creates: _socket.socket, news: _socket.socket, runs
 def for_exec(execs: _socket.socket, news: _socket.socket, runs: Runs | None) -> NoReturn:
     """In a clone of the launcher, that becomes the donor of an exec'ed process."""
     _serve_exec(*_wait("exec", execs, news, runs))
+
+
+class Namespaces:
+    """New ones that a spare moves into while it waits, for an init that wants them: a network takes as long to make
+    as all else of a start that the kernel does.
+
+    Not the UTS namespace, which would keep the host's name of long ago.
+    """
+
+    def __init__(self) -> None:
+        self._hosts = {
+            flag: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            for flag, name in ((syscalls.CLONE_NEWNET, "net"), (syscalls.CLONE_NEWIPC, "ipc"))
+        }
+        syscalls.unshare(sum(self._hosts))
+
+    def keep(self, flags: int) -> int:
+        """Go back to the host's, but for those in flags, which are returned."""
+        for flag, host in self._hosts.items():
+            if not flag & flags:
+                syscalls.setns(host, flag)
+        return sum(flag for flag in self._hosts if flag & flags)
 
 
 class Donor:
@@ -102,11 +124,12 @@ def _wait(
     return donor, wire.unpack(data), descriptors
 
 
-def _serve_create(streams: Streams, donor: Donor, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def _serve_create(
+    streams: Streams, namespaces: Namespaces, donor: Donor, request: dict[str, Any], descriptors: list[int]
+) -> NoReturn:
     """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a v2 cgroup to be born in.
 
-    This process stays out of the container's namespaces, but for a PID namespace to join, which takes effect in
-    children only.
+    A PID namespace to join takes effect in children only.
     """
     reply, *cgroup = descriptors
     sync = streams.theirs
@@ -123,13 +146,15 @@ def _serve_create(streams: Streams, donor: Donor, request: dict[str, Any], descr
         stdio = streams.of_init(request["terminal"], request["stdin"])
         born_in = cgroup[0] if cgroup else None
         if request["duties"]:
+            namespaces.keep(0)
             _bear_with_duties(request, flags, born_in, sync, stdio)
             os._exit(0)
         else:
+            made = namespaces.keep(_unshared(request["steps"]))
             pid = donation.donate(donor.switch, flags, cgroup=born_in)
             sync.send(b"B%d" % pid)
             donor.switch.wait()
-            init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson)
+            init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson, made)
     except parent.Failed as failure:
         os.kill(failure.init, _signal.SIGKILL)
         os.waitpid(failure.init, 0)
@@ -138,6 +163,15 @@ def _serve_create(streams: Streams, donor: Donor, request: dict[str, Any], descr
         sync.send(b"E" + wire.encode(steps.describe("monitor", error)).encode())
     finally:
         os._exit(1)
+
+
+def _unshared(plan: init.Plan) -> int:
+    """CLONE_NEW* of the namespaces that the plan makes."""
+    flags = 0
+    for name, arguments in plan:
+        if name == "new_namespaces":
+            flags |= arguments["flags"]
+    return flags
 
 
 def _introduce(sync: _socket.socket, reply: int, monitor: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Context:
     def __init__(self, sync: _socket.socket | None, parent: _socket.socket | None = None) -> None:
         self.sync = sync  # to the monitor; None for an exec
         self.parent = parent or sync  # to who has the parent's duties (see `parent`), until there are none any more
+        self.made = 0  # CLONE_NEW* of namespaces that are the container's own already
         self.root = -1  # O_PATH descriptor of the new root, until pivot_root
         self.root_path = ""  # the host's, of a root that is placed elsewhere
         self.trees: dict[str, Tree] = {}  # opened while the host was in view, by the name that the plan gives them

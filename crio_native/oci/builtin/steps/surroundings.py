@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import _socket
 import errno
+import fcntl
 import os
 import resource
 import stat
+import sys
 
 from crio_native.linux import namespaces, process, syscalls
 from crio_native.oci.builtin.steps.context import Context, Refused
+
+_SIOCSIFFLAGS, _IFF_UP, _SIZEOF_IFREQ = 0x8914, 1, 40
 
 
 def new_session(context: Context) -> None:
@@ -69,7 +73,8 @@ def join_mount_namespace(context: Context) -> None:
 
 
 def new_namespaces(context: Context, flags: int) -> None:
-    syscalls.unshare(flags)
+    if flags & ~context.made:
+        syscalls.unshare(flags & ~context.made)
 
 
 def new_time_namespace(context: Context, offsets: str) -> None:
@@ -140,6 +145,14 @@ def raise_limits(context: Context, limits: list[list[int]]) -> None:
         unlimited = resource.RLIM_INFINITY
         if present_hard != unlimited and (hard == unlimited or hard > present_hard):
             resource.setrlimit(number, (present_soft, hard))
+
+
+def raise_loopback(context: Context) -> None:
+    """A new network namespace has a loopback interface, but switched off."""
+    control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder)
+    fcntl.ioctl(control, _SIOCSIFFLAGS, request.ljust(_SIZEOF_IFREQ, b"\0"))
+    control.close()
 
 
 def set_hostname(context: Context, name: str) -> None:
@@ -235,6 +248,7 @@ STEPS = (
     enter_user_namespace,
     own_streams,
     raise_limits,
+    raise_loopback,
     set_hostname,
     set_domainname,
     set_sysctls,
