@@ -39,6 +39,7 @@ RLIMITS = (
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 MAX_TIMEOUT = 24 * 3600  # seconds that a hook may be given
 # What may be mounted below /proc: files that only inform, which runtimes replace by a container's own view.
+_DEADLINE_TIMES = (1024, 2**63 - 1)  # ns, as the kernel bounds each of the three
 _PROC_TARGETS = frozenset(
     "/proc/cpuinfo /proc/diskstats /proc/meminfo /proc/stat /proc/swaps /proc/uptime /proc/loadavg /proc/slabinfo "
     "/proc/sys/kernel/ns_last_pid /proc/sys/crypto/fips_enabled".split()
@@ -186,15 +187,33 @@ def _scheduler(asked: Mapping[str, Any], field: str) -> None:
             f"{field}.priority", priority, f"{policy}'s {reason}" if priority == 0 else f"{policy} {reason}"
         )
     times = {
-        name: number(asked.get(name) or 0, f"{field}.{name}", 0, 2**63 - 1)
+        name: number(asked.get(name) or 0, f"{field}.{name}", 0, 2**64 - 1)
         for name in ("runtime", "deadline", "period")
     }
     if policy != "SCHED_DEADLINE":
         for name, value in times.items():
             if value:
                 raise InvalidArgument(f"{field}.{name}", value, "is for SCHED_DEADLINE only")
-    elif not 0 < times["runtime"] <= times["deadline"] <= (times["period"] or times["deadline"]):
-        raise InvalidArgument(f"{field}.runtime", times, "SCHED_DEADLINE needs 0 < runtime <= deadline <= period")
+    else:
+        _deadline(asked, times, field)
+
+
+def _deadline(asked: Mapping[str, Any], times: Mapping[str, int], field: str) -> None:
+    """What the kernel wants of the three, which it refuses with the same EINVAL for all; ns."""
+    what = "sched_setattr: `SCHED_DEADLINE`"
+    for name in ("runtime", "deadline"):
+        if asked.get(name) is None:
+            raise InvalidArgument(f"{field}.{name}", None, f"{what} requires `{name}`")
+    if not times["runtime"]:
+        raise InvalidArgument(f"{field}.runtime", 0, f"{what} runtime must be greater than 0")
+    for name, value in times.items():
+        if value and not _DEADLINE_TIMES[0] <= value <= _DEADLINE_TIMES[1]:
+            reason = f"{what} {name} {value} must be between {_DEADLINE_TIMES[0]} and {_DEADLINE_TIMES[1]} ns"
+            raise InvalidArgument(f"{field}.{name}", value, reason)
+    for name, limit in (("runtime", "deadline"), ("deadline", "period")):
+        if times[limit] and times[name] > times[limit]:
+            reason = f"{what} {name} {times[name]} must be <= {limit} {times[limit]}"
+            raise InvalidArgument(f"{field}.{name}", times[name], reason)
 
 
 def _mount(mount: Mapping[str, Any], field: str, namespaces: Mapping[str, str]) -> None:

@@ -124,7 +124,7 @@ def test_a_failure_ends_the_creation(box: Box, leaks: Machine, kind: str, own_us
         box.create(spec)
     assert failure.value.step == ("run_hooks" if kind == "createContainer" else "parent_hooks")
     assert failure.value.path == "/bin/sh"
-    assert failure.value.detail == f"hooks.{kind}[0] ended with status 3: the reason"
+    assert failure.value.detail == f"hooks.{kind}[0]: {kind} hook failed with exit code 3: the reason"
     assert not after.exists()
     assert state(box, "poststop")["status"] == "stopped"
 
@@ -143,7 +143,7 @@ def test_a_failing_poststart_hook_stops_the_container(box: Box) -> None:
     spec = box.spec()
     spec["hooks"] = {"poststart": [shell("true"), shell("exit 1")]}
     container = box.create(spec)
-    with pytest.raises(StartFailed, match=r"poststart.*hooks.poststart\[1\] ended with status 1"):
+    with pytest.raises(StartFailed, match=r"poststart.*hooks.poststart\[1\]: poststart hook failed with exit code 1"):
         container.start()
     assert container.wait().signal == 9
 
@@ -153,7 +153,7 @@ def test_a_failing_poststop_hook_is_a_warning_and_the_others_run(box: Box, caplo
     spec["hooks"] = {"poststop": [shell("exit 4"), recording(box, "poststop")]}
     box.run(spec=spec)
     box.remove_containers()
-    assert "hooks.poststop[0] ended with status 4" in caplog.text
+    assert "hooks.poststop[0]: poststop hook failed with exit code 4" in caplog.text
     assert state(box, "poststop")["pid"] == 0
 
 

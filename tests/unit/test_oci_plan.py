@@ -102,7 +102,7 @@ def test_the_order_that_safety_depends_on() -> None:
     order = [
         *("join_cgroup", "new_namespaces", "root_propagation", "bind_root", "mount", "bind", "make_devices"),
         *("mask_paths", "ask_parent", "release_parent", "console", "read_only_root", "pivot_root"),
-        *("seccomp", "limit_bounding_set", "change_user", "set_capabilities", "write_labels", "wait_for_start"),
+        *("limit_bounding_set", "change_user", "write_labels", "seccomp", "set_capabilities", "wait_for_start"),
     ]
     last = {name: len(found) - 1 - found[::-1].index(name) for name in order}
     assert sorted(order, key=last.__getitem__) == order

@@ -38,10 +38,10 @@ def run(kind: str, hooks: Sequence[Mapping[str, Any]], state: Mapping[str, Any],
     Raises HookFailed for the first that does not end with status 0 within its `timeout` (seconds); the rest do not run.
     """
     for index, hook in enumerate(hooks, first):
-        _run(f"hooks.{kind}[{index}]", hook, wire.encode(dict(state)).encode())
+        _run(f"hooks.{kind}[{index}]", kind, hook, wire.encode(dict(state)).encode())
 
 
-def _run(name: str, hook: Mapping[str, Any], state: bytes) -> None:
+def _run(name: str, kind: str, hook: Mapping[str, Any], state: bytes) -> None:
     path = str(hook["path"])
     seconds = hook.get("timeout")
     deadline = time.monotonic() + seconds if seconds else None
@@ -84,9 +84,9 @@ def _run(name: str, hook: Mapping[str, Any], state: bytes) -> None:
             if fd >= 0:
                 os.close(fd)
     if code:
-        how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
+        how = f": {kind} hook failed with exit code {code}" if code > 0 else f" was ended by signal {-code}"
         said = text.decode("utf-8", "replace").strip()
-        raise HookFailed(path, f"{name} {how}" + (f": {said}" if said else ""))
+        raise HookFailed(path, f"{name}{how}" + (f": {said}" if said else ""))
 
 
 def _await(pid: int, output: int, deadline: float | None) -> bytes | None:

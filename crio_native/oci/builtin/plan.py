@@ -144,9 +144,7 @@ def container_plan(
 
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
     processes.machine_steps(out, linux)
-    command.steps(out)
-    if look_up:
-        out.add("find_command", "process.args", name=process["args"][0])
+    command.steps(out, look_up)
     out.add("wait_for_start", RULE + "create and start are two acts")
     _hook_step(out, hooks, "startContainer", {**state, "status": "created"})
     command.last_steps(out)
@@ -297,6 +295,8 @@ def _namespace_steps(out: Steps, namespaces: Mapping[str, str], spec: Mapping[st
     # After join_cgroup: the root of a cgroup namespace is the caller's cgroup at that moment.
     flags = sum(flag for kind, flag in UNSHARE_FLAG.items() if namespaces.get(kind) == "")
     out.add("new_namespaces", "linux.namespaces", flags=flags)
+    if namespaces.get("network") == "":
+        out.add("raise_loopback", RULE + "a container can talk to itself")
     for name in ("hostname", "domainname"):
         if spec.get(name):
             out.add(f"set_{name}", name, name=spec[name])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LIMITS_OF_LINUX = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12}  # not in every Python
 _SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+_SYS_ADMIN = capabilities.mask(["CAP_SYS_ADMIN"])
 
 
 def oom_step(out: Steps, process: Mapping[str, Any], host: Host) -> None:
@@ -106,14 +107,14 @@ class Command:
             )
         self.no_new_privileges = bool(process.get("noNewPrivileges"))
 
-    def steps(self, out: Steps) -> None:
-        """Up to where a container waits for its start."""
+    def steps(self, out: Steps, look_up: bool = False) -> None:
+        """Up to where a container waits for its start.  look_up: refuse a command that does not exist."""
         self._kernel_steps(out)
+        # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is kept until then and no longer: what comes
+        # before the filter need not be allowed by it.
+        kept = _SYS_ADMIN if self.seccomp and not self.no_new_privileges else 0
         if self.no_new_privileges:
             out.add("no_new_privileges", "process.noNewPrivileges")
-        else:
-            # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, so it comes before the capabilities go.
-            self._seccomp_step(out)
         umask = (self.process.get("user") or {}).get("umask")
         out.add(
             "limit_bounding_set",
@@ -122,18 +123,27 @@ class Command:
             last=self.host.last_capability,
         )
         out.add("change_user", "process.user", umask=0o022 if umask is None else umask)
-        out.add(
-            "set_capabilities",
-            "process.capabilities",
-            effective=self.sets["effective"],
-            permitted=self.sets["permitted"],
-            inheritable=self.sets["inheritable"],
-            ambient=self.sets["ambient"],
-        )
+        self._capabilities_step(out, kept)
         out.add("change_directory", "process.cwd", path=self.process.get("cwd", "/"))
         wanted = labels(self.process)
         if wanted:
             out.add("write_labels", "process.selinuxLabel, process.apparmorProfile", labels=wanted)
+        if look_up:
+            out.add("find_command", "process.args", name=self.process["args"][0])
+        if kept:
+            self._seccomp_step(out)
+            self._capabilities_step(out, 0)
+
+    def _capabilities_step(self, out: Steps, kept: int) -> None:
+        """kept: what is there beside what is asked for."""
+        out.add(
+            "set_capabilities",
+            "process.capabilities",
+            effective=self.sets["effective"] | kept,
+            permitted=self.sets["permitted"] | kept,
+            inheritable=self.sets["inheritable"],
+            ambient=self.sets["ambient"],
+        )
 
     def last_steps(self, out: Steps) -> None:
         """Those after the start: a filter that came before could forbid to wait for it."""

@@ -300,6 +300,7 @@ def propagate_root(flags: int) -> list[str]:
 @describes
 def reopen_null() -> list[str]:
     return [
+        "close_range(3 and what is passed on, ~0, CLOSE_RANGE_CLOEXEC)",
         'null = open("/dev/null", O_RDWR|O_NOFOLLOW|O_NONBLOCK|O_CLOEXEC)',
         "dup2(null, N) for each standard stream that is a null device",
     ]

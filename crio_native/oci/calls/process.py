@@ -98,6 +98,11 @@ def raise_limits(limits: list[list[int]]) -> list[str]:
 
 
 @describes
+def raise_loopback() -> list[str]:
+    return ['ioctl(socket(AF_INET, SOCK_DGRAM), SIOCSIFFLAGS, {"lo", IFF_UP})']
+
+
+@describes
 def set_hostname(name: str) -> list[str]:
     return [f"sethostname({quoted(name)})"]
 
@@ -298,7 +303,7 @@ def wait_for_start() -> list[str]:
 @describes
 def execute(args: list[str]) -> list[str]:
     words = ", ".join(quoted(word) for word in args)
-    return ["close_range(3 and what is passed on, ~0, CLOSE_RANGE_CLOEXEC)", f"execve({quoted(args[0])}, [{words}])"]
+    return [f"execve({quoted(args[0])}, [{words}])"]
 
 
 @describes

@@ -186,8 +186,6 @@ def execute(context: Context, args: list[str]) -> None:
     environment = context.environment
     path = _search(args[0], environment.get("PATH", ""))
     restore_signals()
-    # All are close-on-exec anyway; this is for the one that somebody forgot.
-    syscalls.close_range(3 + context.preserved, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     os.execve(path, args, environment)
 
 

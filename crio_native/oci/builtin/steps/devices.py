@@ -117,7 +117,9 @@ def _take_terminal(context: Context) -> None:
 
 def reopen_null(context: Context) -> None:
     """Standard streams on the host's /dev/null become the container's own: root inside could change the host's mode
-    and owner through them."""
+    and owner through them.  Descriptors that are not the container's are close-on-exec anyway; here that is made so for
+    the one that somebody forgot."""
+    syscalls.close_range(3 + context.preserved, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     try:
         fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
