@@ -133,7 +133,7 @@ def parse_answer(answer: bytes, path: str) -> Address:
         if text.startswith("{"):
             told = json_format.Parse(text, bootstrap_pb2.BootstrapResult(), ignore_unknown_fields=True)
             version, address, protocol = told.version, told.address, told.protocol
-        elif not text.isprintable():
+        elif not text.isprintable() or "\ufffd" in text:
             told = bootstrap_pb2.BootstrapResult.FromString(answer)
             version, address, protocol = told.version, told.address, told.protocol
     except (json_format.ParseError, DecodeError, ValueError, RecursionError):
