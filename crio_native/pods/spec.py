@@ -192,7 +192,15 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "cgroupsPath": f"{pod.cgroup}/crio-{pod.id}",
             "resources": {"devices": devices.default_rules()},
         },
+        "annotations": _pod_annotations(pod, node.settings),
     }
+
+
+def _pod_annotations(pod: Pod, settings: RuntimeTable) -> dict[str, str]:
+    """What a pod's first container tells a runtime that makes the pod itself, as a virtual machine."""
+    handler = settings.runtimes.get(pod.handler) or RuntimeHandler()
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, settings.workloads)
+    return {**handler.default_annotations, **allowed.passed_on()}
 
 
 def exec_process(
