@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from crio_native.errors import StepFailed
 from crio_native.network import links
-from crio_native.network.config import BridgeConfig, Range
+from crio_native.network.config import BridgeConfig, Network, Range
 from crio_native.network.keys import Address
 from crio_native.network.model import Attachment, PortMapping
 from crio_native.network.netlink import Netlink
@@ -40,9 +41,8 @@ class Bridges:
 
     def prepare(self, netlink: Netlink, config: BridgeConfig) -> int:
         """The index of the bridge, made or repaired when it or the rules are not there (any more)."""
-        table = _table(config)
         index = self._prepared.get(config)
-        if index and index == _link_index(config.bridge) and self._rules.in_place(table.name):
+        if index and index == _link_index(config.bridge) and self._rules.in_place(_table_name(config)):
             return index
         with self._lock:
             index = links.check_bridge(netlink, config)
@@ -52,8 +52,9 @@ class Bridges:
                 index = links.check_bridge(netlink, config)
             self._sysctls.prepare(config)
             links.set_up_bridge(netlink, config, index)
-            self._rules.prepare(table)
-            self._prepared[config] = index
+            self._rules.prepare(self._table(config))
+            others = {other: at for other, at in self._prepared.items() if other.bridge != config.bridge}
+            self._prepared = {**others, config: index}
         return index
 
     def connect(
@@ -86,6 +87,16 @@ class Bridges:
                 self._sysctls.let_loopback_out(name)
             except StepFailed as error:  # a link that its plugin names but has moved or removed
                 log.debug("%s", error)
+
+    def _table(self, config: BridgeConfig) -> Table:
+        """Also for pods that are there from before the configuration was changed: they keep their addresses."""
+        subnets: dict[Network, None] = {}
+        if config.ip_masq:
+            subnets = dict.fromkeys(item.subnet for item in config.ranges())
+            for attached in self._records.attachments().values():
+                if attached.bridge == config.bridge:
+                    subnets |= dict.fromkeys(ipaddress.ip_interface(address).network for address in attached.addresses)
+        return Table(_table_name(config), config.bridge, tuple(subnets))
 
     def remove_all(self) -> None:
         """Take back the bridges and the settings of the node."""
@@ -121,9 +132,8 @@ def attachment(
     )
 
 
-def _table(config: BridgeConfig) -> Table:
-    subnets = tuple(item.subnet for item in config.ranges()) if config.ip_masq else ()
-    return Table(f"crio_native_{config.bridge}", config.bridge, subnets)
+def _table_name(config: BridgeConfig) -> str:
+    return f"crio_native_{config.bridge}"
 
 
 def _link_index(name: str) -> int:

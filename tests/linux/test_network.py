@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -183,6 +184,43 @@ def test_a_port_of_the_node_leads_to_the_pod_from_everywhere(tmp_path: Path) -> 
             network.teardown("sandbox-a")
             with pytest.raises(ConnectionRefusedError):
                 outside.run(lambda: ask(NODE_IPS[4], 8080))
+    network.shutdown(remove=True)
+
+
+@on_a_node
+def test_pods_from_before_a_change_of_the_network_go_on(tmp_path: Path) -> None:
+    """The same bridge with other addresses, while the daemon runs."""
+    current = [small_network()]
+    network = PodNetwork(networks=lambda: current[0], state_dir=tmp_path / "state")
+    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80)]) as a:
+        current[0] = small_network("10.98.0.0/24")
+        with Pod(network, tmp_path, "b") as b, Server(outside, "0.0.0.0", 80, "out"), Server(a, "0.0.0.0", 80, "a"):
+            assert (a.ip4, b.ip4) == ("10.99.0.2", "10.98.0.2")
+            for pod in (a, b):
+                assert pod.run(lambda: ask(OUTSIDE_IPS[4], 80)) == ("out", NODE_IPS[4])
+            assert outside.run(lambda: ask(NODE_IPS[4], 8080))[0] == "a"
+            assert b.run(lambda: ask(a.ip4, 80))[0] == "a"
+    network.shutdown(remove=True)
+
+
+@on_a_node
+def test_a_port_for_sctp(tmp_path: Path) -> None:
+    """The beginning of an association; this kernel need not have SCTP sockets for that."""
+    network = open_network(tmp_path)
+    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80, "sctp")]) as pod:
+        Path("/proc/sys/net/netfilter/nf_conntrack_checksum").write_text("0")  # ours has none
+        receiver = pod.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 132))
+        receiver.settimeout(5)
+        init = struct.pack("!BBHIIHHI", 1, 0, 20, 1, 1500, 1, 1, 1)
+        packet = struct.pack("!HHII", 5000, 8080, 0, 0) + init
+        sender = outside.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 132))
+        sender.sendto(packet, (NODE_IPS[4], 0))
+        data = receiver.recv(1500)
+        header = data[(data[0] & 15) * 4 :]
+        assert struct.unpack_from("!HH", header) == (5000, 80)
+        assert socket.inet_ntoa(data[16:20]) == pod.ip4
+        for sock in (sender, receiver):
+            sock.close()
     network.shutdown(remove=True)
 
 
