@@ -166,6 +166,7 @@ async def _loop(
     from concurrent.futures import ThreadPoolExecutor
 
     from crio_native.api.runtime.v1 import api_pb2
+    from crio_native.cri.checkpoint_service import CheckpointService
     from crio_native.cri.counting import Counts
     from crio_native.cri.exporter import Exporter
     from crio_native.cri.front_door import FrontDoor
@@ -202,6 +203,7 @@ async def _loop(
             RuntimeService(node, sandboxes, containers, jobs, calls, pod_changes),
             StatsService(config, node),
             NodeService(config, node, events, network.status),
+            CheckpointService(node),
             StreamingService(node, containers, streams),
         )
         server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls, counts))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.errors import CrioError
+from crio_native.pods import spec as specs
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod, ProcessRecord
 from crio_native.pods.values import to_json
@@ -58,10 +59,17 @@ def pod_info(node: Node, pod: Pod) -> dict[str, str]:
         "resources": to_json(pod.config.linux.resources) if pod.config.linux.resources else None,
         "overhead": to_json(pod.config.linux.overhead) if pod.config.linux.overhead else None,
         "config": to_json(pod.config),
-        "runtimeSpec": _read_json(layout.bundle(pod.id) / "config.json"),
+        "runtimeSpec": _infra_spec(node, pod),
         "state": _state(pod.infra, layout.run_dir(pod.id)),
     }
     return {"info": json.dumps(details)}
+
+
+def _infra_spec(node: Node, pod: Pod) -> Any:
+    """The pause process's; None for a pod without one."""
+    if pod.infra is None:
+        return None
+    return specs.infra_spec(pod, specs.Node(node.settings, node.host, node.layout, node.profiles))
 
 
 def _plan(spec: Mapping[str, Any], bundle: Path, name: str) -> Any:

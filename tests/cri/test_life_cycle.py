@@ -287,8 +287,3 @@ def test_out_of_memory_is_told(cri: Client) -> None:
     hog = "x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo survived"
     status = cri.ended(cri.start(pod, "sh", "-c", hog, resources={"memory_limit_in_bytes": 32 << 20}), 20)
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
-
-
-def test_missing_calls_say_their_name(cri: Client) -> None:
-    with refused(Code.UNIMPLEMENTED, "RestorePod"):
-        cri.call("RestorePod")

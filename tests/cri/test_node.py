@@ -1,0 +1,127 @@
+"""The calls about the node, checkpoints, and what verbose answers hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+
+from .conftest import Client, refused
+
+pytestmark = pytest.mark.root
+Code = grpc.StatusCode
+
+
+def test_verbose_status(cri: Client) -> None:
+    cri.start(cri.pod(), "sleep", "60")
+    info = cri.call("Status", verbose=True).info
+    config, state = json.loads(info["config"]), json.loads(info["state"])
+    assert config["sandboxImage"].startswith("registry.k8s.io/pause")  # what kubeadm looks for
+    assert config["crio"]["api"]["listen"] == str(cri.daemon.socket)
+    assert state["pods"] == {"ready": 1} and state["containers"] == {"running": 1}
+    assert state["pid"] == cri.daemon.process.pid  # type: ignore[union-attr]
+    assert state["handlers"]["builtin"]["problem"] == ""
+    assert all(Path(f"/proc/{pid}").exists() for pid in state["launchers"]) and state["launchers"]
+    assert not cri.call("Status").info
+
+
+def test_a_network_that_is_not_there(fresh: Client) -> None:
+    (fresh.daemon.directory / "net.d/10-scratch.conflist").write_text("{")
+    fresh.restart()
+    [runtime, network] = fresh.call("Status").status.conditions
+    assert runtime.status and not network.status
+    assert network.reason == "NetworkPluginNotReady" and str(fresh.daemon.directory) in network.message
+
+
+def test_update_runtime_config(cri: Client) -> None:
+    def update(cidr: str) -> None:
+        network = pb.NetworkConfig(pod_cidr=cidr)
+        cri.call("UpdateRuntimeConfig", runtime_config=pb.RuntimeConfig(network_config=network))
+
+    update("10.244.1.0/24,fd00:1::/64")
+    assert json.loads(cri.call("Status", verbose=True).info["state"])["podCIDR"] == "10.244.1.0/24,fd00:1::/64"
+    update("")
+    with refused(Code.INVALID_ARGUMENT, "runtime_config.network_config.pod_cidr", "10.244.1.0/99"):
+        update("10.244.1.0/99")
+
+
+def test_a_containers_verbose_status(cri: Client) -> None:
+    pod = cri.pod()
+    container = cri.start(pod, "sleep", "60", resources={"memory_limit_in_bytes": 64 << 20})
+    info = json.loads(cri.call("ContainerStatus", container_id=container, verbose=True).info["info"])
+    assert info["sandboxID"] == pod and info["runtimeSpec"]["process"]["args"] == ["sleep", "60"]
+    assert container in Path(f"/proc/{info['pid']}/cgroup").read_text()
+    assert Path(info["rootfs"]["upper"]).is_dir() and info["privileged"] is False
+    assert info["resources"]["memory_limit_in_bytes"] == 64 << 20
+    steps = {step["step"]: step for step in info["plan"]["steps"]}
+    assert "pivot_root" in " ".join(call for step in steps.values() for call in step["calls"])
+    process = info["state"]["process"]
+    assert process["NoNewPrivs"] in "01" and process["ns/pid"] != str(Path("/proc/self/ns/pid").readlink())
+    cri.call("StopContainer", container_id=container, timeout=0)
+    info = json.loads(cri.call("ContainerStatus", container_id=container, verbose=True).info["info"])
+    assert info["pid"] == 0 and info["state"]["exit"]["code"] == 137 and "process" not in info["state"]
+
+
+def test_a_pods_verbose_status(cri: Client) -> None:
+    pod = cri.pod(namespaces={"pid": pb.POD})
+    container = cri.start(pod, "sleep", "60", name="c")
+    info = json.loads(cri.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True).info["info"])
+    assert info["containers"] == {"c": container} and info["runtimeSpec"]["linux"]
+    assert Path(f"/proc/{info['pid']}/ns/net").stat().st_ino == Path(info["namespaces"]["net"]).stat().st_ino
+    assert info["state"]["process"]["ns/net"] == str(Path(f"/proc/{info['pid']}/ns/net").readlink())
+
+
+def test_statuses_of_containers_for_a_kubelet_that_lives_by_events(fresh: Client) -> None:
+    pod = fresh.pod()
+    container = fresh.start(pod, "sleep", "60")
+    plain = fresh.call("PodSandboxStatus", pod_sandbox_id=pod)
+    assert not plain.containers_statuses and not plain.timestamp
+    (fresh.daemon.directory / "crio.conf.d/10-events.conf").write_text("[crio.runtime]\nenable_pod_events = true\n")
+    fresh.restart()
+    told = fresh.call("PodSandboxStatus", pod_sandbox_id=pod)
+    assert [(s.id, s.state) for s in told.containers_statuses] == [(container, pb.CONTAINER_RUNNING)]
+    assert told.timestamp > told.status.created_at
+
+
+def test_checkpoints_say_what_they_need(cri: Client, tmp_path: Path) -> None:
+    """CRIU is missing here, or does not fit the kernel, or this version does not drive it: whichever is true."""
+    pod = cri.pod()
+    container = cri.start(pod, "sleep", "60")
+    program = shutil.which("criu")
+    if program is None:
+        code, words = Code.FAILED_PRECONDITION, "install the package criu"
+    elif (done := subprocess.run([program, "check"], capture_output=True, check=False)).returncode:
+        code, words = Code.FAILED_PRECONDITION, " ".join(done.stderr.decode().splitlines()[0].split())
+    else:
+        code, words = Code.UNIMPLEMENTED, "not available in this version"
+    with refused(code, words, container):
+        cri.call("CheckpointContainer", container_id=container, location=str(tmp_path / "x.tar"))
+    with refused(code, words, pod):
+        cri.call("CheckpointPod", pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
+    with refused(code, words):
+        cri.call("RestorePod", checkpoint_path=str(tmp_path / "pod"))
+    assert list(tmp_path.iterdir()) == []
+    assert cri.status(container).state == pb.CONTAINER_RUNNING
+
+
+def test_checkpoints_check_what_is_asked(cri: Client) -> None:
+    pod = cri.pod()
+    container = cri.create(pod, "sleep", "60")
+    with refused(Code.NOT_FOUND, "nobody"):
+        cri.call("CheckpointContainer", container_id="nobody", location="/x")
+    with refused(Code.INVALID_ARGUMENT, "location"):
+        cri.call("CheckpointContainer", container_id=container, location="x/../y")
+    with refused(Code.FAILED_PRECONDITION, "created"):
+        cri.call("CheckpointContainer", container_id=container, location="/x")
+    with refused(Code.INVALID_ARGUMENT, "container_ids[0]"):
+        cri.call("CheckpointPod", pod_sandbox_id=pod, output_path="/x", container_ids=["other"])
+    with refused(Code.INVALID_ARGUMENT, "options['fast']"):
+        cri.call("CheckpointPod", pod_sandbox_id=pod, output_path="/x", options={"fast": "yes"})
+    with refused(Code.INVALID_ARGUMENT, "options['fast']"):
+        cri.call("RestorePod", checkpoint_path="/x", options={"fast": "yes"})
