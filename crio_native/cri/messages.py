@@ -71,7 +71,7 @@ def container_status(container: Container) -> Any:
     status.log_path = container.log_path
     status.stop_signal = _signal(container.stop_signal)
     to_message(status.resources.linux, container.resources)
-    images = {volume.index: volume.image_ref for volume in container.image_volumes}
+    images = {volume.index: volume.image_id for volume in container.image_volumes}
     for index, mount in enumerate(container.config.mounts):
         message = to_message(status.mounts.add(), mount)
         if index in images:

@@ -37,8 +37,7 @@ def resolve(asked: Sequence[Mount], images: ImageStore) -> tuple[ImageVolume, ..
                 _refuse(index, "image_sub_path", mount.image_sub_path, "belongs to an image")
             continue
         _check(mount, index)
-        image = images.get(mount.image.image)
-        found.append(ImageVolume(index, image.id, image.digests[0] if image.digests else image.id))
+        found.append(ImageVolume(index, images.get(mount.image.image).id))
     return tuple(found)
 
 

@@ -95,7 +95,6 @@ class ImageVolume:
 
     index: int = 0
     image_id: str = ""
-    image_ref: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str], prefix: s
         options = ["rbind", _PROPAGATION[mount.propagation]]
         options.append("rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw")
         if mount.image:
-            options += ["nosuid", "nodev", "noexec"]
+            options += ["nosuid", "nodev"]
         oci: OciMount = {
             "destination": normalise(mount.container_path),
             "type": "bind",
