@@ -5,7 +5,6 @@ Each ends in exec or `_exit`.  A failure travels as the JSON object of `errors.S
 
 from __future__ import annotations
 
-import _socket
 import fcntl
 import os
 

@@ -264,15 +264,15 @@ def receive(requests: _socket.socket) -> tuple[dict[str, Any], list[int]] | None
 
 
 def main() -> None:
-    channels = [wire.channel(int(number)) for number in sys.argv[1].split(",")]
-    for channel in channels:
+    requests, creates, execs = (wire.channel(int(number)) for number in sys.argv[1].split(","))
+    for channel in (requests, creates, execs):
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
-    launcher = Launcher(*channels, sys.argv[2])
+    launcher = Launcher(requests, creates, execs, sys.argv[2])
     gc.collect()
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()
