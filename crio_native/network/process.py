@@ -2,7 +2,7 @@
 
 The program is started by the daemon itself.  A daemon with gRPC's threads must not fork, because a copy of its memory
 would hold locks that no thread of the copy will open; subprocess uses vfork here (no preexec_fn, no other user), whose
-child shares our memory for the moment until it execs, and no lock is taken in between.
+child shares our memory for the moment until it execs, and no lock is taken in between (docs/decisions/0004).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from crio_native.pods.values import PodConfig
 _RATE_NAMES = {"ingress": "kubernetes.io/ingress-bandwidth", "egress": "kubernetes.io/egress-bandwidth"}
 _LEAST_RATE, _MOST_RATE = 10**3, 10**15
 _BURST = (2**31 - 1) * 8  # bits: a rate is meant, not a budget, so as much as the kernel's bucket can hold
-_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{0,9})?|\.\d{1,9})(m|k|Ki|[MGTPE]i?|[eE]\d{1,2})?")
+_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{0,9})?|\.\d{1,9})(m|k|Ki|[MGTPE]i?|[eE]\d{1,2})?", re.ASCII)
 _SCALE = {"": 1, "m": 1e-3, "k": 10**3} | {
     letter + suffix: (1024 if suffix else 1000) ** power
     for power, letter in enumerate("KMGTPE", 1)
