@@ -115,7 +115,7 @@ def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | Non
     with contextlib.ExitStack() as stack:
         images = ImageStore(
             Path(crio.imagestore or layout.root / "images"),
-            settings=from_config(config.image),
+            settings=from_config(config),
             pinned=config.image.pinned_images,
         )
         stack.callback(images.close)

@@ -35,12 +35,8 @@ def as_image(manifest: Manifest) -> tuple[Manifest, bytes]:
     return Manifest(Descriptor(OCI_CONFIG, digest, len(raw)), files), raw
 
 
-def archived(descriptor: Descriptor, pieces: Iterable[bytes]) -> Iterable[bytes]:
-    """The bytes of a blob as an archive that the unpacker takes; a layer's are one already."""
-    return _archive(descriptor, pieces) if descriptor.media_type == FILE else pieces
-
-
-def _archive(descriptor: Descriptor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def archived(descriptor: Descriptor, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The bytes of a file's blob as an archive that the unpacker takes."""
     import tarfile  # to write a header, which takes it a line; nothing of a stranger's is read with it
 
     entry = tarfile.TarInfo(_title(descriptor))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from crio_native.errors import PermissionRefused
-from crio_native.images import artifacts
+from crio_native.images import artifacts, encryption
 from crio_native.images.layouts import Blobs
-from crio_native.images.manifests import ENCRYPTED, Descriptor, Manifest
+from crio_native.images.manifests import Descriptor, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +28,12 @@ class _WithConfig:
 
 @contextlib.contextmanager
 def as_image(
-    manifest: Manifest, blobs: Blobs, scratch: AbstractContextManager[Path], origin: str
+    manifest: Manifest, blobs: Blobs, scratch: AbstractContextManager[Path], origin: str, keys: Path | None
 ) -> Iterator[tuple[Manifest, Blobs]]:
     """A manifest and where its content comes from, as the store takes them.
 
-    scratch: a directory for what must be kept meanwhile, only made where it is needed.
+    scratch: a directory for what must be kept meanwhile, only made where it is needed.  keys: directory of private
+    keys.  Raises as `schema1` and `encryption` do.
     """
     if manifest.schema1:
         from crio_native.images import schema1
@@ -46,8 +46,15 @@ def as_image(
         yield made, _WithConfig(made.config, config, blobs)
     else:
         for layer in manifest.layers:
-            if layer.media_type.endswith(ENCRYPTED):
-                raise PermissionRefused(
-                    f"layer {layer.digest} is encrypted ({layer.media_type}), and this node has no key for it"
-                )
+            if encryption.is_encrypted(layer):
+                encryption.secret_of(layer, keys)  # before anything is fetched
         yield manifest, blobs
+
+
+def archive_of(layer: Descriptor, pieces: Iterable[bytes], keys: Path | None) -> Iterable[bytes]:
+    """The archive that a layer's blob, whose bytes were checked, holds.  Raises as `encryption` does."""
+    if layer.media_type == artifacts.FILE:
+        return artifacts.archived(layer, pieces)
+    if encryption.is_encrypted(layer):
+        return encryption.decrypted(pieces, layer, encryption.secret_of(layer, keys))
+    return pieces

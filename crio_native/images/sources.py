@@ -25,7 +25,7 @@ from crio_native.images.registry import Repository
 from crio_native.images.work import Stop
 
 if TYPE_CHECKING:
-    from crio_native.config.tables import ImageTable
+    from crio_native.config import Config
 
 # What another host may do better; a wrong image is wrong everywhere, and a stop is a stop.
 _NEXT = (NotFound, PermissionRefused, Unavailable)
@@ -43,7 +43,7 @@ class Settings:
     paths: of registries.conf; None for no such files, and Docker Hub for short names.  insecure: hosts whose
     certificates are not checked.  short_names: "enforcing", or "disabled" to try all; registries.conf may say more
     exactly what enforcing is.  follow: read files anew when they have changed.  patience: seconds that a pull may
-    stand still, None for ever.
+    stand still, None for ever.  keys: directory of private keys for encrypted images.
     """
 
     paths: Paths | None = None
@@ -53,10 +53,12 @@ class Settings:
     keychain: Keychain = field(default_factory=lambda: Keychain(files=()))
     certificate_directories: tuple[Path, ...] = certificates.DIRECTORIES
     patience: float | None = None
+    keys: Path | None = None
 
 
-def from_config(image: ImageTable) -> Settings:
-    """What [crio.image] says."""
+def from_config(config: Config) -> Settings:
+    """What [crio.image] says, and what belongs to it."""
+    image, keys = config.image, config.runtime.decryption_keys_path
     keychain = Keychain(
         Path(image.global_auth_file) if image.global_auth_file else None,
         Path(image.namespaced_auth_dir) if image.namespaced_auth_dir else None,
@@ -68,6 +70,7 @@ def from_config(image: ImageTable) -> Settings:
         image.auto_reload_registries,
         keychain,
         patience=image.pull_progress_timeout or None,
+        keys=Path(keys) if keys else None,
     )
 
 

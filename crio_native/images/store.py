@@ -249,7 +249,8 @@ class ImageStore:
         progress: OnProgress | None,
         stop: Stop,
     ) -> Image:
-        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin) as (manifest, blobs):
+        keys = self._sources.settings.keys
+        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin, keys) as (manifest, blobs):
             return self._add_image(blobs, manifest, digest, names, known_as, origin, progress, stop)
 
     def _add_image(
@@ -305,7 +306,7 @@ class ImageStore:
                 return
             pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
             with contextlib.closing(pieces):
-                archive = artifacts.archived(descriptor, pieces)
+                archive = conversion.archive_of(descriptor, pieces, self._sources.settings.keys)
                 check = descriptor.media_type != artifacts.FILE
                 self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", check=check)
             progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "done"))
