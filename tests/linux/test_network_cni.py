@@ -597,6 +597,85 @@ def test_what_a_killed_daemon_had_started_ends_before_its_del(lab: Lab, monkeypa
         network.shutdown()
 
 
+POINTS = """
+import os, signal, socket, sys
+from pathlib import Path
+from crio_native.network import PodNetwork, PortMapping, links
+from crio_native.network.bridges import Bridges
+from crio_native.network.cni.attachment import Attachments
+from crio_native.network.cni.plugins import Plugins
+from crio_native.network.records import Records
+from crio_native.network.rules import Rules
+
+directory, netns, fd, point, place, number = sys.argv[1:]
+left = int(number)
+owner, name = globals()[place.partition(".")[0]], place.partition(".")[2]
+real = getattr(owner, name)
+
+def killing(*args, **kwargs):
+    global left
+    left -= 1
+    if left == 0 and point == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*args, **kwargs)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, name, killing)
+root = Path(directory)
+network = PodNetwork.from_directory(network_dir=root / "net.d", plugin_dirs=[str(root / "bin")],
+                                    state_dir=root / "state", cache_dir=root / "cni")
+network.collect(())
+network.setup("sandbox-a", socket.socket(fileno=int(fd)), netns_path=Path(netns), name="", namespace="", uid="",
+              port_mappings=[PortMapping(8080, 80)])
+network.teardown("sandbox-a")
+"""
+# (what, the how-manieth call of it): in the order in which a pod's set-up and teardown come to them.
+PLACES = [
+    ("Records.attach", 1),
+    ("Rules.prepare", 1),
+    ("Attachments.put", 1),
+    ("Plugins._run", 1),
+    ("Plugins._run", 2),
+    ("Attachments.put", 2),
+    ("Records.replace", 1),
+    ("Rules.map_ports", 1),
+    ("Plugins._run", 3),
+    ("Plugins._run", 4),
+    ("Attachments.remove", 1),
+    ("Rules.release", 1),
+]
+
+
+@pytest.mark.parametrize("first", ["cni-bridge", "bridge"])
+@pytest.mark.parametrize(("place", "number"), PLACES, ids=[f"{place}-{number}" for place, number in PLACES])
+@on_a_node
+def test_kill_9_at_any_point_leaves_nothing_after_the_next_start(lab: Lab, first: str, place: str, number: int) -> None:
+    """A program and another one after it; or the built-in bridge and two programs."""
+    lab.debian(cni_bridge="bridge")
+    ipam = lab.ipam("10.55.0.0/24")
+    if first == "bridge":
+        del ipam["dataDir"]
+    one = {"type": first, "bridge": "br9", "isGateway": True, "hairpinMode": True, "ipam": ipam}
+    more = [{"type": "tuning", "sysctl": {}}] * (2 if first == "bridge" else 1)
+    lab.write(one, *more, PORTMAP)
+    for point in ("before", "after"):
+        with Namespace(lab.directory, f"a-{point}") as pod:
+            fd = pod.netlink.fileno()
+            arguments = [str(lab.directory), str(pod.path), str(fd), point, place, str(number)]
+            killed = subprocess.run([sys.executable, "-c", POINTS, *arguments], pass_fds=[fd], check=False)
+            assert killed.returncode == -signal.SIGKILL
+        network = lab.open()
+        network.collect(())
+        wait_until(lambda: lab.results() == {})
+        assert network.attachment("sandbox-a") is None and lab.leased() == set()
+        wait_until(lambda: link_names() <= {"lo", "br9"})
+        with Pod(network, lab, "b", ports=[PortMapping(8080, 80)]) as other, Server(other, "0.0.0.0", 80, "web"):
+            assert ask("127.0.0.1", 8080)[0] == "web"
+        assert network.shutdown(remove=True)
+
+
 @on_a_node
 def test_damaged_records_are_set_aside(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     lab.shell("own", 'echo "$ok"')
