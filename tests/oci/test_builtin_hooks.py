@@ -68,7 +68,7 @@ def test_each_runs_at_its_moment_with_the_state(box: Box, own_user: bool) -> Non
     assert (box.root / "order").read_text().split() == list(KINDS)
     outside = {"status": "creating", "pid": container.process.pid}
     expected = {
-        "prestart": outside,
+        "prestart": outside | {"status": "created"},
         "createRuntime": outside,
         "createContainer": {"status": "creating", "pid": 1},
         "startContainer": {"status": "created", "pid": 1},

@@ -88,7 +88,8 @@ class Duties:
         state = {**self.duties["state"], "pid": self.init}
         for kind, entries in self.duties["hooks"].items():
             try:
-                hooks.run(kind, entries, state)
+                # creating ends with step 2 of the specification's life cycle, and these hooks are its step 3
+                hooks.run(kind, entries, {**state, "status": "created"} if kind == "prestart" else state)
             except hooks.HookFailed as error:
                 raise steps.Refused(error.path, str(error), error.number) from None
 

@@ -87,6 +87,7 @@ class Made:
         self.spec = state.parse_json(content, path)
         self.preserved = preserved_descriptors(options)
         specs.validate(self.spec)
+        self.spec = without_mount_label(self.spec)
         self._check_terminal()
         permitted = host().permitted if "user" not in specs.namespace_paths(self.spec) else ALL_CAPABILITIES
         self.spec = {**self.spec, "process": listen_environment(grantable(self.spec["process"], permitted))}
@@ -424,6 +425,15 @@ def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
         if missing := [name for name in names if name not in given[kind]]:
             log.warning(f"process.capabilities.{kind}: {', '.join(missing)} cannot be given")
     return {**wanted, "capabilities": given} if given != sets else wanted
+
+
+def without_mount_label(spec: dict[str, Any]) -> dict[str, Any]:
+    """A kernel without SELinux refuses the label's mount option, and has nothing that it would keep apart."""
+    label = (spec.get("linux") or {}).get("mountLabel")
+    if not label or os.path.isdir("/sys/fs/selinux"):
+        return spec
+    log.warning(f"linux.mountLabel {label!r} is left out: this kernel has no SELinux")
+    return {**spec, "linux": {**spec["linux"], "mountLabel": ""}}
 
 
 def _read_config(path: str) -> bytes:

@@ -41,7 +41,9 @@ class Context:
         self.user_namespace = -1  # the container's own, until it is entered
         self.mount_namespace = -1  # one to join
         self.id_maps: dict[tuple[str, str], int] = {}  # user namespaces that only serve to describe id mappings
-        self.to_join: list[tuple[int, str]] = []  # namespaces that need the privileges of the user namespace
+        self.to_join: list[
+            tuple[int, str, str]
+        ] = []  # namespaces (with kind and path) that need the privileges of the user namespace
         self.listener: _socket.socket | None = None  # where the seccomp listener's descriptor goes
         self.own_pid = 0  # as the host sees it
         self.preserved = 0  # so many descriptors from 3 on are the command's, not ours

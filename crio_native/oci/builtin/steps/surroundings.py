@@ -38,7 +38,14 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-_JOIN_ORDER = ("ipc", "uts", "network", "cgroup", "time", "mount")
+# In the order in which they are joined.
+_JOIN_FLAG = {
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "network": syscalls.CLONE_NEWNET,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "time": syscalls.CLONE_NEWTIME,
+}
 
 
 def join_namespaces(context: Context, namespaces: list[list[str]]) -> None:
@@ -47,17 +54,12 @@ def join_namespaces(context: Context, namespaces: list[list[str]]) -> None:
     The host's root may enter any of them.  Who is not that may only enter those of his own user namespace, from in
     there: what is refused here is tried again by `enter_user_namespace`.
     """
-    ordered = sorted(namespaces, key=lambda entry: _JOIN_ORDER.index(entry[0]))
-    opened = [(process.open_namespace(path), path) for _, path in ordered]
-    for fd, path in opened:
-        try:
-            syscalls.setns(fd)
-        except OSError as error:
-            if error.errno == errno.EPERM and context.user_namespace >= 0:
-                context.to_join.append((fd, path))
-                continue
-            raise OSError(error.errno, error.strerror, path) from None
-        os.close(fd)
+    order = list(_JOIN_FLAG)
+    ordered = sorted(namespaces, key=lambda entry: order.index(entry[0]))
+    opened = [(process.open_namespace(path), kind, path) for kind, path in ordered]
+    for fd, kind, path in opened:
+        if not _enter(fd, kind, path, context.user_namespace >= 0):
+            context.to_join.append((fd, kind, path))
 
 
 def open_mount_namespace(context: Context, path: str) -> None:
@@ -93,14 +95,14 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None
     init; our parent becomes its parent, and is told its pid.  As root in there, so that what is made now is root's.
     """
     joined = process.open_namespace(join_pid) if join_pid else -1
-    if joined >= 0 and _enter(joined, join_pid, context):
+    if joined >= 0 and _enter(joined, "pid", join_pid, True):
         joined = -1
     if not namespaces.same(context.user_namespace, "/proc/self/ns/user"):
         syscalls.setns(context.user_namespace, syscalls.CLONE_NEWUSER)
     if joined >= 0:
         syscalls.setns(joined, syscalls.CLONE_NEWPID)
-    for fd, path in context.to_join:
-        _enter(fd, path, None)
+    for fd, kind, path in context.to_join:
+        _enter(fd, kind, path, False)
     for fd in context.id_maps.values():
         os.close(fd)
     os.close(context.user_namespace)
@@ -119,14 +121,15 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None
     os.setresuid(0, 0, 0)
 
 
-def _enter(fd: int, path: str, later: Context | None) -> bool:
-    """setns; False when it takes privileges that we may have `later`."""
+def _enter(fd: int, kind: str, path: str, later: bool) -> bool:
+    """setns, into no namespace of another kind; False when it takes privileges that we may have `later`."""
     try:
-        syscalls.setns(fd)
+        syscalls.setns(fd, syscalls.CLONE_NEWPID if kind == "pid" else _JOIN_FLAG[kind])
     except OSError as error:
-        if later is not None and error.errno == errno.EPERM:
+        if later and error.errno == errno.EPERM:
             return False
-        raise OSError(error.errno, error.strerror, path) from None
+        why = f"{error.strerror} (is it a namespace of kind {kind}?)" if error.errno == errno.EINVAL else error.strerror
+        raise OSError(error.errno, why, path) from None
     os.close(fd)
     return True
 
