@@ -336,6 +336,19 @@ def _plain_rule(rule: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+class Shared(dict[str, Any]):
+    """A `linux.seccomp` object with its program; whoever has an equal one has this (see `share`)."""
+
+    def __init__(self, profile: Mapping[str, Any], compiled: Compiled) -> None:
+        super().__init__(profile)
+        self.compiled = compiled
+
+
+def share(linux_seccomp: Mapping[str, Any]) -> Shared:
+    """For an object that is to be compiled again and again, or is held by many.  Raises as `compile` does."""
+    return _share_text(_text(linux_seccomp))
+
+
 def compile(linux_seccomp: Mapping[str, Any]) -> Compiled:
     """The BPF program of a `linux.seccomp` object.
 
@@ -344,14 +357,25 @@ def compile(linux_seccomp: Mapping[str, Any]) -> Compiled:
     The result is kept by the profile's hash: compiling takes milliseconds, and most containers share one profile.
     (The architecture and libseccomp's version also decide it, but do not change while this process lives.)
     """
-    return _compile_text(json.dumps(linux_seccomp, sort_keys=True, separators=(",", ":")))
+    if isinstance(linux_seccomp, Shared):
+        return linux_seccomp.compiled
+    return _compile_text(_text(linux_seccomp))
 
 
-@cached(
-    LRUCache(maxsize=64),
-    key=lambda text: hashlib.sha256(text.encode()).digest(),
-    condition=threading.Condition(),
-)
+def _text(linux_seccomp: Mapping[str, Any]) -> str:
+    return json.dumps(linux_seccomp, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+@cached(LRUCache(maxsize=64), key=_digest, lock=threading.Lock())
+def _share_text(text: str) -> Shared:
+    return Shared(json.loads(text), _compile_text(text))
+
+
+@cached(LRUCache(maxsize=64), key=_digest, condition=threading.Condition())
 def _compile_text(text: str) -> Compiled:
     profile = json.loads(text)
     check_profile(profile, "linux.seccomp")

@@ -9,7 +9,6 @@ looks at the state that it changes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import threading
@@ -30,6 +29,7 @@ from crio_native.errors import (
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
 from crio_native.pods import image_volumes, names, pausing, preparation, spec, trees
+from crio_native.pods.commands import Heritages
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
 from crio_native.pods.signals import stop_signal
@@ -46,6 +46,7 @@ class Containers:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._heritages = Heritages(node.layout)
         self._ends: dict[str, Future[None]] = {}
         self._ends_lock = threading.Lock()
         # Ends that were noticed while their start was not recorded yet: first things first.
@@ -185,14 +186,14 @@ class Containers:
         process, runtime = container.process, self._runtime(container)
         if container.state != ContainerState.RUNNING or process is None:
             raise FailedPrecondition(f"container {container_id} is {container.state}; exec needs a running one")
-        config = json.loads((node.layout.bundle(container_id) / "config.json").read_bytes())
+        heritage = self._heritages.of(container_id)
         request = ExecSpec(
-            process=spec.exec_process(config["process"], args, process.user, terminal=terminal),
+            process=spec.exec_process(heritage.process, args, process.user, terminal=terminal),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            seccomp=config["linux"].get("seccomp"),
-            linux=config["linux"],
+            seccomp=heritage.seccomp,
+            linux=heritage.linux,
         )
         return runtime.exec(container_id, process.process(), container.cgroup, request)
 
