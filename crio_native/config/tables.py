@@ -325,7 +325,11 @@ class RuntimeTable:
     enable_criu_support: bool = option(
         True, FLAG, "Checkpoint and restore.", deprecated="use crio.checkpoint_restore.container_level_enabled"
     )
-    enable_pod_events: bool = option(False, FLAG, "Send container events to the kubelet (Evented PLEG).")
+    enable_pod_events: bool = option(
+        False,
+        FLAG,
+        "Tell a pod's status with those of its containers, for a kubelet that lives by events (Evented PLEG).",
+    )
     disable_hostport_mapping: bool = option(False, FLAG, "Leave host ports to the network plugin.")
     timezone: str = option("", TIMEZONE, "Time zone of containers; empty leaves the image's.")
     blockio_config_file: str = option("", OPTIONAL_PATH, "Block I/O classes.", reload=True)
