@@ -7,6 +7,7 @@ has passed by then.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _EXEC_ARGS_MAX = 4096
 _FORWARD_PORTS_MAX = 127
+_PIPE_SIZE = 1 << 20
 
 
 def settings(api: ApiTable) -> Settings:
@@ -107,7 +109,7 @@ class StreamingService:
         with contextlib.ExitStack() as theirs:
             for name in given:
                 if getattr(options, name):
-                    read, write = os.pipe2(os.O_CLOEXEC)
+                    read, write = _pipe()
                     given[name], ours[name] = (read, write) if name == "stdin" else (write, read)
                     theirs.callback(os.close, given[name])
             try:
@@ -146,6 +148,14 @@ class StreamingService:
         if pod.config.namespaces.network is NamespaceMode.NODE:
             return [socket.socket(socket.AF_INET), socket.socket(socket.AF_INET6)]
         return self._node.namespaces.open_sockets(self._node.layout.pins(pod.id)["net"])
+
+
+def _pipe() -> tuple[int, int]:
+    """(read, write); large, where the host lets us, so that neither side has to wait for the other's turn."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    return read, write
 
 
 def check_command(words: Sequence[str]) -> tuple[str, ...]:

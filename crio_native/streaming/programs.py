@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 0.5  # for output that comes after the process has ended, from children that it left
 _PIPE_MAX = 1 << 20  # bytes that a pipe or a terminal may hold
+_SMALL = 32 * 1024  # bytes of output after which the program gets a moment to write more
+_MOMENT = 0.001  # seconds; shorter than anybody notices, and as long as a pipe takes to fill
 _PACKET = 8192  # bytes of the monitor's packets, without the stream's number
 _STREAMS = {2: "stdout", 3: "stderr"}
 
@@ -144,7 +146,7 @@ class _Pump:
         while data := await self._next(buffer):
             self.moved += len(data)
             await send(self.name, data)
-            await asyncio.sleep(0)
+            await asyncio.sleep(_MOMENT if len(data) < _SMALL else 0)
 
     async def _next(self, buffer: Buffer) -> memoryview:
         self.waiting = True

@@ -1,6 +1,6 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [pull]
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [streaming] [pull]
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, daemon, images, report
+from tests.perf import containers, daemon, images, report, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "exec", "monitor", "daemon", "pull")
+KINDS = ("run", "exec", "monitor", "daemon", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -54,8 +54,10 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        if set(chosen) - {"daemon", "pull"}:
+        if set(chosen) - {"daemon", "streaming", "pull"}:
             results += _executor(chosen, bundle, directory, rounds)
+        if "streaming" in chosen:
+            results += _streaming()
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
         if "pull" in chosen:
@@ -93,6 +95,17 @@ def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
         with console.status("pods") as status:
             results += daemon.measure_growth(client, pods, status.update)
         return results
+    finally:
+        for problem in server.close():
+            console.print(f"[red]left behind:[/] {problem}")
+
+
+def _streaming() -> list[Result]:
+    server = ScratchDaemon()
+    try:
+        server.start()
+        with console.status("streaming") as status:
+            return streaming.measure(daemon.Client(server), status.update)
     finally:
         for problem in server.close():
             console.print(f"[red]left behind:[/] {problem}")

@@ -26,6 +26,7 @@ class Result:
     peer_name: str | None
     goal: float | None
     spread: str = ""
+    more_is_better: bool = False  # the goal is what must be reached
 
     @property
     def ratio(self) -> float | None:
@@ -35,7 +36,8 @@ class Result:
     def verdict(self) -> str:
         if self.goal is None:
             return ""
-        reached = (self.ours if self.ratio is None else self.ratio) <= self.goal
+        value = self.ours if self.ratio is None else self.ratio
+        reached = value >= self.goal if self.more_is_better else value <= self.goal
         return "[green]reached[/]" if reached else "[red]missed[/]"
 
     def to_dict(self) -> dict[str, object]:
