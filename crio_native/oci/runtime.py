@@ -135,6 +135,9 @@ class ExecSession(Protocol):
     def result(self) -> ExitStatus:
         """The exit status; blocks until there is one.  Raises Internal when the launcher died first."""
 
+    def resized(self, height: int, width: int) -> None:
+        """The caller has set its terminal's size: pass that on, where the terminal is not the process's own."""
+
     def kill(self) -> None:
         """SIGKILL to the whole process group.  Nothing happens when it has ended."""
 

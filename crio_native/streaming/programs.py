@@ -112,6 +112,8 @@ class Exec:
         if self._terminal >= 0:
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+            with contextlib.suppress(CrioError):
+                await asyncio.to_thread(self._session.resized, height, width)
 
     def hang_up(self) -> None:
         """A process that still runs gets what a terminal's or a pipe's end means to it: SIGHUP, end of input, SIGPIPE.

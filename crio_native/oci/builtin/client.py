@@ -254,6 +254,9 @@ class BuiltinExec:
             self._result = ExitStatus(answer["exited"], answer["signal"], False, time.time_ns())
         return self._result
 
+    def resized(self, height: int, width: int) -> None:
+        pass  # the terminal is the process's own, and has told it
+
     def kill(self) -> None:
         if self._result is None:
             with contextlib.suppress(OSError):
