@@ -28,7 +28,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
-from crio_native.pods import image_volumes, names, pausing, preparation, spec, trees
+from crio_native.pods import image_volumes, names, pausing, preparation, spec, spec_security, trees
 from crio_native.pods.commands import Heritages
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
@@ -316,6 +316,7 @@ class Containers:
         """The PID namespace that the container's mode names, by a process that lives in it; "" for a new one."""
         options = container.config.linux.security_context.namespace_options or pod.config.namespaces
         field = "config.linux.security_context.namespace_options"
+        spec_security.check_namespaces(options, field)
         if options.pid is NamespaceMode.TARGET:
             target = self._node.store.get(Container, options.target_id)
             if target.pod_id != pod.id or target.state != ContainerState.RUNNING:

@@ -78,7 +78,6 @@ def container_spec(
             "config.linux.security_context.privileged", True, "needs a pod whose security_context.privileged is true"
         )
     options = security.namespace_options or pod.config.namespaces
-    spec_security.check_namespaces(options, "config.linux.security_context.namespace_options")
     capabilities, warnings = spec_process.capability_sets(
         security.capabilities,
         security.privileged,

@@ -14,6 +14,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 
 from .conftest import Client, close, new_client, refused
 from .images import variant
+from .test_namespaces import limits
 
 pytestmark = pytest.mark.root
 
@@ -102,8 +103,7 @@ def test_what_every_container_gets(cri: Client) -> None:
 
 def test_a_limit_of_processes(cri: Client) -> None:
     container = cri.start(cri.pod(), "sleep", "60")
-    found = [*Path("/sys/fs/cgroup").glob(f"**/crio-{container}/pids.max")]
-    assert [path.read_text() for path in found] == ["40\n"]
+    assert limits(cri, container, "pids.max") == ["40"]
 
 
 def test_the_log_is_bounded(cri: Client) -> None:
