@@ -16,6 +16,7 @@ from typing import Any
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.external.conmon import ConmonRuntime, is_conmon
 from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import Abilities, Runtime
 from crio_native.pods.records import HandlerRecord, Layout
@@ -70,7 +71,8 @@ def _builtin(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
 
 def _oci(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
     scratch = parts.layout.runroot / "exec"
-    return ExternalRuntime(name, settings, parts.settings, parts.launchers, scratch=scratch, bundle=parts.layout.bundle)
+    kind = ConmonRuntime if is_conmon(settings.monitor_path) else ExternalRuntime
+    return kind(name, settings, parts.settings, parts.launchers, scratch=scratch, bundle=parts.layout.bundle)
 
 
 def _vm(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 PROGRAMS = {
     "runc": "runc",
     "crun": "crun",
+    "conmon": "runc",
     "crio-oci": str(Path(sys.executable).with_name("crio-oci")),
 }
 
@@ -17,9 +19,12 @@ PROGRAMS = {
 def settings(handler: str) -> str:
     """The daemon's configuration with one external handler, which is the default."""
     program = PROGRAMS[handler]
-    path = f'runtime_path = "{program}"' if "/" in program else ""
+    path = "" if program == handler else f'runtime_path = "{shutil.which(program)}"'
+    path += f'\nmonitor_path = "{shutil.which("conmon")}"' if handler == "conmon" else ""
     return f"""
 [crio.runtime]
+container_exits_dir = "{{directory}}/run/exits"
+container_attach_socket_dir = "{{directory}}/run/attach"
 default_runtime = "{handler}"
 [crio.runtime.runtimes.{handler}]
 {path}

@@ -58,7 +58,8 @@ def test_version_and_status(cri: Client, handler: str) -> None:
     assert features["builtin"].recursive_read_only_mounts
     told = json.loads(status.info["handlers"])[handler]
     assert told["type"] == "oci" and not told["problem"]
-    assert handler in told["version"] and Path(told["program"]).name == handler
+    program = Path(external.PROGRAMS[handler]).name
+    assert program in told["version"] and Path(told["program"]).name == program
     options = told["features"].get("mountOptions", [])  # older crun have no features to tell
     assert features[handler].recursive_read_only_mounts == ("rro" in options)
 

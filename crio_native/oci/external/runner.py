@@ -49,7 +49,7 @@ def main(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         _prctl.prctl(_prctl.PR_SET_NAME, "crio-runner")
         _prctl.prctl(PR_SET_CHILD_SUBREAPER, 1)
         os.chdir("/")
-        ACTS[request["act"]](request, reply, descriptors[1:])
+        act(request["act"])(request, reply, descriptors[1:])
     except Unwanted:
         kill_children()
     except BaseException as error:
@@ -161,6 +161,18 @@ def wait_for(
             tail.read()
 
 
+def read_to_end(tail: Tail, reply: _socket.socket) -> None:
+    """Raises Unwanted when the asker goes before."""
+    poll = select.poll()
+    poll.register(tail.fd, select.POLLIN)
+    poll.register(reply.fileno(), select.POLLIN)
+    while tail.open and b"\n" not in tail.data:
+        for fd, _ in poll.poll():
+            if fd == reply.fileno():
+                raise Unwanted
+        tail.read()
+
+
 def drain(tails: Sequence[Tail]) -> None:
     end = time.monotonic() + DRAIN_SECONDS
     while any(tail.open for tail in tails) and time.monotonic() < end:
@@ -191,32 +203,49 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
 
     The monitor's reply is JSON (see `monitor.client.read_reply`), and so is a failure of ours.
     """
-    step = "overlay_root"
-    words = b""
-    try:
-        mount_root(request)
-        step = "find_user"
-        user = find_user(request)
-        step = "write_config"
-        write_config(request, user)
-        step = "monitor_cgroup"
-        for path in request["groups"]:
-            join(path)
-        step = "create"
+    with telling(request, reply) as step:
+        user = prepare(request, step)
+        step.name = "create"
         made = Made(request, reply)
         words = made.create()
-        step = "monitor"
+        step.name = "monitor"
         made.become_monitor(reply, {**(user or {}), "words": words[-1024:].decode(errors="replace")})
-    except Refusal as refusal:
+
+
+class telling:
+    """What goes wrong inside is told to whoever waits for the monitor's first reply, with the name of the step."""
+
+    def __init__(self, request: dict[str, Any], reply: _socket.socket) -> None:
+        self.request, self.reply, self.name = request, reply, ""
+
+    def __enter__(self) -> telling:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is None or isinstance(error, Unwanted):
+            return False
         kill_children()
-        fail(reply, {"step": step, "errno": 0, "path": request["line"][0], "detail": refusal.said})
-    except users.NoSuchUser as error:
-        fail(reply, {"step": step, "errno": 0, "path": error.file, "detail": str(error)})
-    except Unwanted:
-        raise
-    except BaseException as error:
-        kill_children()
-        fail(reply, steps.describe(step, error))
+        if isinstance(error, Refusal):
+            fail(self.reply, {"step": self.name, "errno": 0, "path": self.request["line"][0], "detail": error.said})
+        elif isinstance(error, users.NoSuchUser):
+            fail(self.reply, {"step": self.name, "errno": 0, "path": error.file, "detail": str(error)})
+        else:
+            fail(self.reply, steps.describe(self.name, error))
+        return True
+
+
+def prepare(request: dict[str, Any], step: telling) -> dict[str, Any] | None:
+    """All that comes before the runtime; who the command runs as."""
+    step.name = "overlay_root"
+    mount_root(request)
+    step.name = "find_user"
+    user = find_user(request)
+    step.name = "write_config"
+    write_config(request, user)
+    step.name = "monitor_cgroup"
+    for path in request["groups"]:
+        join(path)
+    return user
 
 
 def fail(reply: _socket.socket, failure: dict[str, Any]) -> None:
@@ -534,8 +563,9 @@ def kill_children() -> None:
         time.sleep(0.002)
 
 
-ACTS: dict[str, Callable[[dict[str, Any], _socket.socket, list[int]], None]] = {
-    "run": run,
-    "create": create,
-    "exec": execute,
-}
+def act(name: str) -> Callable[[dict[str, Any], _socket.socket, list[int]], None]:
+    if name == "conmon":
+        from crio_native.oci.external import conmon_runner
+
+        return conmon_runner.create
+    return {"run": run, "create": create, "exec": execute}[name]

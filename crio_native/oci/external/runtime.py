@@ -156,24 +156,32 @@ class ExternalRuntime(Monitored):
         }
 
     def start(self, container_id: str, run_dir: Path) -> None:
-        monitor.Connection.connect(run_dir).close()  # NotFound when it has ended
+        self._require_monitor(run_dir)
         try:
             self._program.act("start", container_id)
         except StepFailed as error:
             if self._program.status(container_id) == "running":
                 raise FailedPrecondition(f"container {container_id} was started before") from error
             with contextlib.suppress(NotFound):
-                super().kill(container_id, run_dir, 9)
+                self._signal(container_id, run_dir, 9)
             raise StartFailed.from_dict(error.to_dict()) from None
 
     def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
         """By the runtime, which knows what a signal means to its kind of container; by the monitor where it fails."""
-        monitor.Connection.connect(run_dir).close()
+        self._require_monitor(run_dir)
         try:
             self._program.act("kill", container_id, str(int(signal)))
         except CrioError as error:
             log.info("container %s: the runtime did not send signal %d: %s", container_id, signal, error)
-            super().kill(container_id, run_dir, signal)
+            self._signal(container_id, run_dir, signal)
+
+    def _require_monitor(self, run_dir: Path) -> None:
+        """Raises NotFound when the container has ended."""
+        monitor.Connection.connect(run_dir).close()
+
+    def _signal(self, container_id: str, run_dir: Path, signal: int) -> None:
+        """Without the runtime.  Raises NotFound."""
+        super().kill(container_id, run_dir, signal)
 
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         cgroup = self._cgroup(cgroups_path)

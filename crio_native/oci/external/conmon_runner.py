@@ -1,0 +1,61 @@
+"""Having conmon create a container: what a runner does instead of becoming the monitor itself.
+
+conmon runs the runtime, and stays; it tells the outcome on a pipe whose number is in its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from crio_native.oci.external import runner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any
+
+SYNC_FD = 3
+SYNC_MAX = 16 << 10  # bytes of what conmon tells
+
+
+def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
+    """The same as `runner.create`; request["conmon"] is conmon's argument vector."""
+    with runner.telling(request, reply) as step:
+        user = runner.prepare(request, step)
+        step.name = "create"
+        pid = outcome(start(request, reply))
+        with open(request["conmon_pid_file"], "rb", buffering=0) as file:
+            conmon = int(file.read(runner.PID_FILE_MAX))
+        told = {"created": {"pid": pid, "monitor": conmon, "init": user or {}}}
+        reply.send(json.dumps(told).encode())
+
+
+def start(request: dict[str, Any], reply: _socket.socket) -> bytes:
+    """Start conmon, which forks and goes on; what it tells.  Raises Refusal, Unwanted."""
+    children = runner.Children()
+    sync, words = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    env = {**request["env"], "_OCI_SYNCPIPE": str(SYNC_FD)}
+    pid = runner.spawn(request["conmon"], env, [null, null, words[1], sync[1]])
+    os.close(sync[1])
+    os.close(words[1])
+    tails = [runner.Tail(sync[0], SYNC_MAX, end=False), runner.Tail(words[0], runner.WORDS_MAX, end=True)]
+    status = runner.wait_for(pid, children, reply, tails, {})
+    if status != 0:
+        runner.drain(tails)
+        raise runner.Refusal(runner.end_of(status, tails[1].data))
+    runner.read_to_end(tails[0], reply)  # a line: conmon itself keeps the pipe open
+    return tails[0].data
+
+
+def outcome(told: bytes) -> int:
+    """The container's pid.  Raises Refusal with the runtime's words, which conmon passes on."""
+    try:
+        message = json.loads(told.split(b"\n")[0])
+        pid, said = int(message["pid"]), str(message.get("message", ""))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise runner.Refusal(f"conmon told no outcome: {told[:200]!r}") from None
+    if pid <= 0:
+        raise runner.Refusal(said or "nothing, and conmon does not know more")
+    return pid
