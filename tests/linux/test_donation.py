@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import os, signal
 from crio_native.linux import donation, syscalls
 syscalls.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphan comes to us
 note, told = os.pipe()
-area = bytearray(b"x") * (64 * 4096)
+area = bytearray(b"x") * (256 * 4096)
 donor = syscalls.clone3(0, exit_signal=signal.SIGCHLD)
 if donor == 0:
     switch = donation.KillSwitch()
@@ -83,15 +82,15 @@ def test_written_pages_are_found_and_can_be_written_in_advance() -> None:
     def own():
         return sum(size for _, size in pages.written())
     before = own()
-    area[: 32 * 4096] = b"y" * (32 * 4096)
+    area[: 128 * 4096] = b"y" * (128 * 4096)
     written = own()
     donation.write_pages([(0x1000, 4096)])  # what is no memory of ours is passed over
     start = __import__("ctypes").addressof((__import__("ctypes").c_char * 1).from_buffer(area)) & -4096
-    donation.write_pages([(start, 64 * 4096)])
+    donation.write_pages([(start, 256 * 4096)])
     os.write(told, b"%d %d" % ((written - before) // 4096, (own() - written) // 4096))
     os._exit(0)
 os.waitpid(donor, 0)
 print(os.read(note, 100).decode())
 """
     by_hand, in_advance = map(int, run(body).split())
-    assert 32 <= by_hand < 64 and 31 <= in_advance < 64
+    assert 128 <= by_hand < 256 and 127 <= in_advance < 256
