@@ -23,7 +23,7 @@ from crio_native.pods.store import Store
 from crio_native.pods.values import ImageSpec
 
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
-IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:")
+IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:")
 SAVE = "save:"  # SAVE TRANSPORT:PATH:IMAGE writes an image to a file; no kubelet takes any of these for a reference
 
 

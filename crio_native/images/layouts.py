@@ -1,5 +1,5 @@
-"""Images on disk as sources: the OCI image layout (image-layout.md), the docker-archive that `docker save` writes, and
-skopeo's `dir`.
+"""Images on disk as sources: the OCI image layout (image-layout.md), the docker-archive that `docker save` writes,
+skopeo's `dir`; and the way to `containers_storage`.
 
 All are directories here; an archive file is unpacked into one first, by the confined unpacker (see `opened`).  All
 that lies in such a directory is a stranger's: every path is resolved by the kernel inside it.
@@ -40,7 +40,9 @@ from crio_native.linux import inroot
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"  # what docker and containerd write beside it
 PIECE = 256 << 10
-TRANSPORTS = ("oci", "oci-archive", "docker-archive", "dir")
+STORAGE = "containers-storage"
+DIRECTORIES = ("oci", "dir", STORAGE)
+TRANSPORTS = (*DIRECTORIES, "oci-archive", "docker-archive")
 
 
 class Blobs(Protocol):
@@ -73,7 +75,7 @@ def split_source(source: str) -> tuple[str, str, str]:
     else:
         transport, path = "", source
     if not path.startswith("/") or "\0" in path:
-        accepted = "an absolute path, alone or after oci:, oci-archive:, docker-archive: or dir:"
+        accepted = "an absolute path, alone or after oci:, oci-archive:, docker-archive:, dir: or containers-storage:"
         raise InvalidArgument("source", source, f"not {accepted}")
     return transport, path, tag
 
@@ -84,18 +86,26 @@ def opened(source: str, scratch: Path, platform: Platform) -> Iterator[list[Foun
 
     Raises InvalidArgument, NotFound, Unimplemented, and whatever unpacking raises.
     """
+    from crio_native.images import containers_storage  # which is made of this module's parts
+
     transport, path, tag = split_source(source)
     root = _open_directory(transport, path, scratch)
     try:
-        if transport not in ("docker-archive", "dir") and _exists(root, "oci-layout"):
+        if transport in ("", "oci", "oci-archive") and exists(root, "oci-layout"):
             yield _Layout(root, path).images(tag, platform)
-        elif transport in ("", "dir") and _exists(root, "version") and _exists(root, "manifest.json"):
+        elif transport in ("", "dir") and exists(root, "version") and exists(root, "manifest.json"):
             yield _Directory(root, path).images(tag, platform)
-        elif transport in ("", "docker-archive") and _exists(root, "manifest.json"):
+        elif transport in ("", STORAGE) and (driver := containers_storage.driver_of(root)):
+            yield containers_storage.Storage(root, path, driver).images(tag)
+        elif transport in ("", "docker-archive") and exists(root, "manifest.json"):
             yield _DockerArchive(root).images(tag)
         else:
-            anything = "OCI layout, docker-archive or dir"
-            wanted = {"": anything, "docker-archive": "docker-archive", "dir": "directory of the dir transport"}
+            wanted = {
+                "": "OCI layout, docker-archive, dir or containers-storage",
+                "docker-archive": "docker-archive",
+                "dir": "directory of the dir transport",
+                STORAGE: "root of a containers/storage with the overlay or vfs driver",
+            }
             raise InvalidArgument("source", source, f"this is no {wanted.get(transport, 'OCI layout')}")
     finally:
         os.close(root)
@@ -109,13 +119,13 @@ def _open_directory(transport: str, path: str, scratch: Path) -> int:
     except OSError as error:
         raise InvalidArgument("source", path, f"it cannot be opened: {error.strerror}") from None
     mode = os.fstat(fd).st_mode
-    if stat.S_ISDIR(mode) and transport in ("", "oci", "dir"):
+    if stat.S_ISDIR(mode) and transport in ("", *DIRECTORIES):
         return fd
     try:
-        wants_directory = transport in ("oci", "dir")
+        wants_directory = transport in DIRECTORIES
         if not stat.S_ISREG(mode) or wants_directory:
             raise InvalidArgument("source", path, f"not a {'directory' if wants_directory else 'file'}")
-        unpack(scratch, _pieces(fd), layer=False, what=f"archive {path}")
+        unpack(scratch, pieces_of(fd), layer=False, what=f"archive {path}")
     finally:
         os.close(fd)
     return os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,8 +138,8 @@ class _Layout:
         self._root, self._path = root, path
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        with _open_file(self._root, self._path_of(descriptor.digest)) as fd:
-            yield from _pieces(fd)
+        with open_file(self._root, self._path_of(descriptor.digest)) as fd:
+            yield from pieces_of(fd)
 
     @staticmethod
     def _path_of(digest: str) -> str:
@@ -137,7 +147,7 @@ class _Layout:
 
     def images(self, tag: str, platform: Platform) -> list[Found]:
         what = f"{self._path}/index.json"
-        index = parse_manifest(_read(self._root, "index.json"), OCI_INDEX, what)
+        index = parse_manifest(read_file(self._root, "index.json"), OCI_INDEX, what)
         if isinstance(index, Manifest):
             raise InvalidArgument(what, "a manifest", "not an index")
         by_name: dict[str, list[Descriptor]] = {}
@@ -157,7 +167,7 @@ class _Layout:
         return Found(_names(name, self._path), manifest, digests, self)
 
     def size(self, digest: str) -> int:
-        with _open_file(self._root, self._path_of(digest)) as fd:
+        with open_file(self._root, self._path_of(digest)) as fd:
             return os.fstat(fd).st_size
 
     def _document(self, descriptor: Descriptor) -> bytes:
@@ -177,14 +187,14 @@ class _Directory(_Layout):
         if tag:
             raise InvalidArgument("source", tag, "a directory has one image, without a name")
         what = f"{self._path}/manifest.json"
-        raw = _read(self._root, "manifest.json")
+        raw = read_file(self._root, "manifest.json")
         if parse_document(raw, what).get("schemaVersion") == 1:
             raw = schema1.unsigned(raw)
         manifest, digests = resolve(self._document, raw, "", platform, what)
         return [Found((), manifest, digests, self)]
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        raw = _read(self._root, f"{descriptor.digest.partition(':')[2]}.manifest.json")
+        raw = read_file(self._root, f"{descriptor.digest.partition(':')[2]}.manifest.json")
         return b"".join(verified([raw], descriptor, self._path))
 
 
@@ -209,11 +219,11 @@ class _DockerArchive:
         self._paths: dict[str, str] = {}  # digest -> file
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        with _open_file(self._root, self._paths[descriptor.digest]) as fd:
-            yield from _pieces(fd)
+        with open_file(self._root, self._paths[descriptor.digest]) as fd:
+            yield from pieces_of(fd)
 
     def images(self, tag: str) -> list[Found]:
-        entries = parse_document(b'{"images":%s}' % _read(self._root, "manifest.json"), "manifest.json")["images"]
+        entries = parse_document(b'{"images":%s}' % read_file(self._root, "manifest.json"), "manifest.json")["images"]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InvalidArgument("manifest.json", entries, "not a list of images")
         found = [self._image(entry, f"manifest.json[{number}]") for number, entry in enumerate(entries)]
@@ -232,7 +242,7 @@ class _DockerArchive:
             raise InvalidArgument(f"{where}.Layers", layers, f"not a list of up to {MAX_LAYERS} paths")
         if not _is_texts(tags):
             raise InvalidArgument(f"{where}.RepoTags", tags, "not a list of names")
-        raw = _read(self._root, config_path)
+        raw = read_file(self._root, config_path)
         diff_ids = parse_config(raw, len(layers), f"{where}.Config")["rootfs"]["diff_ids"]
         config = Descriptor(DOCKER_CONFIG, "sha256:" + hashlib.sha256(raw).hexdigest(), len(raw))
         self._paths[config.digest] = config_path
@@ -242,11 +252,11 @@ class _DockerArchive:
 
     def _layer(self, path: str, diff_id: str) -> Descriptor:
         """A plain layer's digest is its diff id; only of a compressed one it has to be found out."""
-        with _open_file(self._root, path) as fd:
+        with open_file(self._root, path) as fd:
             digest = diff_id
             if compression(os.pread(fd, HEAD, 0)) != "none":
                 hasher = hashlib.sha256()
-                for piece in _pieces(fd):
+                for piece in pieces_of(fd):
                     hasher.update(piece)
                 digest = "sha256:" + hasher.hexdigest()
             size = os.fstat(fd).st_size
@@ -259,7 +269,7 @@ def _is_texts(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def _open_file(root: int, path: str) -> Iterator[int]:
+def open_file(root: int, path: str) -> Iterator[int]:
     """A regular file inside a stranger's directory; links in it lead to nowhere outside."""
     try:
         if "\0" in path:
@@ -275,21 +285,23 @@ def _open_file(root: int, path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _exists(root: int, path: str) -> bool:
+def exists(root: int, path: str) -> bool:
+    """Whether a regular file is there, to see what kind of directory this is."""
     try:
         return stat.S_ISREG(os.stat(path, dir_fd=root, follow_symlinks=False).st_mode)
     except OSError:
         return False
 
 
-def _read(root: int, path: str) -> bytes:
-    with _open_file(root, path) as fd:
-        raw = b"".join(itertools.islice(_pieces(fd), MAX_DOCUMENT // PIECE + 1))
-    if len(raw) > MAX_DOCUMENT:
-        raise InvalidArgument("file", path, f"larger than {MAX_DOCUMENT} bytes")
+def read_file(root: int, path: str, most: int = MAX_DOCUMENT) -> bytes:
+    """A file of bounded size inside a stranger's directory.  Raises NotFound, InvalidArgument."""
+    with open_file(root, path) as fd:
+        raw = b"".join(itertools.islice(pieces_of(fd), most // PIECE + 1))
+    if len(raw) > most:
+        raise InvalidArgument("file", path, f"larger than {most} bytes")
     return raw
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
+def pieces_of(fd: int) -> Iterator[bytes]:
     while piece := os.read(fd, PIECE):
         yield piece

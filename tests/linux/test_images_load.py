@@ -161,12 +161,13 @@ def test_a_layout_with_a_fifo_does_not_hang(store: ImageStore, tmp_path: Path) -
         ("oci:relative", InvalidArgument, "source: not an absolute path"),
         ("busybox", InvalidArgument, "source: not an absolute path"),
         ("dir:/tmp", InvalidArgument, "no directory of the dir transport"),
-        ("containers-storage:/tmp", InvalidArgument, "source: not an absolute path"),
+        ("containers-storage:/tmp", InvalidArgument, "no root of a containers/storage"),
+        ("docker-daemon:/tmp", InvalidArgument, "source: not an absolute path"),
         ("oci:/etc/passwd", InvalidArgument, "not a directory"),
         ("oci-archive:/tmp", InvalidArgument, "not a file"),
         ("docker-archive:/dev/null", InvalidArgument, "not a file"),
         ("oci-archive:/etc/passwd", InvalidArgument, "archive /etc/passwd"),
-        ("/proc/sys", InvalidArgument, "no OCI layout, docker-archive or dir"),
+        ("/proc/sys", InvalidArgument, "no OCI layout, docker-archive, dir or containers-storage"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(

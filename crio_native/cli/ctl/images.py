@@ -110,7 +110,11 @@ def _transport(path: str) -> str:
             return "oci"
         if os.path.isfile(os.path.join(path, "version")) and os.path.isfile(os.path.join(path, "manifest.json")):
             return "dir"
-        raise InvalidArgument("PATH", path, "is a directory without an oci-layout file, and not skopeo's dir either")
+        if any(os.path.isfile(os.path.join(path, f"{driver}-images/images.json")) for driver in ("overlay", "vfs")):
+            return "containers-storage"
+        raise InvalidArgument(
+            "PATH", path, "is a directory without an oci-layout file, and neither skopeo's dir nor a containers/storage"
+        )
     try:
         with tarfile.open(path) as archive:
             names = {member.name.removeprefix("./") for member in islice(archive, MEMBERS_MAX)}
@@ -170,10 +174,11 @@ def pull(client: Client, image: str, creds: api.AuthConfig | None) -> None:
 @click.option("--tag", default="", help="Which image, when an OCI layout holds several.")
 @click.pass_obj
 def load(client: Client, path: str, tag: str) -> None:
-    """Import an image from PATH: an OCI layout (directory or tar file), a docker-archive, or skopeo's `dir`.
+    """Import an image from PATH: an OCI layout (directory or tar file), a docker-archive, skopeo's `dir`, or the
+    containers/storage of podman and CRI-O.
 
     The CRI has no call for this: it is a pull of the daemon's own reference `oci:`, `oci-archive:`,
-    `docker-archive:` or `dir:`, which another runtime may not know.
+    `docker-archive:`, `dir:` or `containers-storage:`, which another runtime may not know.
     """
     click.echo(pull_image(client, archive_reference(path, tag)))
 
