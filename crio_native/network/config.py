@@ -100,8 +100,9 @@ class BridgeConfig:
                     f"{keys.source}: {keys.path}{key}: is not supported by the built-in bridge; leave it out, or "
                     f"install the program 'bridge' (got {value!r})"
                 )
-        if (keys.data.get("capabilities") or {}) != {}:
-            raise Unimplemented(f"{keys.source}: {keys.path}capabilities: the built-in bridge takes none")
+        capabilities = keys.data.get("capabilities") or {}
+        if isinstance(capabilities, dict) and capabilities.get("ipRanges"):
+            raise Unimplemented(f"{keys.source}: {keys.path}capabilities.ipRanges: is not built in")
         default_gateway = keys.take("isDefaultGateway", bool, False)
         is_gateway = keys.take("isGateway", bool, False) or default_gateway
         masq, hairpin = keys.take("ipMasq", bool, False), keys.take("hairpinMode", bool, False)

@@ -198,6 +198,7 @@ class PodNetwork:
         if self._may_have_programs():
             self._chores.add("the plugins' own clean-up (GC)", self._collect_by_programs)
         self._starting = False
+        self._restore_rules()
         for sandbox_id in recorded.keys() & set(live):
             self._chores.add(f"the check of pod sandbox {sandbox_id}", partial(self._report_check, sandbox_id))
 
@@ -222,6 +223,19 @@ class PodNetwork:
             return self._networks()
         except CrioError as error:
             raise FailedPrecondition(f"the pod network is not ready: {error}") from error
+
+    def _restore_rules(self) -> None:
+        """While the daemon was away, a firewall's restart may have taken the rules that its pods live by."""
+        try:
+            network = self._networks()
+            attached = self._records.attachments().values()
+            if network.bridge is not None and any(item.bridge == network.bridge.bridge for item in attached):
+                with Netlink.open() as node:
+                    self._bridges.prepare(node, network.bridge)
+            for name in {item.table for item in attached if not item.bridge and item.maps_ports}:
+                self._rules.prepare(Table(name))
+        except CrioError as error:
+            log.error("the rules for the pods that there are could not be restored: %s", error)
 
     def _may_have_programs(self) -> bool:
         """A network that is waited for may have some."""

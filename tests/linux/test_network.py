@@ -1,4 +1,4 @@
-"""The pod network on a real kernel: traffic, ports of the node, failures, restarts, and nothing left behind."""
+"""The pod network on a real kernel: traffic, leases, failures, restarts, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import gc
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,58 +23,13 @@ from crio_native.errors import (
     ResourceExhausted,
     StepFailed,
 )
-from crio_native.network import Attachment, NetworkList, PodNetwork, PortMapping, iptables, links, nftables
-from crio_native.network.records import Records
+from crio_native.network import PodNetwork, PortMapping, links, nftables
 
 from .network_lab import NODE_IPS, OUTSIDE_IPS, Namespace, Outside, Server, ask, ip, on_a_node, ping
 from .network_lab import links as link_names
+from .pod_lab import Pod, attach, leases, open_network, small_network
 
 pytestmark = pytest.mark.root
-
-
-def small_network(subnet: str = "10.99.0.0/29", **changes: Any) -> NetworkList:
-    ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}
-    plugin = {"type": "bridge", "bridge": "test0", "isGateway": True, "ipMasq": True, "ipam": ipam, **changes}
-    return NetworkList.parse({"name": "small", "plugins": [plugin]}, "small.conflist")
-
-
-def open_network(directory: Path, network: NetworkList | None = None) -> PodNetwork:
-    return PodNetwork(networks=lambda: network or NetworkList.built_in(), state_dir=directory / "state")
-
-
-class Pod(Namespace):
-    """A namespace with an attachment to the network."""
-
-    def __init__(self, network: PodNetwork, directory: Path, name: str, ports: Sequence[PortMapping] = ()) -> None:
-        super().__init__(directory, name)
-        self.network, self.id = network, f"sandbox-{name}"
-        try:
-            self.attachment = attach(network, self, ports)
-        except BaseException:
-            self.close()
-            raise
-        self.ip4 = next(address for address in self.attachment.ips if ":" not in address)
-        self.ip6 = next((address for address in self.attachment.ips if ":" in address), "")
-
-    def __exit__(self, *_: object) -> None:
-        self.network.teardown(self.id)
-        self.close()
-
-
-def attach(network: PodNetwork, pod: Namespace, ports: Sequence[PortMapping] = ()) -> Attachment:
-    sandbox_id = f"sandbox-{pod.path.name.removeprefix('netns-')}"
-    return network.setup(
-        sandbox_id, pod.netlink, netns_path=pod.path, name="web", namespace="default", uid="u-1", port_mappings=ports
-    )
-
-
-def leases(directory: Path) -> set[str]:
-    """The leased addresses, read from the file by a second connection."""
-    records = Records(directory / "state")
-    try:
-        return {address for attachment in records.attachments().values() for address in attachment.ips}
-    finally:
-        records.close()
 
 
 # What a pod has.
@@ -154,148 +106,6 @@ def test_mtu_and_a_route_with_its_own_gateway(tmp_path: Path) -> None:
         assert ip("link show test0")[0]["mtu"] == 1400
         (route,) = pod.run(lambda: ip("route show 198.51.100.0/24"))
         assert route["gateway"] == "10.99.0.4"
-    network.shutdown(remove=True)
-
-
-# Ports of the node.
-
-
-@on_a_node
-def test_a_port_of_the_node_leads_to_the_pod_from_everywhere(tmp_path: Path) -> None:
-    network = open_network(tmp_path)
-    ports = [PortMapping(8080, 80), PortMapping(8053, 53, "udp")]
-    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", ports) as a, Pod(network, tmp_path, "b") as b:
-        with (
-            Server(a, "0.0.0.0", 80, "web4"),
-            Server(a, a.ip6, 80, "web6"),
-            Server(a, "0.0.0.0", 53, "dns", socket.SOCK_DGRAM),
-        ):
-            assert outside.run(lambda: ask(NODE_IPS[4], 8080)) == ("web4", OUTSIDE_IPS[4])
-            assert outside.run(lambda: ask(NODE_IPS[6], 8080)) == ("web6", OUTSIDE_IPS[6])
-            assert outside.run(lambda: ask(NODE_IPS[4], 8053, socket.SOCK_DGRAM)) == ("dns", OUTSIDE_IPS[4])
-            assert ask(NODE_IPS[4], 8080)[0] == "web4"
-            assert ask(NODE_IPS[6], 8080)[0] == "web6"
-            assert ask("127.0.0.1", 8080) == ("web4", "10.87.0.1")
-            assert b.run(lambda: ask(NODE_IPS[4], 8080))[0] == "web4"
-            assert b.run(lambda: ask("10.87.0.1", 8080))[0] == "web4"
-            assert a.run(lambda: ask(NODE_IPS[4], 8080))[0] == "web4"  # hairpin
-            with pytest.raises(OSError):
-                outside.run(lambda: ask(NODE_IPS[4], 8081))
-            network.teardown("sandbox-a")
-            with pytest.raises(ConnectionRefusedError):
-                outside.run(lambda: ask(NODE_IPS[4], 8080))
-    network.shutdown(remove=True)
-
-
-@on_a_node
-def test_pods_from_before_a_change_of_the_network_go_on(tmp_path: Path) -> None:
-    """The same bridge with other addresses, while the daemon runs."""
-    current = [small_network()]
-    network = PodNetwork(networks=lambda: current[0], state_dir=tmp_path / "state")
-    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80)]) as a:
-        current[0] = small_network("10.98.0.0/24")
-        with Pod(network, tmp_path, "b") as b, Server(outside, "0.0.0.0", 80, "out"), Server(a, "0.0.0.0", 80, "a"):
-            assert (a.ip4, b.ip4) == ("10.99.0.2", "10.98.0.2")
-            for pod in (a, b):
-                assert pod.run(lambda: ask(OUTSIDE_IPS[4], 80)) == ("out", NODE_IPS[4])
-            assert outside.run(lambda: ask(NODE_IPS[4], 8080))[0] == "a"
-            assert b.run(lambda: ask(a.ip4, 80))[0] == "a"
-    network.shutdown(remove=True)
-
-
-@on_a_node
-def test_a_port_for_sctp(tmp_path: Path) -> None:
-    """The beginning of an association; this kernel need not have SCTP sockets for that."""
-    network = open_network(tmp_path)
-    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80, "sctp")]) as pod:
-        Path("/proc/sys/net/netfilter/nf_conntrack_checksum").write_text("0")  # ours has none
-        receiver = pod.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 132))
-        receiver.settimeout(5)
-        init = struct.pack("!BBHIIHHI", 1, 0, 20, 1, 1500, 1, 1, 1)
-        packet = struct.pack("!HHII", 5000, 8080, 0, 0) + init
-        sender = outside.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 132))
-        sender.sendto(packet, (NODE_IPS[4], 0))
-        data = receiver.recv(1500)
-        header = data[(data[0] & 15) * 4 :]
-        assert struct.unpack_from("!HH", header) == (5000, 80)
-        assert socket.inet_ntoa(data[16:20]) == pod.ip4
-        for sock in (sender, receiver):
-            sock.close()
-    network.shutdown(remove=True)
-
-
-@on_a_node
-def test_a_port_on_one_address_of_the_node(tmp_path: Path) -> None:
-    network = open_network(tmp_path)
-    ports = [PortMapping(8080, 80, host_ip=NODE_IPS[4]), PortMapping(8080, 80, host_ip="2001:DB8:0::1")]
-    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", ports) as pod:
-        assert [mapping.host_ip for mapping in pod.attachment.port_mappings] == list(NODE_IPS.values())
-        with Server(pod, "0.0.0.0", 80, "web4"), Server(pod, pod.ip6, 80, "web6"):
-            assert outside.run(lambda: ask(NODE_IPS[4], 8080))[0] == "web4"
-            assert outside.run(lambda: ask(NODE_IPS[6], 8080))[0] == "web6"
-            with pytest.raises(ConnectionRefusedError):
-                ask("10.87.0.1", 8080)
-    network.shutdown(remove=True)
-
-
-@on_a_node
-def test_two_pods_cannot_have_one_port_of_the_node(tmp_path: Path) -> None:
-    network = open_network(tmp_path)
-    with Pod(network, tmp_path, "a", [PortMapping(8080, 80)]):
-        with pytest.raises(
-            FailedPrecondition, match=r"port tcp 127\.0\.0\.1:8080 of the node is taken by .* sandbox-a"
-        ):
-            Pod(network, tmp_path, "b", [PortMapping(8080, 80, host_ip="127.0.0.1")])
-        assert network.attachment("sandbox-b") is None
-        with Pod(network, tmp_path, "c", [PortMapping(8080, 80, "udp")]):
-            pass
-    network.shutdown(remove=True)
-
-
-@on_a_node
-def test_a_pod_cannot_reach_the_nodes_loopback_services(tmp_path: Path) -> None:
-    """CVE-2020-8558: a pod with NET_ADMIN and NET_RAW sends to 127.0.0.1 over its link."""
-    network = open_network(tmp_path)
-
-    def aim_at_node() -> None:
-        Path("/proc/sys/net/ipv4/conf/all/route_localnet").write_text("1")
-        ip("route del local 127.0.0.0/8 dev lo table local")
-        ip("route del local 127.0.0.1 dev lo table local")
-        ip("route add 127.0.0.1/32 via 10.87.0.1 dev eth0 src 10.87.0.2")
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"attack", ("127.0.0.1", 9000))
-
-    with Pod(network, tmp_path, "a") as pod, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
-        service.bind(("127.0.0.1", 9000))
-        service.settimeout(0.3)
-        pod.run(aim_at_node)
-        pod.run(send)
-        with pytest.raises(TimeoutError):
-            service.recv(100)
-        remove_rules("crio0", "guard")
-        pod.run(send)
-        assert service.recv(100) == b"attack", "without the guard it works, so the guard is what stops it"
-    network.shutdown(remove=True)
-
-
-def remove_rules(bridge: str, chain: str) -> None:
-    with nftables.open_netlink() as netlink:
-        nftables._commit(netlink, nftables._chain(f"crio_native_{bridge}", chain, "filter", 0, -300, []))
-
-
-@on_a_node
-def test_a_flushed_table_comes_back_with_the_ports_of_all_pods(tmp_path: Path) -> None:
-    network = open_network(tmp_path)
-    with Outside(tmp_path) as outside, Pod(network, tmp_path, "a", [PortMapping(8080, 80)]) as a:
-        with nftables.open_netlink() as netlink:
-            nftables.remove(netlink, "crio_native_crio0")
-        with Server(a, "0.0.0.0", 80, "web"):
-            with pytest.raises(OSError):
-                outside.run(lambda: ask(NODE_IPS[4], 8080))
-            with Pod(network, tmp_path, "b"):
-                assert outside.run(lambda: ask(NODE_IPS[4], 8080))[0] == "web"
     network.shutdown(remove=True)
 
 
@@ -440,64 +250,6 @@ def test_a_sandbox_is_attached_once(tmp_path: Path) -> None:
             attach(network, pod)
         pod.run(lambda: ping("10.87.0.1"))
     network.shutdown(remove=True)
-
-
-@on_a_node
-def test_a_kernel_without_nf_tables_and_a_host_without_iptables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An unknown netlink protocol stands for it: the kernel's answer to opening the socket is real."""
-    monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 31)
-    monkeypatch.setattr(iptables, "DIRECTORIES", ())
-    network = open_network(tmp_path)
-    ready, limit = network.status()
-    assert ready and "no masquerading and no host ports" in limit and "EPROTONOSUPPORT" in limit
-    with Pod(network, tmp_path, "a") as a, Pod(network, tmp_path, "b") as b:
-        a.run(lambda: ping(b.ip4))
-        with pytest.raises(
-            FailedPrecondition, match=r"ports of the node \(tcp :8080\), which need nf_tables or iptables"
-        ):
-            Pod(network, tmp_path, "c", [PortMapping(8080, 80)])
-    assert network.shutdown(remove=True) and link_names() == {"lo"}
-
-
-@on_a_node
-def test_a_kernel_with_iptables_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ports from everywhere, masquerading, a restart of the daemon, a flush by somebody else; and nothing is left."""
-    monkeypatch.setattr(nftables, "NETLINK_NETFILTER", 31)
-    network = open_network(tmp_path)
-    assert network.status() == (True, "")
-    ports = [PortMapping(8080, 80), PortMapping(8081, 81, "udp"), PortMapping(8082, 80, "tcp", NODE_IPS[4])]
-    with Outside(tmp_path) as outside:
-        with Pod(network, tmp_path, "a", ports) as a, Pod(network, tmp_path, "b", [PortMapping(8090, 80)]) as b:
-            with Server(outside, "0.0.0.0", 80, "out"):
-                assert a.run(lambda: ask(OUTSIDE_IPS[4], 80)) == ("out", NODE_IPS[4])
-            with Server(a, "0.0.0.0", 80, "a4"), Server(a, "0.0.0.0", 81, "udp", socket.SOCK_DGRAM):
-                assert outside.run(lambda: ask(NODE_IPS[4], 8080)) == ("a4", OUTSIDE_IPS[4])
-                assert outside.run(lambda: ask(NODE_IPS[4], 8081, socket.SOCK_DGRAM))[0] == "udp"
-                assert ask("127.0.0.1", 8080) == ("a4", "10.87.0.1") and ask(NODE_IPS[4], 8082)[0] == "a4"
-                for pod in (a, b):
-                    assert pod.run(lambda: ask(NODE_IPS[4], 8080))[0] == "a4"
-                with pytest.raises(OSError):
-                    ask("127.0.0.1", 8082)
-            with Server(a, "::", 80, "a6"):
-                assert outside.run(lambda: ask(NODE_IPS[6], 8080)) == ("a6", OUTSIDE_IPS[6])
-                assert a.run(lambda: ask(NODE_IPS[6], 8080))[0] == "a6"
-            subprocess.run(["iptables-legacy", "-t", "nat", "-F", "PREROUTING"], check=True)
-            network.shutdown()
-            b.network = network = open_network(tmp_path)
-            b.network.teardown("sandbox-b")
-            assert "--dport 8090" not in saved_by_iptables() and "--dport 8080" in saved_by_iptables()
-            with Pod(network, tmp_path, "c"), Server(a, "0.0.0.0", 80, "a4"):
-                assert outside.run(lambda: ask(NODE_IPS[4], 8080)) == ("a4", OUTSIDE_IPS[4])
-            a.network = network
-        assert "--dport" not in saved_by_iptables()
-    assert network.shutdown(remove=True) and "CRIO" not in saved_by_iptables()
-
-
-def saved_by_iptables() -> str:
-    commands = ("iptables-legacy-save", "ip6tables-legacy-save")
-    return "".join(subprocess.run([it], capture_output=True, text=True, check=True).stdout for it in commands)
 
 
 @on_a_node
