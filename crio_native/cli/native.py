@@ -173,9 +173,9 @@ def status(source: Source, what: str, socket: str | None, timeout: float) -> Non
     path = socket or source.load().api.listen
     answer = _status(path.removeprefix("unix://"), timeout)
     if what == "config":
-        if "config" not in answer.info:
+        if "toml" not in answer.info:
             raise click.ClickException(f"the daemon on {path} does not tell its configuration")
-        click.echo(answer.info["config"], nl=False)
+        click.echo(answer.info["toml"], nl=False)
         return
     for condition in answer.status.conditions:
         state = "yes" if condition.status else f"no: {condition.reason} {condition.message}".rstrip()
@@ -183,7 +183,7 @@ def status(source: Source, what: str, socket: str | None, timeout: float) -> Non
     for line in _handler_lines(json.loads(answer.info.get("handlers", "{}"))):
         click.echo(line)
     for name, value in sorted(answer.info.items()):
-        if name not in ("config", "handlers"):
+        if name not in ("config", "toml", "handlers"):
             click.echo(f"{name}: {value}")
 
 

@@ -72,7 +72,8 @@ class NodeService:
             each.abilities.user_namespaces for each in handlers.values()
         )
         if request.verbose:
-            response.info["config"] = await call.thread(self._config_json)
+            toml = response.info["toml"] = await call.thread(self._config.to_toml)
+            response.info["config"] = self._config_json(toml)
             response.info["state"] = json.dumps(self._state())
             response.info["handlers"] = json.dumps({name: each.told() for name, each in handlers.items()})
         return response
@@ -122,10 +123,9 @@ class NodeService:
             return "no launcher runs; each call that needs one starts another"
         return ""
 
-    def _config_json(self) -> str:
+    def _config_json(self, toml: str) -> str:
         """sandboxImage is what kubeadm looks for; this runtime's pods have no such image, but a kubelet may pin it."""
-        tables = tomllib.loads(self._config.to_toml())
-        return json.dumps({"sandboxImage": self._config.image.pause_image, **tables})
+        return json.dumps({"sandboxImage": self._config.image.pause_image, **tomllib.loads(toml)})
 
     def _state(self) -> dict[str, Any]:
         store = self._node.store
