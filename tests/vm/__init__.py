@@ -5,7 +5,7 @@ and the tests that need cgroup v2 or a kernel with a security module.  Tests tha
 
     @pytest.mark.vm                              cgroup v2, no security module
     @pytest.mark.vm(cgroup="v1")                 or "hybrid"
-    @pytest.mark.vm(lsm="apparmor")              or "selinux", so far without a policy
+    @pytest.mark.vm(lsm="apparmor")              or "selinux", whose policy a test brings
     @pytest.mark.vm(memory="1500M")              the guest's memory, default 1024M
 
 There is one boot for each distinct configuration in a session, of 2 to 3 seconds.  What the guest is like:
