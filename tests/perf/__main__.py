@@ -21,12 +21,12 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, daemon, images, report, streaming
+from tests.perf import containers, crowd, daemon, images, report, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "exec", "monitor", "daemon", "streaming", "pull")
+KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -75,6 +75,12 @@ def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: in
             for profile in (None, _default_seccomp()):
                 with console.status("create, start, /bin/true, exit, delete: ours, crun, runc"):
                     yield from containers.measure_run(ours, bundle, rounds, profile)
+        if "volumes" in chosen:
+            with console.status("a container with many volumes: ours, crun"):
+                yield from crowd.measure_volumes(ours, bundle, directory, rounds, _default_seccomp())
+        if "crowd" in chosen:
+            with console.status("many containers at once: ours, crun under our monitor"):
+                yield from crowd.measure_crowd(launchers, bundle, directory)
         if "exec" in chosen:
             with console.status("exec: ours, crun"):
                 yield from containers.measure_exec(ours, bundle, rounds)

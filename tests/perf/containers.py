@@ -86,12 +86,12 @@ def measure_run(ours: Ours, bundle: Bundle, count: int, seccomp: dict[str, Any] 
     contestants: dict[str, Timed] = {"ours": lambda: ours.run(spec)}
     for peer in ("crun", "runc"):
         directory = bundle.sibling(f"{peer}{bool(seccomp):d}", bundle.spec(TRUE, cgroup=peer, seccomp=seccomp))
-        contestants[peer] = _peer_run(peer, root, directory)
+        contestants[peer] = peer_run(peer, root, directory)
     samples = rounds(count, contestants)
     return compare(name, samples["ours"], {"crun run": (samples["crun"], 0.6), "runc run": (samples["runc"], 0.25)})
 
 
-def _peer_run(peer: str, root: Path, directory: Path) -> Timed:
+def peer_run(peer: str, root: Path, directory: Path) -> Timed:
     words = (program(peer), "--root", root / peer, "run", "--bundle", directory, f"bench-{peer}")
     return lambda: run(*words)
 
