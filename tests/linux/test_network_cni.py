@@ -263,6 +263,49 @@ if [ "$CNI_COMMAND" = VERSION ]; then echo '{"supportedVersions":["0.3.0","0.3.1
     network.shutdown(remove=True)
 
 
+@on_a_node
+def test_a_plugin_has_nothing_of_ours_but_its_streams_and_a_lock(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNI_IFNAME", "evil0")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("KUBECONFIG", "/etc/kube")
+    lab.shell(
+        "own",
+        'files=$(readlink /proc/$$/fd/*); echo "$files" >"$here/fds"; env >"$here/env"; pwd >"$here/pwd"; echo "$ok"',
+    )
+    lab.write({"type": "own"})
+    network = lab.opened()
+    leaked = os.open("/", os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    with Pod(network, lab.directory, "a"):
+        files = set((lab.programs / "fds").read_text().splitlines())
+        lock = str(lab.directory / "cni/results/test-sandbox-a-eth0")
+        others = {name for name in files if not name.startswith("pipe:")}
+        assert others == {"/memfd:stdin (deleted)", lock, str(lab.programs / "own")}
+        env = dict(line.split("=", 1) for line in (lab.programs / "env").read_text().splitlines())
+        assert env["CNI_IFNAME"] == "eth0" and env["KUBECONFIG"] == "/etc/kube" and "NOTIFY_SOCKET" not in env
+        assert (lab.programs / "pwd").read_text() == "/\n"
+    os.close(leaked)
+    network.shutdown(remove=True)
+
+
+@on_a_node
+def test_a_network_of_ipv6_only(lab: Lab) -> None:
+    lab.debian()
+    lab.write({"type": "ptp", "ipam": lab.ipam("fd55::/64")}, PORTMAP)
+    network = lab.opened()
+    ports = [PortMapping(8080, 80), PortMapping(8081, 80, "tcp", "2001:db8::1")]
+    with Outside(lab.directory) as outside, Pod(network, lab.directory, "a", ports) as a:
+        assert a.attachment.ips == ("fd55::2",)
+        with Server(a, "::", 80, "a6"):
+            for port in (8080, 8081):
+                assert outside.run(lambda port=port: ask("2001:db8::1", port)) == ("a6", OUTSIDE_IPS[6])
+            assert a.run(lambda: ask("2001:db8::1", 8080))[0] == "a6"
+            with pytest.raises(OSError):
+                a.run(lambda: ask("fd55::1", 8081))
+    assert lab.leased() == set()
+    network.shutdown(remove=True)
+
+
 def test_a_name_that_the_arguments_cannot_carry(lab: Lab) -> None:
     lab.shell("own", 'echo "$ok"')
     lab.write({"type": "own"})
