@@ -76,31 +76,31 @@ class FrontDoor:
         task.add_done_callback(self._tasks.discard)
 
     async def _welcome(self, client: socket.socket) -> None:
+        first = b""
         try:
             async with asyncio.timeout(DECIDE_SECONDS):
                 first = await _first_bytes(client)
-            if first == _PREFACE:
-                self._relay(client)
-                return
-            if first:
-                reader, writer = await asyncio.open_unix_connection(sock=client)
-                await http.serve(reader, writer, self._route)
-                return
         except (OSError, TimeoutError):
-            pass
-        except asyncio.CancelledError:
-            client.close()
-            raise
-        client.close()
+            pass  # it has gone, or never says a word
+        finally:
+            if not first:
+                client.close()
+        if first == _PREFACE:
+            self._relay(client)
+        elif first:
+            reader, writer = await asyncio.open_unix_connection(sock=client)
+            await http.serve(reader, writer, self._route)
 
     def _relay(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             server.setblocking(False)
             server.connect(self._behind)
-        except OSError:
+        except OSError as error:
+            log.error("a connection cannot be relayed to %s: %s", self._behind, error.strerror)
             server.close()
-            raise
+            client.close()
+            return
         relay = Relay(client, server, self._relays.discard)
         self._relays.add(relay)
 

@@ -66,7 +66,13 @@ class Subscription:
         """All that waits.  Raises ResourceExhausted when the subscriber was too slow, Unavailable at the end."""
         if self._cut is not None:
             raise self._cut
-        return [self._queue.popleft() for _ in range(len(self._queue))]
+        taken = []
+        for _ in range(len(self._queue)):
+            try:
+                taken.append(self._queue.popleft())
+            except IndexError:
+                break  # cut off in another thread just now, as the next call will say
+        return taken
 
     def close(self) -> None:
         self._events.leave(self)

@@ -16,7 +16,7 @@ from tests.perf.peers import SLEEP
 from tests.perf.report import Result
 
 PODS, EACH = 50, 10
-LISTS, STATS = 100, 20  # rounds
+LISTS, STATS = 100, 10  # rounds
 CALLS = {"ListContainers": LISTS, "ListPodSandbox": LISTS, "ListContainerStats": STATS, "ListPodSandboxStats": STATS}
 
 
