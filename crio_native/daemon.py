@@ -64,9 +64,11 @@ def _run(config: Config, ready: Callable[[], None] | None) -> None:
     root = _make_private(config.crio.root)
     _make_private(config.crio.runroot)
     lock = _lock(root)
+    from crio_native.linux.allocation import return_large_blocks
     from crio_native.monitor.client import binary_path
     from crio_native.oci.builtin.client import Launchers
 
+    return_large_blocks(1 << 20)
     binary_path()  # without the monitor no container can be made: say so now
     launchers = Launchers(_LAUNCHERS)
     launchers.start()

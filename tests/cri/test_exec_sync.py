@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,10 @@ Code = grpc.StatusCode
 
 @pytest.fixture
 def container(cri: Client) -> Iterator[str]:
-    security = {"capabilities": pb.Capability(drop_capabilities=["ALL"], add_capabilities=["CHOWN"])}
+    security = {
+        "capabilities": pb.Capability(drop_capabilities=["ALL"], add_capabilities=["CHOWN"]),
+        "seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault),
+    }
     config = cri.container_config("sleep", "600", security=security)
     config.envs.append(pb.KeyValue(key="GREETING", value=b"hello"))
     yield cri.start(cri.pod(), config=config)
@@ -101,3 +105,41 @@ def test_the_container_ends_meanwhile(cri: Client, container: str) -> None:
     assert call.result(timeout=10).exit_code == 137
     with refused(Code.FAILED_PRECONDITION, "exited"):
         cri.exec(container, "true")
+
+
+def test_a_child_that_goes_on_writing_does_not_hold_the_call(cri: Client, container: str) -> None:
+    """CVE-2026-53495: the command ends, a child of it keeps the pipe and fills it."""
+    start = time.monotonic()
+    answer = cri.exec(container, "sh", "-c", "echo first; yes & exit 5")
+    assert answer.exit_code == 5 and answer.stdout.startswith(b"first\n") and time.monotonic() - start < 5
+    assert len(answer.stdout) <= 16 << 20
+    cri.until(lambda: not re.search(rb"[RSD]\s+yes", cri.exec(container, "ps", "-o", "stat,args").stdout))  # SIGPIPE
+
+
+def test_a_child_outside_the_process_group_does_not_hold_the_call(cri: Client, container: str) -> None:
+    start = time.monotonic()
+    with refused(Code.DEADLINE_EXCEEDED, "did not end within 1 s"):
+        cri.exec(container, "sh", "-c", "setsid sleep 306 & sleep 307", timeout=1)
+    assert time.monotonic() - start < 4
+    cri.until(lambda: b"sleep 307" not in cri.exec(container, "ps").stdout)
+
+
+def test_children_that_keep_pipes_cost_the_daemon_nothing(cri: Client, container: str) -> None:
+    assert cri.daemon.process is not None
+    descriptors = Path(f"/proc/{cri.daemon.process.pid}/fd")
+    cri.exec(container, "true")
+    before = len(list(descriptors.iterdir()))
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "sleep 308 & echo"])
+    for call in [cri.runtime.ExecSync.future(request, timeout=20) for _ in range(30)]:
+        assert call.result().stdout == b"\n"
+    assert len(list(descriptors.iterdir())) <= before + 1
+
+
+def test_output_at_its_bound_does_not_stay_in_the_daemon(cri: Client, container: str) -> None:
+    assert cri.daemon.process is not None
+    status = Path(f"/proc/{cri.daemon.process.pid}/status")
+    sizes = []
+    for _ in range(8):
+        assert len(cri.exec(container, "head", "-c", "20000000", "/dev/zero").stdout) == 16 << 20
+        sizes.append(int(status.read_text().split("VmRSS:")[1].split()[0]))
+    assert max(sizes[4:]) < max(sizes[:4]) + 16 * 1024, sizes
