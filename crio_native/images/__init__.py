@@ -8,11 +8,13 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
     sources      who has the image of a name, from:
       registries_conf, short_names, credentials, certificates, proxies
     registry     a source: OCI Distribution, over `transport` (HTTP) and `logins`
-    layouts      two more: OCI layout and docker-archive, on disk
+    layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`
+    conversion   what is no plain image made into one: `artifacts`, `schema1`, `encryption`
+    exporting    images written to disk
     unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
     layers       the directories that layers became
     records      the database of images
-    store        all of it together: pull, load, list, remove
+    store        all of it together: pull, load, save, list, remove
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Settings:
     certificates are not checked.  short_names: "enforcing", or "disabled" to try all; registries.conf may say more
     exactly what enforcing is.  follow: read files anew when they have changed.  patience: seconds that a pull may
     stand still, None for ever.  keys: directory of private keys for encrypted images.
+    artifacts: whether OCI artifacts are taken.
     """
 
     paths: Paths | None = None
@@ -54,6 +55,7 @@ class Settings:
     certificate_directories: tuple[Path, ...] = certificates.DIRECTORIES
     patience: float | None = None
     keys: Path | None = None
+    artifacts: bool = True
 
 
 def from_config(config: Config) -> Settings:
@@ -71,6 +73,7 @@ def from_config(config: Config) -> Settings:
         keychain,
         patience=image.pull_progress_timeout or None,
         keys=Path(keys) if keys else None,
+        artifacts=image.oci_artifact_mount_support,
     )
 
 

@@ -37,6 +37,7 @@ from crio_native.errors import (
     NotFound,
     ResourceExhausted,
     StepFailed,
+    Unimplemented,
 )
 from crio_native.images import artifacts, conversion, layouts, manifests, references
 from crio_native.images.layers import EMPTY, Layers
@@ -249,8 +250,13 @@ class ImageStore:
         progress: OnProgress | None,
         stop: Stop,
     ) -> Image:
-        keys = self._sources.settings.keys
-        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin, keys) as (manifest, blobs):
+        settings = self._sources.settings
+        if manifest.artifact_type and not settings.artifacts:
+            raise Unimplemented(
+                f"{origin}: an artifact of type {manifest.artifact_type!r}, not a container image, and "
+                "oci_artifact_mount_support is off"
+            )
+        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin, settings.keys) as (manifest, blobs):
             return self._add_image(blobs, manifest, digest, names, known_as, origin, progress, stop)
 
     def _add_image(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -15,7 +16,7 @@ import pytest
 import zstandard
 
 from crio_native.errors import CrioError, InvalidArgument, NotFound, PermissionRefused, Unavailable, Unimplemented
-from crio_native.images import Image, ImageStore, schema1
+from crio_native.images import Image, ImageStore, Settings, schema1
 from crio_native.images.manifests import FOREIGN, LAYERS, OCI_MANIFEST
 
 from ..images_support import (
@@ -376,6 +377,13 @@ def test_a_title_leads_nowhere_outside(store: ImageStore, registry: Registry, tm
     with pytest.raises(CrioError, match="layer sha256:"):
         store.pull(registry.push("models/evil", "v1", made, document=document))
     assert_nothing_left(tmp_path / "store")
+
+
+def test_artifacts_may_be_switched_off(tmp_path: Path, hostile: HostileRegistry) -> None:
+    made, _ = artifact(("a", b"1"))
+    with contextlib.closing(ImageStore(tmp_path / "off", settings=Settings(artifacts=False))) as store:
+        with pytest.raises(Unimplemented, match=r"artifact of type 'application/vnd\.example\.model'.*is off"):
+            store.pull(hostile.serve("app", made))
 
 
 def test_an_artifact_with_other_content_is_refused(store: ImageStore, hostile: HostileRegistry, tmp_path: Path) -> None:
