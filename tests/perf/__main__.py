@@ -1,6 +1,6 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [streaming] [pull]
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [lists] [streaming] [pull]
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, crowd, daemon, images, report, streaming
+from tests.perf import containers, crowd, daemon, images, lists, report, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "streaming", "pull")
+KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "lists", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -54,12 +54,14 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        if set(chosen) - {"daemon", "streaming", "pull"}:
+        if set(chosen) - {"daemon", "lists", "streaming", "pull"}:
             results += _executor(chosen, bundle, directory, rounds)
         if "streaming" in chosen:
             results += _streaming()
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
+        if "lists" in chosen:
+            results += _lists(directory)
         if "pull" in chosen:
             with console.status("pull") as status:
                 results += images.measure(directory, min(rounds, PULLS), status.update)
@@ -101,6 +103,17 @@ def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
         with console.status("pods") as status:
             results += daemon.measure_growth(client, pods, status.update)
         return results
+    finally:
+        for problem in server.close():
+            console.print(f"[red]left behind:[/] {problem}")
+
+
+def _lists(directory: Path) -> list[Result]:
+    server = ScratchDaemon()
+    try:
+        server.start()
+        with console.status("lists") as status:
+            return lists.measure(server, directory, status.update)
     finally:
         for problem in server.close():
             console.print(f"[red]left behind:[/] {problem}")

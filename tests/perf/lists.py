@@ -48,7 +48,7 @@ def measure(daemon: ScratchDaemon, directory: Path, progress: Callable[[str], No
 
 
 def _p99(samples: list[float]) -> float:
-    return statistics.quantiles(samples, n=100)[98]
+    return statistics.quantiles(samples, n=100, method="inclusive")[98]
 
 
 def _pod(daemon: ScratchDaemon, name: str) -> Any:
