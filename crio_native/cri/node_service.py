@@ -68,6 +68,7 @@ class NodeService:
             )
             response.runtime_handlers.add(name=name, features=features)
         response.features.supplemental_groups_policy = True
+        response.features.mount_options = True
         response.features.user_namespaces_host_network = any(
             each.abilities.user_namespaces for each in handlers.values()
         )

@@ -19,6 +19,8 @@ from crio_native.pods.values import Mount, MountPropagation
 
 OciMount = dict[str, Any]
 
+# What a caller may add: it only takes away, and says nothing that has a field of its own.
+_OPTIONS = frozenset("noexec nosuid nodev nosymfollow noatime nodiratime relatime rnoexec rnosuid rnodev".split())
 _PROPAGATION = {
     MountPropagation.PROPAGATION_PRIVATE: "rprivate",
     MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
@@ -96,6 +98,7 @@ def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str], prefix: s
         _check_mount(mount, field)
         options = ["rbind", _PROPAGATION[mount.propagation]]
         options.append("rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw")
+        options += mount.mount_options
         if mount.image:
             options += ["nosuid", "nodev"]
         oci: OciMount = {
@@ -116,6 +119,10 @@ def _check_mount(mount: Mount, field: str) -> None:
         raise InvalidArgument(f"{field}.host_path", mount.host_path, "must be an absolute path")
     if not mount.container_path.startswith("/") or normalise(mount.container_path) == "/":
         raise InvalidArgument(f"{field}.container_path", mount.container_path, "must be an absolute path below /")
+    for place, option in enumerate(mount.mount_options):
+        if option not in _OPTIONS:
+            known = ", ".join(sorted(_OPTIONS))
+            raise InvalidArgument(f"{field}.mount_options[{place}]", option, f"must be one of {known}")
     for name in ("uidMappings", "gidMappings"):
         userns.check_mappings(getattr(mount, name), f"{field}.{name}")
     if bool(mount.uidMappings) != bool(mount.gidMappings):

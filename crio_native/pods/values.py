@@ -207,6 +207,7 @@ class Mount:
     recursive_read_only: bool = False
     image: ImageSpec | None = None
     image_sub_path: str = ""
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

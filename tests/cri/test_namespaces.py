@@ -240,3 +240,18 @@ def test_a_privileged_container_and_the_hosts_devices(cri: Client) -> None:
         security={"privileged": True},
     )
     assert code == 0 and output.splitlines()[:2] == ["kmsg", "keys"]
+
+
+def test_mount_options(cri: Client, shared_mount: Path) -> None:
+    (shared_mount / "program").write_text("#!/bin/sh\necho ran\n")
+    (shared_mount / "program").chmod(0o755)
+    mount = pb.Mount(host_path=str(shared_mount), container_path="/volume", mount_options=["noexec", "nosuid"])
+    script = "/volume/program 2>/dev/null || echo refused; grep ' /volume ' /proc/mounts"
+    output = cri.run("sh", "-c", script, mounts=[mount])[1]
+    assert output.startswith("refused\n") and {"noexec", "nosuid"} <= set(output.split()[4].split(","))
+    pod = cri.pod()
+    for option in ("rw", "suid", "shared", "context=x"):
+        mount = pb.Mount(host_path=str(shared_mount), container_path="/volume", mount_options=["noexec", option])
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "config.mounts[0].mount_options[1]", option):
+            cri.create(pod, "true", mounts=[mount])
+    assert cri.call("Status").features.mount_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,6 @@ def test_root_inside_is_nobody_outside(cri: Client) -> None:
     assert cri.exec(container, "cat", "/proc/self/uid_map").stdout.split() == [b"0", b"200000", b"65536"]
     assert cri.exec(container, "id", "-u").stdout == b"0\n"
     info = cri.call("ContainerStatus", container_id=container, verbose=True).info["info"]
-    import json
-
     pid = json.loads(info)["pid"]
     assert os.stat(f"/proc/{pid}").st_uid == FIRST
     assert not os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user"))
@@ -170,6 +169,14 @@ def test_statistics_and_a_restart_of_the_daemon(fresh: Client) -> None:
 def test_bad_mappings_are_refused(cri: Client, changes: dict[str, Any], words: list[str]) -> None:
     with refused(grpc.StatusCode.INVALID_ARGUMENT, *words):
         user_pod(cri, **changes)
+
+
+def test_namespaces_that_cannot_be_made_leave_nothing(fresh: Client) -> None:
+    with refused(grpc.StatusCode.INTERNAL, "pin_namespaces", "no_such_setting"):
+        user_pod(fresh, linux={"sysctls": {"net.ipv4.no_such_setting": "1"}})
+    run = fresh.daemon.directory / "run"
+    assert not [pin for kind in ("user", "net", "ipc", "uts") for pin in (run / f"{kind}ns").iterdir()]
+    assert not fresh.pods() and user_pod(fresh)
 
 
 def test_a_file_system_without_mapped_mounts_is_named(cri: Client) -> None:

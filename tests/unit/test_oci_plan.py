@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import marshal
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,19 @@ def test_a_mount_label_is_for_file_systems_that_take_one() -> None:
     data = {each.args["fstype"]: each.args["data"] for each in found.steps if each.name == "mount"}
     assert data == {"proc": "", "sysfs": "", "tmpfs": 'mode=755,context="a:b:c:s0:c1,c2"'}
     assert step(found, "overlay_root")["data"].endswith(',context="a:b:c:s0:c1,c2"')
+
+
+def test_layers_are_mapped_before_the_root_is_made_of_them() -> None:
+    def change(spec: dict[str, Any]) -> None:
+        spec["linux"]["namespaces"].append({"type": "user"})
+        mapping = [{"containerID": 0, "hostID": 1000, "size": 10}]
+        spec["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+
+    overlay = Overlay("/layers", ["a", "b"], "/upper", "/work", mapped=True)
+    found = plan(change, overlay=overlay)
+    order = [names(found).index(name) for name in ("user_namespace", "map_layers", "overlay_root", "open_root")]
+    assert order == sorted(order) and step(found, "map_layers") == {"base": "/layers"}
+    assert "map_layers" not in names(plan(change, overlay=dataclasses.replace(overlay, mapped=False)))
 
 
 def test_binds_are_opened_before_the_root_when_mounts_go_back_to_the_host() -> None:
