@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.errors import ResourceExhausted, StepFailed
-from crio_native.network.cni.protocol import Result
+from crio_native.network.cni.protocol import Result, checked_result
 from crio_native.network.conflist import VERSIONS, NetworkList, PluginProgram
 
 log = logging.getLogger(__name__)
@@ -91,26 +91,38 @@ class CniAttachment:
         document = json.loads(data)
         if document["kind"] != _KIND:
             raise ValueError(f"its kind is {document['kind']!r}")
+        for key in ("networkName", "containerId", "ifName"):
+            if not isinstance(document[key], str):
+                raise ValueError(f"{key} is no text")
         config = json.loads(base64.b64decode(document["config"]))
         plugins = config["plugins"]
         numbers = document.get("programs", range(len(plugins)))
         version = document.get("cniVersion") or config["cniVersion"]
         if version not in VERSIONS:
             raise ValueError(f"its version is {version!r}")
+        result = document.get("result")
+        programs = tuple(_program(plugins[number], number) for number in numbers)
         return cls(
             network=document["networkName"],
             version=version,
             data=config,
-            programs=tuple(PluginProgram(plugins[number]["type"], plugins[number], number) for number in numbers),
+            programs=programs,
             subject=Subject(
                 document["containerId"],
-                document.get("netns") or "",
+                str(document.get("netns") or ""),
                 document["ifName"],
                 tuple((str(key), str(value)) for key, value in document.get("cniArgs") or ()),
-                document.get("capabilityArgs") or {},
+                dict(document.get("capabilityArgs") or {}),
             ),
-            result=document.get("result"),
+            result=None if result is None else checked_result(result),
         )
+
+
+def _program(config: Any, number: int) -> PluginProgram:
+    capabilities = config.get("capabilities", {})
+    if not isinstance(config["type"], str) or not isinstance(capabilities, dict):
+        raise ValueError(f"plugins[{number}] is no plugin's configuration")
+    return PluginProgram(config["type"], config, number)
 
 
 class Attachments:
@@ -126,12 +138,16 @@ class Attachments:
                 self._load(path)
 
     def _load(self, path: Path) -> None:
+        if not path.is_file():
+            return
         if path.name.startswith("."):
             path.unlink()  # of a write that a crash cut short; the file itself is as it was before
         elif not path.name.endswith(_DAMAGED):
             try:
                 with path.open("rb") as file:
                     found = CniAttachment.from_json(file.read(_MAX_BYTES))
+                if found.file_name != path.name:
+                    raise ValueError(f"it is about {found.file_name}")
             except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 aside = path.with_name(path.name + _DAMAGED)
                 path.rename(aside)

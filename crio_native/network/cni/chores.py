@@ -58,6 +58,8 @@ class Chores:
                 pause = min(max(pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
                 log.warning("%s failed, and is tried again in %.0f s: %s", what, pause, error)
                 self.add(what, chore, pause=pause)
+            except Exception:  # a mistake of ours in one chore: the others are done all the same
+                log.exception("%s failed", what)
 
     def _next(self) -> tuple[float, int, str, Chore, float] | None:
         with self._changed:

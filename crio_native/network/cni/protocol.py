@@ -74,10 +74,15 @@ def parse_result(step: str, plugin: str, output: bytes) -> Result:
             step, plugin, 0, f"what it printed is not JSON ({error})", f"it begins with {output[:80]!r}"
         ) from None
     try:
-        result = _modern(data)
-        _check(result)
+        return checked_result(data)
     except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise PluginFailed(step, plugin, 0, f"its result is wrong: {error}") from None
+
+
+def checked_result(data: Any) -> Result:
+    """A result of any version in the newest form.  Raises ValueError, TypeError, AttributeError or LookupError."""
+    result = _modern(data)
+    _check(result)
     return result
 
 
