@@ -421,3 +421,43 @@ def test_a_user_namespace_needs_a_mount_namespace(oci: Oci) -> None:
     (bundle / "config.json").write_text(json.dumps(spec))
     assert "linux.namespaces: a user namespace may change no mounts" in oci.refused("run", "--bundle", bundle, "c")
     assert not oci.left()
+
+
+@pytest.mark.parametrize("name", ["hostname", "domainname"])
+def test_a_name_by_sysctl_is_refused_where_it_has_a_field(oci: Oci, name: str) -> None:
+    spec = spec_of(str(oci.root), ("true",)) | {name: "by-field"}
+    spec["linux"]["sysctl"] = {f"kernel.{name}": "by-sysctl"}
+    assert f"sysctl `kernel.{name}` conflicts with OCI field `{name}`" in oci.refused("run", "-b", oci.write(spec), "c")
+
+
+def test_streams_that_are_pipes_are_the_users(oci: Oci) -> None:
+    bundle = oci.bundle("sh", "-c", "stat -L -c %u:%g /proc/self/fd/1", user={"uid": 7, "gid": 8})
+    line = [str(PROGRAM), "--root", str(oci.state), "run", "-b", str(bundle), "c"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert (done.stdout, done.stderr) == ("7:8\n", "")
+
+
+def test_a_new_network_namespace_has_its_loopback_up(oci: Oci) -> None:
+    assert "LOOPBACK,UP" in oci.ok("run", "-b", oci.bundle("sh", "-c", "ip link show lo 2>/dev/null || ip addr"), "c")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("ipc", "net"), ("uts", "ipc"), ("network", "uts")])
+def test_a_namespace_of_another_kind_is_not_entered(oci: Oci, kind: str, other: str) -> None:
+    spec = spec_of(str(oci.root), ("true",))
+    spaces = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != kind]
+    spec["linux"]["namespaces"] = [*spaces, {"type": kind, "path": f"/proc/{os.getpid()}/ns/{other}"}]
+    assert f"of kind {kind}" in oci.refused("run", "-b", oci.write(spec), "c")
+    assert not oci.left()
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_a_filter_need_allow_no_more_than_the_command_needs(oci: Oci, no_new_privileges: bool) -> None:
+    """Of what we call ourselves on the way: it would refuse these, had it been loaded before them."""
+    denied = ["close_range", "faccessat2", "getcwd", "chdir", "setresuid", "setgroups"]
+    spec = spec_of(str(oci.root), ("true",))
+    spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": denied, "action": "SCMP_ACT_ERRNO"}],
+    }
+    spec["process"]["noNewPrivileges"] = no_new_privileges
+    oci.ok("run", "-b", oci.write(spec), "c")

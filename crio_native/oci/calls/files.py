@@ -181,9 +181,13 @@ def make_devices(nodes: list[Mapping[str, Any]]) -> list[str]:
 @describes
 def open_devices(nodes: list[Mapping[str, Any]]) -> list[str]:
     return [
-        f"tree = open_tree({quoted(node['path'])}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC), refused unless it is "
-        f"{node['type']} {node['major']}:{node['minor']}"
+        line
         for node in nodes
+        for line in (
+            f"tree = open_tree({quoted(node['path'])}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC), refused unless it is "
+            f"{node['type']} {node['major']}:{node['minor']}",
+            *set_attributes("tree", mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC, 0),
+        )
     ]
 
 

@@ -232,7 +232,7 @@ def limit_bounding_set(keep: int, last: int) -> list[str]:
 @describes
 def change_user(umask: int) -> list[str]:
     return [
-        "fchown(N, uid, -1) for each standard stream that is a pipe or the terminal",
+        "fchown(N, uid, gid) for each standard stream that is a pipe; fchown(N, uid, -1) for the terminal",
         "prctl(PR_SET_KEEPCAPS, 1)",
         "setgroups(groups)",
         "setresgid(gid, gid, gid)",

@@ -109,8 +109,10 @@ def change_user(context: Context, umask: int) -> None:
     """Supplementary groups, then gid, then uid: each needs what the next one gives up."""
     user = context.user
     for number in (0, 1, 2):  # so that /dev/stdout can be opened; only ever a pipe or a pty of ours
-        if context.terminal >= 0 or stat.S_ISFIFO(os.fstat(number).st_mode):
-            _give(number, user.uid)
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            _give(number, user.uid, user.gid)
+        elif context.terminal >= 0:
+            _give(number, user.uid, -1)  # its group is the terminals'
     _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 1)
     _set_groups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
@@ -128,10 +130,10 @@ def _set_groups(groups: tuple[int, ...]) -> None:
             raise OSError(errno.EPERM, f"this user namespace denies setgroups; wanted {list(groups)}") from None
 
 
-def _give(stream: int, uid: int) -> None:
+def _give(stream: int, uid: int, gid: int) -> None:
     """A pipe whose owner a user namespace does not know cannot be given away in there; it serves all the same."""
     try:
-        os.fchown(stream, uid, -1)
+        os.fchown(stream, uid, gid)
     except PermissionError:
         if os.fstat(stream).st_uid != _OVERFLOW_ID:
             raise

@@ -9,7 +9,7 @@ import stat
 import struct
 import termios
 
-from crio_native.linux import inroot, syscalls, trees
+from crio_native.linux import inroot, mounts, syscalls, trees
 from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.steps.context import Context, Refused
 from crio_native.oci.builtin.steps.mounting import attach_bind, is_null
@@ -59,6 +59,7 @@ def open_devices(context: Context, nodes: list[dict[str, Any]]) -> None:
         wanted = _NODE_TYPE[node["type"]], os.makedev(node["major"], node["minor"])
         if (stat.S_IFMT(found.st_mode), found.st_rdev) != wanted:
             raise Refused(node["path"], "is another device on the host", errno.ENODEV)
+        tree.change(mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC)
         context.trees[f"device {node['path']}"] = tree
 
 
