@@ -13,7 +13,7 @@ import json
 import platform
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ DIRECTORIES = {"bin": 0o755, "etc": 0o755, "root": 0o700, "tmp": 0o1777, "var": 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def build_layout(directory: Path, tag: str) -> str:
+def build_layout(directory: Path, tag: str, command: Sequence[str] = ("sh",)) -> str:
     """Write a layout with one image into `directory` (made here) and return its reference, ``oci:DIRECTORY:TAG``.
 
     The same program gives the same bytes, so the image id stays.  Raises NotFound when busybox-static is missing.
@@ -36,7 +36,7 @@ def build_layout(directory: Path, tag: str) -> str:
     config = {
         "architecture": ARCHITECTURES.get(machine, machine),
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
+        "config": {"Env": ["PATH=/bin"], "Cmd": list(command), "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
     }
     blobs = directory / "blobs/sha256"

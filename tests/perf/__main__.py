@@ -1,6 +1,6 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [lists] [streaming] [pull]
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [handlers] [lists] [streaming] [pull]
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, crowd, daemon, images, lists, report, streaming
+from tests.perf import containers, crowd, daemon, handlers, images, lists, report, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "lists", "streaming", "pull")
+KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "handlers", "lists", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -54,12 +54,15 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        if set(chosen) - {"daemon", "lists", "streaming", "pull"}:
+        if set(chosen) - {"daemon", "handlers", "lists", "streaming", "pull"}:
             results += _executor(chosen, bundle, directory, rounds)
         if "streaming" in chosen:
             results += _streaming()
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
+        if "handlers" in chosen:
+            with console.status("handlers") as status:
+                results += handlers.measure(directory, rounds, status.update)
         if "lists" in chosen:
             results += _lists(directory)
         if "pull" in chosen:

@@ -156,11 +156,11 @@ class Launcher:
             run_hook(request, descriptors[0])
 
     def external(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """An act of an OCI runtime's program, in a clone, which alone imports what that takes."""
+        """An act of an OCI runtime's program, in a clone.  Who has no such runtime does not pay for its code."""
+        from crio_native.oci.external import runner
+
         if self.clone(0) == 0:
             try:
-                from crio_native.oci.external import runner
-
                 runner.main(request, descriptors)
             finally:
                 os._exit(1)
