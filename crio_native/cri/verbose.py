@@ -58,6 +58,7 @@ def pod_info(node: Node, pod: Pod) -> dict[str, str]:
         "containers": {c.config.metadata.name: c.id for c in node.store.of_pod(pod.id)},
         "resources": to_json(pod.config.linux.resources) if pod.config.linux.resources else None,
         "overhead": to_json(pod.config.linux.overhead) if pod.config.linux.overhead else None,
+        "cniResult": node.network.result(pod.id),
         "config": to_json(pod.config),
         "runtimeSpec": _infra_spec(node, pod),
         "state": _state(pod.infra, layout.run_dir(pod.id)),

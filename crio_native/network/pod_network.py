@@ -179,6 +179,14 @@ class PodNetwork:
         """Where the sandbox is attached, None when it is not."""
         return self._records.attachment(sandbox_id)
 
+    def result(self, sandbox_id: str) -> Mapping[str, Any] | None:
+        """The sandbox's network as the result of a CNI ADD of the newest version; None when it is not attached."""
+        cni = self._attachments.get(sandbox_id)
+        if cni is not None and cni.result is not None:
+            return cni.result
+        attachment, netns = self._records.attachment(sandbox_id), self._records.netns(sandbox_id)
+        return results.of_bridge(attachment, netns) if attachment and attachment.bridge else None
+
     def collect(self, live: Collection[str]) -> None:
         """Tear down every sandbox that is not in `live`: what a daemon that was killed, or a reboot, left behind.
 

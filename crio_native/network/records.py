@@ -144,6 +144,12 @@ class Records:
             row = self._db.execute("SELECT document FROM attachments WHERE sandbox_id=?", (sandbox_id,)).fetchone()
         return Attachment.from_dict(json.loads(row[0])) if row else None
 
+    def netns(self, sandbox_id: str) -> str:
+        """The path of the sandbox's network namespace, "" when it is not attached."""
+        with self._transaction():
+            row = self._db.execute("SELECT pod FROM attachments WHERE sandbox_id=?", (sandbox_id,)).fetchone()
+        return str(json.loads(row[0]).get("netns", "")) if row else ""
+
     def attachments(self) -> dict[str, Attachment]:
         with self._transaction():
             rows = self._db.execute("SELECT sandbox_id, document FROM attachments").fetchall()

@@ -96,6 +96,8 @@ def test_a_pod_by_debians_plugins_lives_through_a_kill_of_the_daemon(lab: Lab) -
         rates = {f"kubernetes.io/{direction}-bandwidth": "100M" for direction in ("ingress", "egress")}
         pod = client.pod(name="web", annotations=rates, port_mappings=[port])
         network = client.call("PodSandboxStatus", pod_sandbox_id=pod).status.network
+        info = json.loads(client.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True).info["info"])
+        assert [item["address"] for item in info["cniResult"]["ips"]] == ["10.55.0.2/24", "fd55::2/64"]
         assert network.ip == "10.55.0.2" and [item.ip for item in network.additional_ips] == ["fd55::2"]
         queues = subprocess.run(["tc", "qdisc", "show"], capture_output=True, text=True, check=True).stdout
         assert queues.count("rate 100Mbit") == 2

@@ -43,6 +43,9 @@ def test_a_pod_has_what_its_attachment_says(tmp_path: Path) -> None:
         assert found == network.attachment("sandbox-a")
         assert found.ips == ("10.87.0.2", "fd63:7269:6f6e::2")
         assert found.gateways == ("10.87.0.1", "fd63:7269:6f6e::1")
+        result = network.result("sandbox-a")
+        assert result is not None and result["interfaces"][2]["sandbox"] == str(pod.path)
+        assert [item["gateway"] for item in result["ips"]] == list(found.gateways)
         lo, eth0 = pod.run(lambda: ip("addr show"))
         assert (lo["ifname"], eth0["ifname"], eth0["address"]) == ("lo", "eth0", found.mac)
         assert "UP" in lo["flags"] and "LOWER_UP" in eth0["flags"]
