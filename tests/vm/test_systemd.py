@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import AlreadyExists, InvalidArgument
+from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 from crio_native.linux import cgroup
+from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 
 from ..linux.cgroup_behaviour import DENY_ALL, MIB, NULL, Member, sleep_long, try_open
+from ..oci.conftest import Box, box
 
 pytestmark = pytest.mark.vm(systemd=True)
+__all__ = ["box"]
 
 SLICE = "crio-tests.slice"
 OCI = str(Path(__file__).parents[2] / "build/crio-oci")
@@ -212,3 +215,46 @@ def make_bundle(directory: Path, arguments: list[str], linux: dict[str, Any]) ->
     config["linux"] |= linux
     (bundle / "config.json").write_text(json.dumps(config))
     return bundle
+
+
+# The daemon's executor
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[BuiltinRuntime]:
+    launchers = Launchers(1)
+    launchers.start()
+    yield BuiltinRuntime(launchers, cgroup_manager="systemd")
+    launchers.stop()
+
+
+def test_a_container_of_the_daemons_executor(box: Box) -> None:
+    spec = box.spec("sleep", "1000")
+    spec["linux"] |= {"cgroupsPath": "crio-pod1.slice:crio:c1", "resources": {"memory": {"limit": 96 * MIB}}}
+    spec["annotations"] = {"org.systemd.property.TimeoutStopSec": "3"}
+    container = box.create(spec).start()
+    assert shown("crio-c1.scope", "ActiveState", "Slice", "MemoryMax", "TimeoutStopUSec") == {
+        "ActiveState": "active",
+        "Slice": "crio-pod1.slice",
+        "MemoryMax": str(96 * MIB),
+        "TimeoutStopUSec": "3s",
+    }
+    group = "/crio.slice/crio-pod1.slice/crio-c1.scope"
+    assert Path(f"/sys/fs/cgroup{group}/cgroup.procs").read_text() == f"{container.process.pid}\n"
+    code, text = container.exec("cat", "/proc/self/cgroup")
+    assert (code, text) == (0, "0::/\n")  # the scope is the root of its cgroup namespace
+    box.runtime.update(container.spec.id, container.cgroup, {"memory": {"limit": 64 * MIB}})
+    assert shown("crio-c1.scope", "MemoryMax") == {"MemoryMax": str(64 * MIB)}
+    assert box.runtime.stats(container.spec.id, container.cgroup).memory_usage
+    box.remove_containers()
+    assert shown("crio-c1.scope", "LoadState") == {"LoadState": "not-found"}
+    assert not os.path.exists(f"/sys/fs/cgroup{group}")
+
+
+def test_a_failed_creation_of_the_daemons_executor_leaves_no_scope(box: Box) -> None:
+    spec = box.spec("sleep", "1000")
+    spec["linux"]["cgroupsPath"] = "crio-pod1.slice:crio:c2"
+    spec["root"]["path"] = "/no/such/root"
+    with pytest.raises(StepFailed, match="bind_root"):
+        box.create(spec)
+    assert shown("crio-c2.scope", "LoadState") == {"LoadState": "not-found"}
