@@ -274,8 +274,9 @@ def _set_up_logging(config: Config) -> None:
         pattern = re.compile(config.runtime.log_filter) if config.runtime.log_filter else None
 
         def filter(self, record: logging.LogRecord) -> bool:
-            server = sys.modules.get("crio_native.cri.server")
-            record.request = server.request_id.get() if server else "-"
+            # Any thread may log while another one has only begun to import that module.
+            request_id = getattr(sys.modules.get("crio_native.cri.server"), "request_id", None)
+            record.request = request_id.get() if request_id else "-"
             return self.pattern is None or self.pattern.search(record.getMessage()) is not None
 
     handler = logging.StreamHandler()
