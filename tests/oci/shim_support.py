@@ -13,6 +13,7 @@ HANDLERS = f"""\
 [crio.runtime.runtimes.shim]
 runtime_type = "vm"
 runtime_path = "{RUNC_SHIM}"
+allowed_annotations = ["org.example.allowed", "io.kubernetes.cri."]
 """
 
 

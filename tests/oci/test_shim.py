@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux import process
 from crio_native.monitor import client as monitor
 from tests.cri.conftest import Client, close, log_text, refused
+from tests.cri.streams import Spdy, exec_url, exit_code
 from tests.machine import assert_machine_unchanged, machine_state
 
 from .shim_support import RUNC_SHIM, new_client, shim_processes
@@ -292,3 +294,40 @@ def test_a_lost_database_leaves_nothing(fresh: Client) -> None:
     assert fresh.pods() == []
     assert shim_processes(fresh) == []
     assert not list((fresh.daemon.directory / "run" / "containers").iterdir())
+
+
+def test_an_exec_with_a_terminal(cri: Client) -> None:
+    _, container = start(cri, "sleep", "1000")
+    command = ("sh", "-c", "tty; read line; echo got $line; read line; stty size; exit 4")
+    session = Spdy(exec_url(cri, container, *command, tty=True, stdin=True), "stdin", "stdout", "resize")
+    session.send("stdin", b"hello\n")
+    session.until(lambda: b"got hello" in session.output["stdout"])
+    session.send("resize", b'{"Width":123,"Height":45}')
+    time.sleep(0.3)
+    session.send("stdin", b"\n")
+    assert exit_code(session.rest()) == 4
+    assert b"/dev/pts/" in session.output["stdout"] and b"45 123" in session.output["stdout"]
+
+
+def test_annotations_reach_the_shim_when_they_are_allowed(cri: Client) -> None:
+    given = {"org.example.allowed/x": "1", "io.kubernetes.cri.sandbox-id": "somebody's else", "other": "2"}
+    pod = cri.pod(handler="shim", annotations=given)
+    config = json.loads((cri.daemon.directory / "root" / "containers" / pod / "config.json").read_text())
+    annotations = config["annotations"]
+    assert annotations["org.example.allowed/x"] == "1" and "other" not in annotations
+    assert annotations["io.kubernetes.cri.sandbox-id"] == annotations["io.kubernetes.cri-o.SandboxID"] == pod
+    assert annotations["io.kubernetes.cri.container-type"] == "sandbox"
+
+
+def test_the_handler_is_in_the_status(cri: Client) -> None:
+    handlers = {handler.name for handler in cri.call("Status").runtime_handlers}
+    assert handlers == {"", "builtin", "shim"}
+
+
+def test_user_namespaces_are_refused(cri: Client) -> None:
+    mappings = [pb.IDMapping(container_id=0, host_id=100_000, length=65536)]
+    userns = pb.UserNamespace(mode=pb.POD, uids=mappings, gids=mappings)
+    config = cri.pod_config(namespaces={"userns_options": userns})
+    with refused(Code.FAILED_PRECONDITION, "userns_options", "shim"):
+        cri.pod(config, handler="shim")
+    assert cri.pods() == []

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crio_native.errors import InvalidArgument, StepFailed, Unimplemented
+from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import mounts, syscalls
 from crio_native.monitor import client as monitor
 from crio_native.oci.builtin import users
@@ -30,8 +30,6 @@ def mount_root(overlay: Overlay, target: Path, label: str) -> None:
     for name in (overlay.base, overlay.upper, overlay.work):
         if set(name) & set(":,\\"):
             raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
-    if overlay.mapped:
-        raise Unimplemented("a pod with a user namespace cannot have a handler of runtime_type vm")
     base = os.open(overlay.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         data = _overlay_data(overlay, overlay.base, label)

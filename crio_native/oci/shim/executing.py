@@ -33,10 +33,12 @@ _NUMBERS = {
 class ShimExec:
     """See `oci.runtime.ExecSession`."""
 
-    def __init__(self, tasks: Tasks, container_id: str, exec_id: str, terminal: int, cgroups_path: str) -> None:
+    def __init__(
+        self, tasks: Tasks, container_id: str, exec_id: str, pid: int, terminal: int, cgroups_path: str
+    ) -> None:
         self._tasks, self._container_id, self._exec_id = tasks, container_id, exec_id
         self._cgroups_path = cgroups_path
-        self.pid, self.terminal = 0, terminal
+        self.pid, self.terminal = pid, terminal
         self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._end = tasks.wait(container_id, exec_id)
         ready = os.dup(self._ready)  # of the callback's own: the session may be closed before the process ends
@@ -60,16 +62,18 @@ class ShimExec:
         with contextlib.suppress(NotFound, Unavailable):
             self._tasks.kill(self._container_id, 9, self._exec_id)
 
-    def resize(self, height: int, width: int) -> None:
-        """Set its terminal's size, in characters."""
+    def resized(self, height: int, width: int) -> None:
         self._tasks.resize(self._container_id, height, width, self._exec_id)
 
     def close(self) -> None:
-        """Have the shim forget it, which it does once the process has ended."""
+        """Have the shim forget it; a process that still runs is killed, as nobody will read what it says."""
         if self._ready < 0:
             return
         os.close(self._ready)
         self._ready = -1
+        if not self._end.done():
+            with contextlib.suppress(CrioError):
+                self.kill()
         tasks, container_id, exec_id = self._tasks, self._container_id, self._exec_id
         self._end.add_done_callback(lambda _: tasks.forget(container_id, exec_id))
 
@@ -116,27 +120,19 @@ def _start(
 ) -> ShimExec:
     exec_id = f"exec-{os.getpid()}-{next(_numbers)}"  # of this daemon; an earlier one's may still run
     tasks.exec(container_id, exec_id, request.process, streams)
-    session = None
     try:
-        session = ShimExec(tasks, container_id, exec_id, terminal, cgroups_path)
-        session.pid = tasks.start(container_id, exec_id)
+        pid = tasks.start(container_id, exec_id)
     except (Unavailable, DeadlineExceeded, NotFound):
-        _abandon(tasks, container_id, exec_id, session)
+        tasks.forget(container_id, exec_id)
         raise
     except CrioError as error:
-        _abandon(tasks, container_id, exec_id, session)
+        tasks.forget(container_id, exec_id)
         raise StartFailed("exec", number_of(str(error)), str(request.process["args"][0]), str(error)) from None
+    # Its end is asked for only now: of a process that never started a shim would answer never.
+    session = ShimExec(tasks, container_id, exec_id, pid, terminal, cgroups_path)
     if streams.stdin and not streams.terminal:
         tasks.close_stdin(container_id, exec_id)
     return session
-
-
-def _abandon(tasks: Tasks, container_id: str, exec_id: str, session: ShimExec | None) -> None:
-    if session is not None:
-        with contextlib.suppress(CrioError):
-            session.kill()
-        session.close()
-    tasks.forget(container_id, exec_id)
 
 
 def _path(descriptor: int, name: str) -> str:

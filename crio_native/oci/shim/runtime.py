@@ -31,6 +31,7 @@ from crio_native.errors import (
     NotFound,
     StartFailed,
     Unavailable,
+    Unimplemented,
 )
 from crio_native.linux import process
 from crio_native.monitor import client as monitor
@@ -82,6 +83,8 @@ class ShimRuntime(Monitored):
 
     def create(self, container: ContainerSpec) -> Process:
         specs.validate(container.spec)
+        if "user" in specs.namespace_paths(container.spec):
+            raise Unimplemented("a pod with a user namespace cannot have a handler of runtime_type vm")
         linux = container.spec.get("linux") or {}
         pod_id = container.id if container.pause else _pod_of(container)
         record = Record(pod_id, str(container.bundle), linux.get("cgroupsPath", ""))
