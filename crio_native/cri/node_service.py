@@ -76,6 +76,7 @@ class NodeService:
             toml = response.info["toml"] = await call.thread(self._config.to_toml)
             response.info["config"] = self._config_json(toml)
             response.info["state"] = json.dumps(self._state())
+            response.info["network"] = json.dumps(await call.thread(self._node.network.told))
             response.info["handlers"] = json.dumps({name: each.told() for name, each in handlers.items()})
         return response
 

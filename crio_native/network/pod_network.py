@@ -94,8 +94,28 @@ class PodNetwork:
             return False, str(error)
         if network.programs and (problem := self._readiness.problem(network)):
             return False, problem
-        skipped = getattr(self._networks, "skipped", "")
+        skipped = self._skipped()
         return True, "; ".join(filter(None, (self._rules.limit(), skipped and f"not used: {skipped}")))
+
+    def told(self) -> dict[str, Any]:
+        """The network for people: its name, its file, and what of its list is built in; or why there is none."""
+        try:
+            network = self._networks()
+        except CrioError as error:
+            return {"error": str(error)}
+        built_in = [network.bridge and "bridge", network.maps_ports and "portmap"]
+        return {
+            "name": network.name,
+            "source": network.source,
+            "cniVersions": network.versions,
+            "builtIn": list(filter(None, built_in)),
+            "programs": [program.kind for program in network.programs],
+            "skipped": self._skipped(),
+            "config": network.data,
+        }
+
+    def _skipped(self) -> str:
+        return self._networks.skipped if isinstance(self._networks, NetworkDirectory) else ""
 
     def setup(
         self,

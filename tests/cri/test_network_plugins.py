@@ -91,6 +91,8 @@ def test_a_pod_by_debians_plugins_lives_through_a_kill_of_the_daemon(lab: Lab) -
     lab.write({**bridge, "ipam": ipam}, {"type": "bandwidth", "capabilities": {"bandwidth": True}}, PORTMAP)
     with running(lab) as client:
         client.until(lambda: ready(client))
+        told = json.loads(client.call("Status", verbose=True).info["network"])
+        assert (told["name"], told["builtIn"], told["programs"]) == ("test", ["portmap"], ["cni-bridge", "bandwidth"])
         client.load_image()
         port = pb.PortMapping(protocol=pb.TCP, container_port=80, host_port=8080)
         rates = {f"kubernetes.io/{direction}-bandwidth": "100M" for direction in ("ingress", "egress")}
