@@ -10,6 +10,7 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
     registry     a source: OCI Distribution, over `transport` (HTTP) and `logins`
     layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`
     conversion   what is no plain image made into one: `artifacts`, `schema1`, `encryption`
+    chunked      zstd:chunked layers by their files
     exporting    images written to disk
     unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
     layers       the directories that layers became

@@ -2,6 +2,7 @@
 
     layers/NAME/fs           the tree, as overlayfs wants a lower directory
     layers/NAME/layer.json   what it is; written before NAME appears
+    layers/NAME/files.json   its files by digest, where the image said so
     layers/empty/fs          what an image without layers stands on
     tmp/                     what is being made or removed; nothing in it survives a start
 
@@ -15,21 +16,24 @@ import base64
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from crio_native.errors import Internal, InvalidArgument, ResourceExhausted
 from crio_native.images.unpacker import Limits
 from crio_native.images.unpacking import unpack
+from crio_native.linux import inroot
 from crio_native.linux.filesystem import syncfs
 
 EMPTY = "empty"
-RECORD = "layer.json"
+RECORD, CONTENTS = "layer.json", "files.json"
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +92,19 @@ class Layers:
     def all(self) -> list[Layer]:
         return list(self._layers.values())
 
-    def add(self, diff_id: str, pieces: Iterable[bytes], *, what: str, check: bool = True) -> Layer:
+    def add(
+        self,
+        diff_id: str,
+        pieces: Iterable[bytes],
+        *,
+        what: str,
+        check: bool = True,
+        contents: Mapping[str, str] | None = None,
+    ) -> Layer:
         """Unpack a layer and let it appear.  Durable only after `sync`.
 
         check: diff_id is the digest of the archive; else it is a name for content that was checked otherwise.
+        contents: its files by digest, where they are known, for `find`.
         Raises what `unpacking.unpack` and `pieces` raise, and InvalidArgument if it is not the layer that diff_id
         names; then nothing of it is left.
         """
@@ -105,9 +118,25 @@ class Layers:
             name = directory.name
             layer = Layer(diff_id, f"{name}/fs", made.bytes, made.inodes, made.opaque, made.owner)
             (directory / RECORD).write_text(json.dumps(dataclasses.asdict(layer)))
+            if contents:
+                (directory / CONTENTS).write_text(json.dumps(contents))
             os.rename(directory, self.base / name)
         self._layers[diff_id] = layer
         return layer
+
+    def contents(self) -> dict[str, tuple[str, str]]:
+        """Files by digest, of the layers that know: (tree, name in it).  Whether they are so is for the user to see."""
+        found: dict[str, tuple[str, str]] = {}
+        for layer in self.all():
+            try:
+                known = json.loads((self.base / layer.lower).with_name(CONTENTS).read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                log.warning("the list of files of layer %s is not usable: %s", layer.diff_id, error)
+                continue
+            found |= {digest: (layer.lower, name) for digest, name in known.items()}
+        return found
 
     def sync(self) -> None:
         """Make every layer durable (one syncfs for all: an fsync a file would cost seconds)."""
@@ -148,6 +177,40 @@ class Layers:
         except OSError as error:  # the next start finds it without an image, and tries again
             log.warning("cannot remove layer directory %s: %s", directory, error)
         return away
+
+
+class LocalFiles:
+    """The files of all layers, by digest, as of one moment."""
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._known: dict[str, tuple[str, str]] | None = None
+
+    def open(self, digest: str, size: int) -> int | None:
+        """A descriptor of a file with this content; None if there is none.  The content is looked at, not believed:
+        a later entry of the layer's archive may have replaced the file."""
+        if self._known is None:
+            self._known = self._layers.contents()
+        place = self._known.get(digest)
+        return self._open(place, digest, size) if place else None
+
+    def _open(self, place: tuple[str, str], digest: str, size: int) -> int | None:
+        tree, name = place
+        root = os.open(self._layers.base / tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = inroot.open_in_root(root, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(root)
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode) and info.st_size == size:
+            with open(os.dup(fd), "rb") as file:
+                if f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest:
+                    os.lseek(fd, 0, os.SEEK_SET)
+                    return fd
+        os.close(fd)
+        return None
 
 
 def _remove(path: Path) -> None:

@@ -66,9 +66,9 @@ class Repository:
         A large one comes in several ranges at once, if the registry knows ranges.  A foreign one comes from the
         addresses that its descriptor names, should the registry not have it.
         """
-        if descriptor.size >= LARGE and self._knows_ranges(descriptor):
+        if descriptor.size >= LARGE and self.knows_ranges(descriptor):
             return self._in_ranges(descriptor)
-        return self._resumed(descriptor, 0, descriptor.size)
+        return self.part(descriptor, 0, descriptor.size)
 
     def size(self, digest: str) -> int:
         """How many bytes a blob has, for a document that does not say.  Raises Unavailable where nobody does."""
@@ -81,7 +81,7 @@ class Repository:
             raise Unavailable(f"registry {self._reference.registry} does not say how large {digest} is")
         return int(total)
 
-    def _resumed(self, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
+    def part(self, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
         """The bytes from start to end, in as many requests as it takes."""
         done = mark = start
         failures = 0
@@ -150,7 +150,8 @@ class Repository:
 
     # Ranges at once
 
-    def _knows_ranges(self, descriptor: Descriptor) -> bool:
+    def knows_ranges(self, descriptor: Descriptor) -> bool:
+        """Whether a part of a blob can be had alone."""
         response = self._request(descriptor, {"Range": "bytes=0-0"})
         response.close()
         return response.status == 206
@@ -172,7 +173,7 @@ class Repository:
 
     def range(self, descriptor: Descriptor, start: int, end: int) -> bytes:
         """A part of a blob.  Raises Unavailable where the registry gives another length."""
-        data = b"".join(self._resumed(descriptor, start, end))
+        data = b"".join(self.part(descriptor, start, end))
         if len(data) != end - start:
             raise Unavailable(
                 f"registry {self._reference.registry} gave {len(data)} bytes for {start}..{end} of {descriptor.digest}"

@@ -37,10 +37,11 @@ from crio_native.errors import (
     NotFound,
     ResourceExhausted,
     StepFailed,
+    Unavailable,
     Unimplemented,
 )
-from crio_native.images import artifacts, conversion, layouts, manifests, references
-from crio_native.images.layers import EMPTY, Layers
+from crio_native.images import artifacts, chunked, conversion, layouts, manifests, references
+from crio_native.images.layers import EMPTY, Layers, LocalFiles
 from crio_native.images.layouts import Blobs
 from crio_native.images.manifests import Descriptor, Manifest, verified
 from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
@@ -310,15 +311,36 @@ class ImageStore:
             if self._layers.get(diff_id):
                 progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "exists"))
                 return
-            pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
-            with contextlib.closing(pieces):
-                archive = conversion.archive_of(descriptor, pieces, self._sources.settings.keys)
-                check = descriptor.media_type != artifacts.FILE
-                self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", check=check)
+            if not self._add_by_files(diff_id, descriptor, blobs, stop):
+                self._add_whole(diff_id, descriptor, blobs, origin, progress, stop)
             progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "done"))
 
         stop.check()
         self._joining.run(("layer", diff_id), unpack, stop)
+
+    def _add_whole(
+        self, diff_id: str, descriptor: Descriptor, blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
+    ) -> None:
+        pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
+        with contextlib.closing(pieces):
+            archive = conversion.archive_of(descriptor, pieces, self._sources.settings.keys)
+            check = descriptor.media_type != artifacts.FILE
+            self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", check=check)
+
+    def _add_by_files(self, diff_id: str, descriptor: Descriptor, blobs: Blobs, stop: Stop) -> bool:
+        """Fetch only what is not here of a zstd:chunked layer.  False where it is none, or is not what it says."""
+        try:
+            local = LocalFiles(self._layers)
+            found = chunked.opened(descriptor, blobs, local.open)
+            if found is None:
+                return False
+            archive = _stoppable(found.archive(), stop)
+            self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", contents=found.contents())
+        except (InvalidArgument, Unavailable, NotFound) as error:
+            log.info("layer %s is fetched whole: %s", descriptor.digest, error)
+            return False
+        log.info("layer %s: %d of %d bytes were fetched", descriptor.digest, sum(found.fetched), descriptor.size)
+        return True
 
     def _sync(self) -> None:
         try:
@@ -459,6 +481,13 @@ def _reported(pieces: Iterable[bytes], descriptor: Descriptor, progress: OnProgr
         if (now := time.monotonic()) - last > PROGRESS_INTERVAL:
             progress(Progress(descriptor.digest, current, descriptor.size, "fetch"))
             last = now
+
+
+def _stoppable(pieces: Iterable[bytes], stop: Stop) -> Iterator[bytes]:
+    for piece in pieces:
+        stop.check()
+        yield piece
+        stop.progressed()
 
 
 def _make_upper_and_work(container_dir: Path, owner: tuple[int, int, int]) -> tuple[str, str]:
