@@ -148,7 +148,8 @@ def test_limits_devices_and_profile_of_the_handler(cri: Client) -> None:
         cri.create(pod, "true", resources={"memory_limit_in_bytes": 63 << 20})
     privileged = cri.create(pod, "true", security={"privileged": True})
     assert "/dev/kmsg" not in {device["path"] for device in config_of(cri, privileged)["linux"]["devices"]}
-    plain = cri.create(pod, "true", resources={"memory_limit_in_bytes": 64 << 20})
+    default = {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)}
+    plain = cri.create(pod, "true", resources={"memory_limit_in_bytes": 64 << 20}, security=default)
     assert config_of(cri, plain)["linux"]["seccomp"]["syscalls"][0]["names"] == ["sethostname"]
 
 
@@ -262,3 +263,66 @@ def test_logs_are_flushed_unless_told_otherwise(cri: Client) -> None:
         )
         assert (b"--sync-log" in Path(f"/proc/{parent}/cmdline").read_bytes()) == flushed
         assert os.readlink(f"/proc/{parent}/exe").endswith("crio-monitor")
+
+
+def test_a_daemon_that_is_killed_while_a_runtime_hangs(fresh: Client) -> None:
+    """Nobody wants the container any more: the runtime goes at once, the rest with the next start."""
+    directory = fresh.daemon.directory
+    program = directory / "hanging"
+    hangs = f'[ "$w" = create ] && {{ touch {directory}/here; sleep 600; }}'
+    program.write_text(f'#!/bin/sh\nfor w in "$@"; do {hangs}; done\nexec runc "$@"\n')
+    program.chmod(0o755)
+    (directory / "crio.conf.d/20-handlers.conf").write_text(
+        f'[crio.runtime.runtimes.hanging]\nruntime_path = "{program}"\nruntime_root = "{directory}/run/hanging"\n'
+    )
+    fresh.restart()
+    pod = fresh.pod(handler="hanging")
+    request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=fresh.container_config("true"))
+    call = fresh.runtime.CreateContainer.future(request, timeout=30)
+    fresh.until((directory / "here").exists)
+    fresh.stop_daemon(signal.SIGKILL)
+    assert call.code() is Code.UNAVAILABLE
+    fresh.until(lambda: not _running(str(program)))
+    fresh.start_daemon()
+    assert fresh.containers() == []
+    assert [path for path in mounts_below(directory) if path.endswith("/rootfs")] == []
+    fresh.remove_pod(pod)
+
+
+def _running(program: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [str(path)] if program.encode() in path.read_bytes() else []
+        except OSError:
+            pass  # it has just ended
+    return found
+
+
+def test_an_example_for_crio_means_what_it_says() -> None:
+    """The deprecated key too: conmon is the monitor of every handler of runtime_type oci."""
+    settings = """
+[crio.runtime]
+default_runtime = "runc"
+conmon = "/usr/bin/conmon"
+conmon_cgroup = "pod"
+conmon_env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+container_exits_dir = "{directory}/run/exits"
+container_attach_socket_dir = "{directory}/run/attach"
+[crio.runtime.runtimes.runc]
+runtime_path = "/usr/sbin/runc"
+runtime_type = "oci"
+runtime_root = "{directory}/run/runc"
+"""
+    client = new_client(settings=settings)
+    try:
+        container = client.start(client.pod(), "sh", "-c", "echo out; sleep 600")
+        conmon = (client.daemon.directory / "run/containers" / container / "conmon-pidfile").read_text().strip()
+        assert os.readlink(f"/proc/{conmon}/exe") == "/usr/bin/conmon"
+        assert f"/crio-conmon-{container}" in Path(f"/proc/{conmon}/cgroup").read_text()
+        client.restart(signal.SIGKILL)
+        client.call("StopContainer", container_id=container, timeout=0)
+        status = client.status(container)
+        assert (status.exit_code, log_text(status.log_path)) == (137, "out\n")
+    finally:
+        close(client)
