@@ -77,8 +77,8 @@ def test_an_empty_message_is_all_defaults() -> None:
 
 def test_a_field_that_is_not_understood_is_refused() -> None:
     message = full_container()
-    message.mounts[0].uidMappings.add(host_id=1)
-    with pytest.raises(Unimplemented, match=r"config\.mounts\[0\]\.uidMappings"):
+    message.windows.SetInParent()
+    with pytest.raises(Unimplemented, match=r"config\.windows"):
         from_message(ContainerConfig, message, "config")
     with pytest.raises(Unimplemented, match=r"config\.windows"):
         from_message(PodConfig, pb.PodSandboxConfig(windows=pb.WindowsPodSandboxConfig()), "config")
