@@ -461,3 +461,11 @@ def test_a_filter_need_allow_no_more_than_the_command_needs(oci: Oci, no_new_pri
     }
     spec["process"]["noNewPrivileges"] = no_new_privileges
     oci.ok("run", "-b", oci.write(spec), "c")
+
+
+def test_without_systemd_its_manager_is_refused_at_the_door(oci: Oci) -> None:
+    if os.path.exists("/run/systemd/private"):
+        pytest.skip("systemd runs here")
+    refusal = oci.refused("--systemd-cgroup", "run", "-b", oci.bundle("true"), "c")
+    assert refusal.startswith("crio-oci: systemd is not there to make cgroups: there is neither /run/systemd/private")
+    assert len(refusal.splitlines()) == 1 and not oci.left()

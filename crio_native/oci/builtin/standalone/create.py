@@ -91,6 +91,10 @@ class Made:
         self._check_terminal()
         permitted = host().permitted if "user" not in specs.namespace_paths(self.spec) else ALL_CAPABILITIES
         self.spec = {**self.spec, "process": listen_environment(grantable(self.spec["process"], permitted))}
+        if options.cgroup_manager == "systemd":
+            from crio_native.linux.cgroup import systemd
+
+            systemd.check()
         directory = state.claim(options.root, options.arguments[0])
         self.state = State(directory, self._record(bundle))
         try:
