@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from crio_native.errors import CrioError, DeadlineExceeded
+from crio_native.errors import CrioError, DeadlineExceeded, InvalidArgument
 from crio_native.oci.runtime import ExecSession, ExitStatus
 
 OUTPUT_MAX = 16 << 20  # bytes kept of each stream
 DRAIN_SECONDS = 0.5
 KILL_SECONDS = 5.0
 _CHUNK = 65536
+_WORDS_MAX = 4096
 
 Start = Callable[[int, int], Awaitable[ExecSession]]
+
+
+def check_command(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command, for Exec too.  Raises InvalidArgument."""
+    command = tuple(words)
+    if not command or not command[0]:
+        raise InvalidArgument("cmd", list(command), "names no command")
+    if len(command) > _WORDS_MAX or any("\0" in word for word in command):
+        raise InvalidArgument("cmd", command[0], f"must be at most {_WORDS_MAX} words without NUL characters")
+    return command
 
 
 class _Stream:

@@ -29,7 +29,6 @@ from crio_native.pods.values import ContainerConfig, PodConfig, Resources
 
 R = TypeVar("R", Pod, Container)
 
-_EXEC_ARGS_MAX = 4096
 
 
 class RuntimeService:
@@ -168,11 +167,7 @@ class RuntimeService:
 
     async def ExecSync(self, request: Any, call: Call) -> Any:
         container = self._find(Container, request.container_id, "container_id")
-        command = tuple(request.cmd)
-        if not command or not command[0]:
-            raise InvalidArgument("cmd", list(command), "names no command")
-        if len(command) > _EXEC_ARGS_MAX or any("\0" in word for word in command):
-            raise InvalidArgument("cmd", command[0], f"must be at most {_EXEC_ARGS_MAX} words without NUL characters")
+        command = exec_sync.check_command(request.cmd)
         if request.timeout < 0:
             raise InvalidArgument("timeout", request.timeout, "must be 0 (no limit) or more seconds")
 

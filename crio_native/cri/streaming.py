@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.config.tables import ApiTable
-from crio_native.cri import lookup
+from crio_native.cri import exec_sync, lookup
 from crio_native.cri.server import Call
 from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from crio_native.pods.containers import Containers
@@ -27,7 +27,6 @@ from crio_native.streaming.server import Settings, StreamServer, TlsFiles
 if TYPE_CHECKING:
     from crio_native.streaming.programs import Options, Program
 
-_EXEC_ARGS_MAX = 4096
 _FORWARD_PORTS_MAX = 127
 _PIPE_SIZE = 1 << 20
 
@@ -54,7 +53,7 @@ class StreamingService:
         container = lookup.find(self._node.store, Container, request.container_id, "container_id")
         if container.state != ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.state}; exec needs a running one")
-        words = check_command(request.cmd)
+        words = exec_sync.check_command(request.cmd)
         options = _options(request)
         command = Command(options, lambda: self._exec(container.id, words, options))
         return pb.ExecResponse(url=self._server.url("exec", command))
@@ -156,16 +155,6 @@ def _pipe() -> tuple[int, int]:
     with contextlib.suppress(OSError):
         fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     return read, write
-
-
-def check_command(words: Sequence[str]) -> tuple[str, ...]:
-    """Raises InvalidArgument."""
-    command = tuple(words)
-    if not command or not command[0]:
-        raise InvalidArgument("cmd", list(command), "names no command")
-    if len(command) > _EXEC_ARGS_MAX or any("\0" in word for word in command):
-        raise InvalidArgument("cmd", command[0], f"must be at most {_EXEC_ARGS_MAX} words without NUL characters")
-    return command
 
 
 def _options(request: Any) -> Options:

@@ -46,8 +46,8 @@ async def connect(dial: Dial, port: int) -> socket.socket:
             sock.setblocking(False)
             address = _LOOPBACK[socket.AddressFamily(sock.family)]
             try:
-                loop = asyncio.get_running_loop()
-                await asyncio.wait_for(loop.sock_connect(sock, (address, port)), CONNECT_SECONDS)
+                async with asyncio.timeout(CONNECT_SECONDS):  # wait_for may lose a cancellation, until Python 3.12
+                    await asyncio.get_running_loop().sock_connect(sock, (address, port))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connected = sock
                 return connected
@@ -164,7 +164,12 @@ class Forwarder:
 
     def _begin(self, stream: int, work: Coroutine[None, None, None]) -> None:
         self._tasks[stream] = task = asyncio.ensure_future(work)
-        task.add_done_callback(lambda _: self._tasks.pop(stream, None))
+        task.add_done_callback(lambda _: self._forget(stream))
+
+    def _forget(self, stream: int) -> None:
+        """Also of a task that was cancelled before it began."""
+        self._tasks.pop(stream, None)
+        self._connections.pop(stream, None)
 
     def _give_up(self, pair: str, streams: dict[str, int]) -> None:
         if self._waiting.get(pair) is streams:
@@ -190,7 +195,6 @@ class Forwarder:
                 data, error, f"the connection to port {connection.port} in the pod broke: {failure.strerror}"
             )
         finally:
-            del self._connections[data]
             await connection.close()
 
     async def _refuse(self, data: int, error: int, text: str) -> None:

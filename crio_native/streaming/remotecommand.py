@@ -76,7 +76,7 @@ async def serve(transport: Transport, command: Command, *, status_objects: bool)
     reader = asyncio.ensure_future(transport.run(_Input(started)))
     program: Program | None = None
     try:
-        await _before(asyncio.wait_for(transport.ready(), OPEN_SECONDS), reader)
+        await _before(_ready(transport), reader)
         try:
             program = await _start(command)
             started.set_result(program)
@@ -96,6 +96,11 @@ async def serve(transport: Transport, command: Command, *, status_objects: bool)
         await asyncio.gather(reader, return_exceptions=True)
         if program is not None:
             program.hang_up()
+
+
+async def _ready(transport: Transport) -> None:
+    async with asyncio.timeout(OPEN_SECONDS):
+        await transport.ready()
 
 
 async def _start(command: Command) -> Program:

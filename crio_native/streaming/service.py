@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from crio_native.errors import CrioError
 from crio_native.streaming import portchannels, remotecommand, websocket
@@ -30,6 +31,7 @@ _WATCH_SECONDS = 2.0
 _VANISHED_SECONDS = 15.0  # without progress, after the client has hung up
 _KEEPALIVE_SECONDS = 120
 _STOP_SECONDS = 5.0
+_STARTS = 16  # programs that are started, and connections that are opened, at once
 
 
 class Service:
@@ -40,6 +42,7 @@ class Service:
     ) -> None:
         self._listener, self._tls, self._tokens, self._idle = listener, tls, tokens, idle
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(_STARTS, "stream"))
         self._stopping = asyncio.Event()
         self._sessions: dict[asyncio.Task[None], Wire] = {}
         self._thread = threading.Thread(target=self._main, name="streaming", daemon=True)

@@ -528,3 +528,35 @@ def test_status_objects_are_json_that_old_clients_read() -> None:
     from crio_native.streaming.remotecommand import _exit_status
 
     assert json.loads(json.dumps(_exit_status(0))) == {"metadata": {}, "status": "Success"}
+
+
+def test_an_attached_client_that_takes_nothing_is_let_go_and_told(cri: Client) -> None:
+    container = cri.start(cri.pod(), "yes")
+    session = Spdy(attach_url(cri, container), "stdout", "stderr")
+    other = Spdy(attach_url(cri, container), "stdout", "stderr")
+    other.until(lambda: other.output["stdout"])
+    deadline = time.monotonic() + 9
+    while time.monotonic() < deadline:  # the container's output is held back for a while, and then goes on
+        other.output.clear()
+        other.until(lambda: other.output["stdout"])
+    status = session.rest()
+    assert status["reason"] == "InternalError" and "not taken for 5 s" in status["message"]
+    other.until(lambda: len(other.output["stdout"]) > 100_000)
+    other.link.close()
+
+
+def test_a_client_that_vanishes_behind_unread_input_is_noticed(fresh: Client) -> None:
+    assert fresh.daemon.process is not None
+    container = fresh.start(fresh.pod(), "sleep", "600")
+    Spdy(exec_url(fresh, container, "true"), "stdout", "stderr").rest()
+    directory = Path(f"/proc/{fresh.daemon.process.pid}/fd")
+    before = len(os.listdir(directory))
+    session = Spdy(exec_url(fresh, container, "sleep", "417", stdin=True), "stdin", "stdout", "stderr")
+    session.link._socket.settimeout(1)
+    with pytest.raises(TimeoutError):
+        for _ in range(1000):
+            session.send("stdin", bytes(65536))
+    assert len(os.listdir(directory)) > before + 3
+    session.link._socket.close()
+    eventually(lambda: len(os.listdir(directory)) <= before + 1, 25)  # one is the command's, which lives on
+    assert "sleep 417" in processes(fresh, container)
