@@ -22,11 +22,17 @@ def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> str:
     if not proxy or _is_local(host) or _is_excluded(host, port or {"http": 80, "https": 443}[scheme], environment):
         return ""
     proxy = proxy if "://" in proxy else f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname:
-        raise InvalidArgument(
-            variable, urlsplit(proxy).netloc.rpartition("@")[2], "not the http or https URL of a proxy"
-        )
+    if not _is_web_address(proxy):
+        raise InvalidArgument(variable, proxy.rpartition("@")[2], "not the http or https URL of a proxy")
     return proxy
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_local(host: str) -> bool:

@@ -178,10 +178,9 @@ class Transport:
                 response.close()
                 self._login.answer(challenge, scheme, self._ask_for_token)
             elif response.status in _REDIRECTS:
-                target = urljoin(url, response.headers.get("Location", ""))
+                location = response.headers.get("Location", "")
                 response.close()
-                self._check_target(scheme, target)
-                url = target
+                url = self._check_target(scheme, location, url)
             else:
                 return response
         raise Unavailable(
@@ -224,13 +223,20 @@ class Transport:
             self._pools[ours, proxy] = made
         return self._pools[ours, proxy]
 
-    def _check_target(self, scheme: str, target: str) -> None:
-        new = urlsplit(target)
-        if new.scheme not in ("http", "https") or not new.netloc or (scheme == "https" and new.scheme == "http"):
+    def _check_target(self, scheme: str, target: str, base: str = "") -> str:
+        """The whole address of a target, relative to base.  Raises Unavailable for one that is not to be followed."""
+        try:
+            whole = urljoin(base, target)
+            new = urlsplit(whole)
+            usable = new.scheme in ("http", "https") and bool(new.hostname) and new.port != 0
+        except ValueError:
+            usable = False
+        if not usable or (scheme == "https" and new.scheme == "http"):
             raise Unavailable(
                 f"registry {self.reference.registry} points to {target[:200]!r}, which is not followed: it is no "
                 "web address, or leaves TLS"
             )
+        return whole
 
     def _ask_for_token(self, url: str, headers: Mapping[str, str], form: Mapping[str, str] | None) -> bytes:
         self._check_target(self._scheme, url)

@@ -245,7 +245,10 @@ def test_a_redirect_loop_ends(hostile: HostileRegistry) -> None:
         get_blob(hostile.address)
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://h/x", "https:///x", ""])
+@pytest.mark.parametrize(
+    "target",
+    ["file:///etc/passwd", "ftp://h/x", "https:///x", "", "http://[", "http://h:99999/", "http://h:x/", "http://\xff/"],
+)
 def test_a_redirect_leads_only_to_web_addresses(hostile: HostileRegistry, target: str) -> None:
     hostile.routes[BLOB_PATH] = reply(302, headers={"Location": target})
     with pytest.raises(Unavailable):
@@ -325,7 +328,9 @@ def test_a_token_service_that_fails_is_named(
         source.manifest("latest")
 
 
-@pytest.mark.parametrize("challenge", ["", "Basic realm=x", "Negotiate", 'Bearer realm="file:///etc/passwd"'])
+@pytest.mark.parametrize(
+    "challenge", ["", "Basic realm=x", "Negotiate", 'Bearer realm="file:///etc/passwd"', 'Bearer realm="http://["']
+)
 def test_a_challenge_that_cannot_be_answered_is_told(hostile: HostileRegistry, challenge: str) -> None:
     hostile.routes[MANIFEST_PATH] = reply(401, headers={"WWW-Authenticate": challenge})
     with repository(hostile.address) as source, pytest.raises((PermissionRefused, Unavailable), match=hostile.address):
