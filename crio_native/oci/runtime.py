@@ -216,7 +216,10 @@ class Runtime(Protocol):
         """Start a process in the running container `process`.  Raises StartFailed when execve refuses."""
 
     def attach(self, container_id: str, run_dir: Path, *, stdin: bool) -> socket.socket:
-        """The container's streams from now on, as packets (`monitor.client.attach`).  Raises NotFound, ResourceExhausted."""
+        """The container's streams from now on, as packets (`monitor.client.attach`).
+
+        Raises NotFound, ResourceExhausted.
+        """
 
     def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
         """Set the size of the container's terminal.  Raises NotFound, StepFailed when it has none."""

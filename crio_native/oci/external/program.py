@@ -31,6 +31,7 @@ ACT_SECONDS = 60.0  # for an act on a container that exists
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _LOGFMT = re.compile(r'level=(\w+) msg="((?:[^"\\]|\\.)*)"')
+_ESCAPES = {"n": "; ", "t": " "}
 _CRUN_TIME = re.compile(r"^\d{4}-\d\d-\d\dT[0-9:.]+Z?: ")
 
 
@@ -217,7 +218,7 @@ def words(stderr: bytes) -> str:
 def _record(line: str) -> tuple[str, str]:
     """(level, text) of a line of the runtime's log."""
     if found := _LOGFMT.search(line):
-        return found[1], re.sub(r"\\(.)", r"\1", found[2])
+        return found[1], re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), found[2])
     if line.startswith("{"):
         try:
             record = json.loads(line)
