@@ -101,6 +101,7 @@ def test_a_whole_life(fresh: Client) -> None:
     assert shim_processes(fresh) == []
     assert not list((fresh.daemon.directory / "run" / "containers").iterdir())
     assert_machine_unchanged(before, fresh.daemon.directory.name)
+    assert "shim of pod" not in fresh.daemon.log.read_text(), "it had nothing to complain of"
 
 
 def test_term_ends_what_heeds_it(cri: Client) -> None:

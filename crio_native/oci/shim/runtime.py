@@ -40,6 +40,7 @@ from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.monitored import Monitored
 from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Process, Stats
 from crio_native.oci.shim import bootstrap, bundle, executing, program, statistics
+from crio_native.oci.shim.events import Events, mark_oom
 from crio_native.oci.shim.loop import Loop
 from crio_native.oci.shim.pod import PodShim
 from crio_native.oci.shim.records import Record
@@ -65,6 +66,7 @@ class ShimRuntime(Monitored):
         self._workers = ThreadPoolExecutor(4, "shim")
         self._pods: dict[str, PodShim] = {}
         self._lock = threading.Lock()
+        self._events: Events | None = None
 
     @property
     def program(self) -> str:
@@ -217,11 +219,20 @@ class ShimRuntime(Monitored):
             pods, self._pods = list(self._pods.values()), {}
         for pod in pods:
             pod.close()
+        if self._events is not None:
+            self._events.close()
         self._loop.stop()
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _shim(self) -> bootstrap.Shim:
-        return bootstrap.Shim(self._launchers, bootstrap.find_program(self._name, self._settings.runtime_path))
+        path = bootstrap.find_program(self._name, self._settings.runtime_path)
+        return bootstrap.Shim(self._launchers, path, self._events.path if self._events else "")
+
+    def _hear(self) -> None:
+        """Serve the events of shims, from the first pod on; with the lock held."""
+        if self._events is None:
+            path = self._runs.parent / f"events-{self._name}.sock"
+            self._events = Events(path, self._loop, lambda container_id: mark_oom(self._runs, container_id))
 
     def _record(self, container_id: str) -> Record:
         record = Record.read(self._runs / container_id)
@@ -245,6 +256,7 @@ class ShimRuntime(Monitored):
                 if address is None:
                     raise Unavailable(f"the shim of pod {pod_id} was never started")
                 pod = self._pods[pod_id] = PodShim(pod_id, address, self._loop, self._workers, self._tell)
+                self._hear()
                 with contextlib.suppress(OSError):
                     pod.follow_log(Path(record.bundle) / "log")
             return pod
@@ -254,6 +266,7 @@ class ShimRuntime(Monitored):
         pod.follow_log(container.bundle / "log")
         with self._lock:
             self._pods[container.id] = pod
+            self._hear()
         seconds = float(self._settings.container_create_timeout)
         pod.address = record.address = self._shim().start(container.id, container.bundle, seconds)
         record.write(container.run_dir)
@@ -287,7 +300,9 @@ class ShimRuntime(Monitored):
             log.error("the monitor of container %s cannot be told of its end: %s", container_id, error)
 
     def _oom_killed(self, run_dir: Path) -> bool:
-        """As far as the container's cgroup on this host tells."""
+        """As far as the shim has told, and the container's cgroup on this host does."""
+        if (run_dir / "oom").exists():
+            return True
         record = Record.read(run_dir)
         cgroup = self._cgroup(record.cgroup) if record else None
         return cgroup is not None and cgroup.events().get("oom_kill", 0) > 0
