@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -95,7 +96,7 @@ def install(faults: Faults) -> None:
     places |= {f"runtime.{name}": (BuiltinRuntime, name) for name in ("create", "start", "watch", "delete")}
     assert sorted(places) == sorted(POINTS)
     for name, (holder, attribute) in places.items():
-        static = isinstance(holder, type) and isinstance(holder.__dict__[attribute], staticmethod)
+        static = isinstance(holder, type) and isinstance(inspect.getattr_static(holder, attribute), staticmethod)
         wrapped = faults.point(name, getattr(holder, attribute))
         setattr(holder, attribute, staticmethod(wrapped) if static else wrapped)
 
