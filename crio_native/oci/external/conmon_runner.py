@@ -54,7 +54,7 @@ def outcome(told: bytes) -> int:
     try:
         message = json.loads(told.split(b"\n")[0])
         pid, said = int(message["pid"]), str(message.get("message", ""))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         raise runner.Refusal(f"conmon told no outcome: {told[:200]!r}") from None
     if pid <= 0:
         raise runner.Refusal(said or "nothing, and conmon does not know more")
