@@ -16,7 +16,7 @@ from crio_native.errors import Internal, NotFound, StepFailed
 from crio_native.linux import process
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
-from crio_native.oci.runtime import ExitStatus, Process, Stats
+from crio_native.oci.runtime import ExitStatus, Freezer, Process, Stats
 
 
 class Monitored:
@@ -52,6 +52,9 @@ class Monitored:
     def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
         with monitor.Connection.connect(run_dir) as connection:
             connection.resize(height, width)
+
+    def freezer(self, container_id: str, cgroups_path: str) -> Freezer:
+        return cgroup_of(cgroups_path, self._cgroup_manager)
 
     def reopen_log(self, container_id: str, run_dir: Path) -> None:
         with monitor.Connection.connect(run_dir) as connection:

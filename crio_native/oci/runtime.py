@@ -171,6 +171,16 @@ class Abilities:
     features: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Freezer(Protocol):
+    """A container that can be paused.  Each call raises StepFailed when it cannot, NotFound when it has gone."""
+
+    def frozen(self) -> bool: ...
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+
 class Runtime(Protocol):
     """A runtime handler's executor."""
 
@@ -230,3 +240,5 @@ class Runtime(Protocol):
         """Apply an OCI `linux.resources` object to the live cgroup; only the fields present change."""
 
     def stats(self, container_id: str, cgroups_path: str) -> Stats: ...
+
+    def freezer(self, container_id: str, cgroups_path: str) -> Freezer: ...

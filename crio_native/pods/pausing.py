@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crio_native.errors import CrioError, FailedPrecondition
-from crio_native.linux.cgroup import Cgroup, cgroup_of
+from crio_native.oci.runtime import Freezer
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState
 
@@ -39,5 +39,5 @@ def thaw(node: Node, container: Container) -> bool:
     return True
 
 
-def _group(node: Node, container: Container) -> Cgroup:
-    return cgroup_of(container.cgroup, node.settings.cgroup_manager)
+def _group(node: Node, container: Container) -> Freezer:
+    return node.executor_of(container).freezer(container.id, container.cgroup)
