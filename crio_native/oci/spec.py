@@ -89,12 +89,13 @@ def _names(spec: Mapping[str, Any], namespaces: Mapping[str, str]) -> None:
             raise InvalidArgument(field, name, "needs a uts namespace in linux.namespaces")
         if len(name.encode()) > 64:
             raise InvalidArgument(field, name, "must have at most 64 bytes")
-    sysctls = {name.replace("/", ".") for name in (spec.get("linux") or {}).get("sysctl") or ()}
-    # Who asks for a host name by sysctl has not asked for the files that go with it; so peers refuse it always.
-    for field, taken in (("hostname", True), ("domainname", bool(spec.get("domainname")))):
-        if taken and f"kernel.{field}" in sysctls:
-            reason = f"the sysctl `kernel.{field}` conflicts with OCI field `{field}`"
-            raise InvalidArgument(f"linux.sysctl['kernel.{field}']", spec.get(field), reason)
+    sysctls = {key.replace("/", "."): value for key, value in ((spec.get("linux") or {}).get("sysctl") or {}).items()}
+    # Who asks for a host name by sysctl has not asked for what goes with it: peers refuse it always.
+    for field, same in (("hostname", None), ("domainname", spec.get("domainname") or sysctls.get("kernel.domainname"))):
+        key = f"kernel.{field}"
+        if key in sysctls and sysctls[key] != same:
+            reason = f"the sysctl `{key}` conflicts with OCI field `{field}`"
+            raise InvalidArgument(f"linux.sysctl[{key!r}]", sysctls[key], reason)
 
 
 def check_process(process: Mapping[str, Any], field: str = "process") -> None:
