@@ -21,6 +21,7 @@ from crio_native.linux import process
 from crio_native.monitor import client as monitor
 from tests.cri.conftest import Client, close, log_text, refused
 from tests.cri.streams import Spdy, exec_url, exit_code
+from tests.cri.test_http import get
 from tests.machine import assert_machine_unchanged, machine_state
 
 from .shim_support import RUNC_SHIM, new_client, shim_processes
@@ -332,3 +333,20 @@ def test_user_namespaces_are_refused(cri: Client) -> None:
     with refused(Code.FAILED_PRECONDITION, "userns_options", "shim"):
         cri.pod(config, handler="shim")
     assert cri.pods() == []
+
+
+def test_pausing(cri: Client) -> None:
+    _, container = start(cri, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")
+    log = Path(cri.status(container).log_path)
+    cri.until(lambda: log.exists() and log.stat().st_size > 100)
+    assert get(cri, f"/pause/{container}")[0] == 200
+    assert get(cri, f"/pause/{container}")[0] == 409
+    time.sleep(0.2)
+    size = log.stat().st_size
+    time.sleep(0.3)
+    assert log.stat().st_size == size
+    assert get(cri, f"/unpause/{container}")[0] == 200
+    cri.until(lambda: log.stat().st_size > size)
+    assert get(cri, f"/pause/{container}")[0] == 200
+    cri.call("StopContainer", container_id=container, timeout=0)
+    assert cri.status(container).exit_code == 137

@@ -164,8 +164,8 @@ def test_a_shim_that_hangs_is_killed(fake: Fake) -> None:
     hung = dict.fromkeys(("Kill", "State", "Delete", "Shutdown", "Connect"), "hang")
     fake.behave(**hung)
     begin = time.monotonic()
-    fake.call("StopContainer", container_id=container, timeout=0, seconds=60)
-    assert time.monotonic() - begin < 40
+    fake.call("StopContainer", container_id=container, timeout=0, seconds=90)
+    assert time.monotonic() - begin < 70
     assert fake.status(container).reason == "ContainerStatusUnknown"
     fake.until(lambda: not [pid for pid in shim_processes(fake, pod) if process.start_time(pid)])
 
@@ -181,7 +181,7 @@ def test_a_kill_that_does_nothing(fake: Fake) -> None:
     container = fake.start(fake.pod(handler="fake"), "true")
     fake.behave(Kill="ignore")
     with refused(Code.DEADLINE_EXCEEDED, container):
-        fake.call("StopContainer", container_id=container, timeout=0, seconds=60)
+        fake.call("StopContainer", container_id=container, timeout=0, seconds=90)
     fake.behave()
     fake.call("StopContainer", container_id=container, timeout=0)
 

@@ -24,6 +24,7 @@ from crio_native.oci.shim.task import End, Tasks
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 2.0  # for a shim whose connection was lost to be there again
+LOSSES_MAX = 20  # of one shim's connection: it may be lost, but a shim that keeps closing it is no shim
 LOG_LINE_MAX = 2000
 Ended = Callable[[str, End | None], None]
 """Told a container's id and how it ended; None when nobody will ever know."""
@@ -40,6 +41,7 @@ class PodShim:
         self._watched: set[str] = set()
         self._log = -1
         self._closed = False
+        self._losses = 0
 
     def tasks(self) -> Tasks:
         """Its task service.  Raises Unavailable when it is not there."""
@@ -128,6 +130,7 @@ class PodShim:
         self._ended(container_id, end)
 
     def _lost(self) -> None:
+        self._losses += 1
         self._submit(self._look_again)
 
     def _look_again(self) -> None:
@@ -139,11 +142,13 @@ class PodShim:
             if not watched:
                 return
             try:
+                if self._losses > LOSSES_MAX:
+                    raise Unavailable(f"it closed the connection {self._losses} times")
                 self.tasks().connect(watched[0])
             except NotFound:
                 pass  # it lives, and will say so of each container
             except CrioError as error:
-                if time.monotonic() < deadline:
+                if time.monotonic() < deadline and self._losses <= LOSSES_MAX:
                     time.sleep(0.1)
                     continue
                 log.error("the shim of pod %s is lost: %s", self.pod_id, error)

@@ -133,7 +133,7 @@ class ShimRuntime(Monitored):
         return Process(pid, started, monitor_pid, user)
 
     def start(self, container_id: str, run_dir: Path) -> None:
-        tasks = self._tasks(container_id)
+        tasks = self.tasks(container_id)
         try:
             tasks.start(container_id)
         except (Unavailable, DeadlineExceeded):
@@ -157,7 +157,7 @@ class ShimRuntime(Monitored):
     def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
         """A shim that does not answer a SIGKILL is given up, and so are all containers of its pod."""
         try:
-            self._tasks(container_id).kill(container_id, signal)
+            self.tasks(container_id).kill(container_id, signal)
         except Unavailable as error:
             raise NotFound("shim", container_id, str(error)) from None  # its containers' end is noticed elsewhere
         except DeadlineExceeded as error:
@@ -168,7 +168,7 @@ class ShimRuntime(Monitored):
 
     def kill_all(self, container_id: str, cgroups_path: str) -> None:
         with contextlib.suppress(NotFound):
-            self._tasks(container_id).kill(container_id, signals.SIGKILL, everyone=True)
+            self.tasks(container_id).kill(container_id, signals.SIGKILL, everyone=True)
 
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         record = Record.read(run_dir)
@@ -196,33 +196,19 @@ class ShimRuntime(Monitored):
         Record.remove(run_dir)
 
     def exec(self, container_id: str, process: Process, cgroups_path: str, request: ExecSpec) -> executing.ShimExec:
-        return executing.start(self._tasks(container_id), container_id, cgroups_path, request)
+        return executing.start(self.tasks(container_id), container_id, cgroups_path, request)
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
-        self._tasks(container_id).update(container_id, resources)
+        self.tasks(container_id).update(container_id, resources)
 
     def stats(self, container_id: str, cgroups_path: str) -> Stats:
-        return statistics.read(*self._tasks(container_id).stats(container_id))
+        return statistics.read(*self.tasks(container_id).stats(container_id))
 
-    def pause(self, container_id: str) -> None:
-        self._tasks(container_id).pause(container_id)
-
-    def resume(self, container_id: str) -> None:
-        self._tasks(container_id).resume(container_id)
+    def freezer(self, container_id: str, cgroups_path: str) -> Pausing:
+        return Pausing(self, container_id)
 
     def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
-        self._tasks(container_id).resize(container_id, height, width)
-
-    def close(self) -> None:
-        """Let every shim go; they and their containers live on."""
-        with self._lock:
-            pods, self._pods = list(self._pods.values()), {}
-        for pod in pods:
-            pod.close()
-        if self._events is not None:
-            self._events.close()
-        self._loop.stop()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self.tasks(container_id).resize(container_id, height, width)
 
     def _shim(self) -> bootstrap.Shim:
         path = bootstrap.find_program(self._name, self._settings.runtime_path)
@@ -240,7 +226,8 @@ class ShimRuntime(Monitored):
             raise NotFound("shim of container", container_id, "it has been removed")
         return record
 
-    def _tasks(self, container_id: str) -> Tasks:
+    def tasks(self, container_id: str) -> Tasks:
+        """The task service of the container's shim.  Raises NotFound, Unavailable."""
         return self._pod_of(container_id).tasks()
 
     def _pod_of(self, container_id: str) -> PodShim:
@@ -309,7 +296,7 @@ class ShimRuntime(Monitored):
 
     def _delete_task(self, container_id: str) -> None:
         """Kill the container, if it lives, and have its shim forget it; nothing happens if it has."""
-        tasks = self._tasks(container_id)
+        tasks = self.tasks(container_id)
         with contextlib.suppress(NotFound):
             status = tasks.state(container_id).status
             if status in (task_pb2.PAUSED, task_pb2.PAUSING):
@@ -365,6 +352,23 @@ class ShimRuntime(Monitored):
             with contextlib.suppress(OSError):
                 if known or _runs(pid, path):
                     os.kill(pid, signals.SIGKILL)
+
+
+class Pausing:
+    """See `oci.runtime.Freezer`."""
+
+    def __init__(self, runtime: ShimRuntime, container_id: str) -> None:
+        self._runtime, self._container_id = runtime, container_id
+
+    def frozen(self) -> bool:
+        state = self._runtime.tasks(self._container_id).state(self._container_id)
+        return state.status in (task_pb2.PAUSED, task_pb2.PAUSING)
+
+    def freeze(self) -> None:
+        self._runtime.tasks(self._container_id).pause(self._container_id)
+
+    def thaw(self) -> None:
+        self._runtime.tasks(self._container_id).resume(self._container_id)
 
 
 def _pod_of(container: ContainerSpec) -> str:
