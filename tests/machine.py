@@ -44,7 +44,7 @@ def assert_machine_unchanged(before: Machine, containing: str = "") -> None:
 
 
 def _added(before: Machine, containing: str) -> dict[str, frozenset[str]]:
-    _reap_orphans()
+    reap_orphans()
     return {what: names - before[what] for what, names in machine_state(containing).items()}
 
 
@@ -95,7 +95,7 @@ def _descriptors() -> set[str]:
     return names
 
 
-def _reap_orphans() -> None:
+def reap_orphans() -> None:
     """Wait for dead children that nobody else waits for: the test is over, so these were re-parented to us."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (stat := _stat(entry)) and stat[2] == os.getpid() and stat[1] == "Z":

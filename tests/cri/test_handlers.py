@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from . import external
+from .. import machine
+from . import external, test_leaks
 from .conftest import Client, close, new_client, refused
 from .test_containers import *
 from .test_exec_sync import *
@@ -74,3 +76,26 @@ def test_command_and_environment(cri: Client) -> None:
     with refused(Code.INVALID_ARGUMENT, "process.env[", "UTF-8"):
         cri.create(pod, "true", envs=[pb.KeyValue(key="GREETING", value=b"h\xe9")])
     assert len(cri.containers()) == 1
+
+
+def test_pods_leave_nothing(fresh: Client) -> None:
+    """One after another and at once: no mount, namespace, cgroup, process, descriptor or file."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: test_leaks.one_pod(fresh, number), range(16)))  # the daemon's caches exist now
+        before = test_leaks.state(fresh)
+        for number in range(8):
+            test_leaks.one_pod(fresh, number)
+        list(pool.map(lambda number: test_leaks.one_pod(fresh, number), range(16)))
+    left: dict[str, Any] = {}
+
+    def settled() -> bool:
+        machine.reap_orphans()  # conmon is nobody's child when it ends
+        left.clear()
+        left.update(test_leaks.difference(before, test_leaks.state(fresh)))
+        left.pop("links", None)  # the network is the same for all handlers, and other daemons' links come and go
+        return not left
+
+    try:
+        fresh.until(settled, 10)
+    except AssertionError:
+        pytest.fail(f"left behind: {left}")
