@@ -88,9 +88,11 @@ class Sandboxes:
             stage("recording the pod")
             try:
                 node.store.insert(pod)
-            except AlreadyExists:
+            except BaseException as error:
                 self._levels.release(pod.id)
-                return self._retried(pod)
+                if isinstance(error, AlreadyExists):
+                    return self._retried(pod)
+                raise
             try:
                 self._make(pod, sysctls, stage)
             except BaseException:

@@ -166,10 +166,12 @@ def container_spec(
 
 
 def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
-    """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces."""
+    """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces.
+
+    It has no SELinux label: it executes the host's own program, which a policy lets no container's domain begin with.
+    """
     options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
     user = userns.pause_user(pod.userns)
-    labels = selinux.of_container(pod, None, node.settings, node.host)
     none: dict[str, list[str]] = {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
     return {
         "ociVersion": OCI_VERSION,
@@ -180,7 +182,6 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "cwd": "/",
             "capabilities": none,
             "noNewPrivileges": True,
-            "selinuxLabel": labels.process,
             "oomScoreAdj": max(-998, node.host.oom_score_adj),
         },
         "root": {"path": str(node.layout.bundle(pod.id) / "rootfs"), "readonly": True},
