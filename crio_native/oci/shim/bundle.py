@@ -76,6 +76,7 @@ def find_user(container: ContainerSpec, root: Path) -> ResolvedUser | None:
 def complete(container: ContainerSpec, user: ResolvedUser | None, sandbox_id: str) -> dict[str, Any]:
     """The container's spec with its user, and with the annotations by which shims know which pod is whose."""
     process = dict(container.spec["process"])
+    _refuse_bytes(process)
     if user is not None:
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
         if not any(text.startswith("HOME=") for text in process["env"]):
@@ -93,6 +94,14 @@ def complete(container: ContainerSpec, user: ResolvedUser | None, sandbox_id: st
         "io.kubernetes.cri.sandbox-id": sandbox_id,
     }
     return {**container.spec, "process": process, "mounts": mounts, "annotations": annotations}
+
+
+def _refuse_bytes(process: Mapping[str, Any]) -> None:
+    """A config.json is UTF-8, and what is not would reach the command as another text."""
+    for name in ("args", "env"):
+        for index, text in enumerate(process.get(name) or ()):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise InvalidArgument(f"process.{name}[{index}]", text, "is not UTF-8, which a shim needs")
 
 
 def write_config(path: Path, spec: Mapping[str, Any]) -> None:
