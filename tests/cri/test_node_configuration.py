@@ -303,10 +303,12 @@ def test_a_hook_file_that_cannot_be_used_stops_containers(cri: Client, text: str
 
 def test_a_stop_signal_of_the_image_and_of_the_request(cri: Client) -> None:
     image = variant(cri, "signal", StopSignal="SIGUSR1")
-    script = "trap 'echo USR1; exit 7' USR1; trap 'echo USR2; exit 8' USR2; while :; do sleep 0.05; done"
+    script = "trap 'echo USR1; exit 7' USR1; trap 'echo USR2; exit 8' USR2; echo ready; while :; do sleep 0.05; done"
     pod = cri.pod()
     for asked, expected, code in ((0, pb.SIGNAL_SIGUSR1, 7), (pb.SIGNAL_SIGUSR2, pb.SIGNAL_SIGUSR2, 8)):
         container = cri.start(pod, "sh", "-c", script, image=image, stop_signal=asked)
+        log = Path(cri.status(container).log_path)
+        cri.until(lambda: log.exists() and "ready" in log.read_text())  # noqa: B023 - it is called at once
         cri.call("StopContainer", container_id=container, timeout=10)
         status = cri.status(container)
         assert (status.exit_code, status.stop_signal) == (code, expected)
