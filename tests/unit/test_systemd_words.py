@@ -170,7 +170,7 @@ def test_what_is_no_property(name: str) -> None:
 
 def test_without_systemd_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(bus, "_address", lambda user: (str(tmp_path / "private"), True))
-    with pytest.raises(Unavailable, match="systemd does not answer on .*private"):
+    with pytest.raises(Unavailable, match=r"systemd does not answer on .*private"):
         systemd.check()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
