@@ -188,14 +188,14 @@ def test_more_pods_than_workers_hang_in_a_plugin_and_nothing_else_waits(lab: Lab
 
         def hang(number: int) -> None:
             try:
-                client.pod(name=f"stuck{number}", seconds=3)
+                client.pod(name=f"stuck{number}", seconds=8)
             except grpc.RpcError as error:
                 seen.append(f"{error.code().name} {error.details()}")
 
         threads = [threading.Thread(target=hang, args=(number,)) for number in range(40)]
         for thread in threads:
             thread.start()
-        client.until(lambda: len([line for line in lab.called() if line.startswith("ADD")]) > 20)
+        client.until(lambda: len([line for line in lab.called() if line.startswith("ADD")]) > 20, 20)
         slowest = 0.0
         for _ in range(3):
             for act in (
@@ -213,12 +213,12 @@ def test_more_pods_than_workers_hang_in_a_plugin_and_nothing_else_waits(lab: Lab
         slowest = max(slowest, time.monotonic() - began)
         for thread in threads:
             thread.join()
-        assert slowest < 2, f"{slowest:.2f} s"
+        assert slowest < 6, f"{slowest:.2f} s: a plugin has 150"
         assert len(seen) == 40 and all(line.startswith("DEADLINE_EXCEEDED") for line in seen)
-        assert sum("is still setting the network up after" in line for line in seen) > 20
+        assert sum("is still setting the network up after" in line for line in seen) > 10
         began = time.monotonic()
         assert client.stop_daemon() == 0
-        assert time.monotonic() - began < 16, "it does not wait for the plugins"
+        assert time.monotonic() - began < 19, "it does not wait for the plugins"
         (lab.programs / "hang").unlink()
         client.start_daemon()
         client.until(lambda: [pod.id for pod in client.pods()] == [good])
