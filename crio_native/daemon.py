@@ -213,6 +213,7 @@ async def _loop(
         stopping = _stop_on_signals()
         exporter = Exporter(config, counts, events)
         await exporter.open()
+        door.claim()
         await server.start()
         door.open()
         gc.collect()

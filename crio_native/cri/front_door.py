@@ -34,11 +34,14 @@ class FrontDoor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[Relay] = set()
 
-    def open(self) -> None:
-        """Claim the path and serve.  Raises AlreadyExists when a live server has it."""
+    def claim(self) -> None:
+        """Take the path; nobody is served yet.  Raises AlreadyExists when a live server has it."""
         claim_socket(self._path, "crio.api.listen")
         self._listener.bind(self._path)
         os.chmod(self._path, 0o660)
+
+    def open(self) -> None:
+        """Serve."""
         self._listener.listen(_BACKLOG)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 

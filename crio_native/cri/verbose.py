@@ -29,6 +29,7 @@ def container_info(node: Node, container: Container) -> dict[str, str]:
     details = {
         "sandboxID": container.pod_id,
         "pid": container.process.pid if container.process and container.live else 0,
+        "monitorPid": container.process.monitor_pid if container.process and container.live else 0,
         "privileged": container.config.linux.security_context.privileged,
         "runtimeHandler": container.handler,
         "cgroup": container.cgroup,
