@@ -191,7 +191,7 @@ def start() -> None:
     params = bootstrap_pb2.BootstrapParams.FromString(sys.stdin.buffer.read()) if how == "message" else None
     if params is not None and params.instance_id != sys.argv[sys.argv.index("-id") + 1]:
         sys.exit("the deprecated way to start: it must be told by the bootstrap protocol")
-    address = f"/run/fake-shim-{os.getpid()}.sock"
+    address = str(Path.cwd().parents[1] / f"fake-{os.getpid()}.sock")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(16)

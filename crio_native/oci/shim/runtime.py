@@ -13,6 +13,7 @@ import logging
 import os
 import signal as signals
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -184,7 +185,7 @@ class ShimRuntime(Monitored):
                 log.warning("container %s is removed without its shim: %s", container_id, error)
             self._delete_dead(container_id, record)
         if container_id == record.pod_id:
-            self._forget_pod(record.pod_id)
+            self._forget_pod(record)
         with contextlib.suppress(NotFound), monitor.Connection.connect(run_dir) as connection:
             connection.lost()
         self._end(container_id, run_dir, self._cgroup(cgroups_path))
@@ -325,11 +326,17 @@ class ShimRuntime(Monitored):
             time.sleep(0.01)
         raise DeadlineExceeded(f"the shim of pod {pod_id} does not end, though it was told to")
 
-    def _forget_pod(self, pod_id: str) -> None:
+    def _forget_pod(self, record: Record) -> None:
+        """The shim has ended: its connection goes, and the socket that one leaves which was killed."""
         with self._lock:
-            pod = self._pods.pop(pod_id, None)
+            pod = self._pods.pop(record.pod_id, None)
         if pod is not None:
             pod.close()
+        if record.address is not None:
+            path = record.address.address.removeprefix("unix://")
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
 
     def _delete_dead(self, container_id: str, record: Record) -> None:
         """Clean up without a shim, as far as it goes; the container's cgroup is seen to by the caller."""
