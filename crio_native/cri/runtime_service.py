@@ -30,7 +30,6 @@ from crio_native.pods.values import ContainerConfig, PodConfig, Resources
 R = TypeVar("R", Pod, Container)
 
 
-
 class RuntimeService:
     """The CRI's pods and containers."""
 
