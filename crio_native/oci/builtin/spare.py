@@ -120,7 +120,10 @@ def _wait(
     data, descriptors = wire.receive(requests)
     if not data:
         os._exit(0)  # the daemon has ended
-    wire.send(news, marshal.dumps(("taken", kind)))
+    try:
+        wire.send(news, marshal.dumps(("taken", kind)))
+    except OSError:
+        pass  # the launcher is gone; the request is here
     return donor, wire.unpack(data), descriptors
 
 
