@@ -189,10 +189,13 @@ async def _loop(
         ThreadPoolExecutor(_PULLS, "pull") as pulls,
         contextlib.closing(StreamServer(settings(config.api))) as streams,
     ):
+        behind = str(node.layout.runroot / "grpc.sock")
+        door = FrontDoor(config.api.listen, behind, Inspection(config, node, calls).route)
+        door.claim()  # before there is a gRPC server: one that never starts complains when it goes
         counts = Counts(node.store)
         jobs = Jobs(counts.stall)
         server = Server(
-            str(node.layout.runroot / "grpc.sock"),
+            behind,
             calls,
             receive_max=config.api.grpc_max_recv_msg_size,
             send_max=config.api.grpc_max_send_msg_size,
@@ -209,11 +212,9 @@ async def _loop(
             StreamingService(node, containers, streams),
         )
         server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls, counts))
-        door = FrontDoor(config.api.listen, server.path, Inspection(config, node, calls).route)
         stopping = _stop_on_signals()
         exporter = Exporter(config, counts, events)
         await exporter.open()
-        door.claim()
         await server.start()
         door.open()
         gc.collect()
