@@ -10,6 +10,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from crio_native.errors import Internal
 from crio_native.oci import seccomp
 from crio_native.pods.records import Layout
 
@@ -44,11 +45,17 @@ class Heritages:
         return known
 
     def _read(self, container_id: str) -> Heritage:
-        config = json.loads((self._layout.bundle(container_id) / "config.json").read_bytes())
-        linux = config["linux"]
+        path = self._layout.bundle(container_id) / "config.json"
+        try:
+            config = json.loads(path.read_bytes())
+            process, linux = config["process"], config["linux"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise Internal(
+                f"{path} is damaged ({error}): the container goes on, but no command can be run in it; replace it"
+            ) from None
         profile = linux.get("seccomp")
         return Heritage(
-            config["process"],
+            process,
             seccomp.share(profile) if profile else None,
             {name: linux[name] for name in _FOR_EVERY_PROCESS if name in linux},
         )

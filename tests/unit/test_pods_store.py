@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import AlreadyExists, Internal, NotFound
+from crio_native.errors import AlreadyExists, Internal, NotFound, ResourceExhausted
+from crio_native.linux import mounts, syscalls
 from crio_native.pods.records import Container, Pod, PodState, ProcessRecord
 from crio_native.pods.store import Store
 from crio_native.pods.values import ContainerConfig, KeyValue, PodConfig, PodMetadata
@@ -112,10 +115,104 @@ def test_listeners_hear_every_change_in_order(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s.db").write_bytes(b"no database, whatever its name says " * 50)
-    with pytest.raises(Internal, match=r"s\.db"):
-        Store(tmp_path / "s.db")
+def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = b"no database, whatever its name says " * 50
+    (tmp_path / "s.db").write_bytes(text)
+    store = Store(tmp_path / "s.db")
+    store.insert(pod(1))
+    store.close()
+    (kept,) = (tmp_path / "damaged").iterdir()
+    assert kept.read_bytes() == text and str(kept) in caplog.text
+    assert list(Store(tmp_path / "s.db").pods) == [pod(1).id]
+
+
+@pytest.mark.parametrize("damage", ["a page", "the second half", "most pages"])
+def test_what_is_left_of_a_damaged_file_goes_on(tmp_path: Path, damage: str) -> None:
+    """The records on the other pages are there, with their containers, and can be changed."""
+    path = tmp_path / "s.db"
+    store = Store(path)
+    for number in range(100):
+        store.insert(pod(number))
+        store.insert(container(number, pod(number)))
+    store.close()
+    data = bytearray(path.read_bytes())
+    pages = len(data) // 4096
+    assert pages > 20
+    match damage:
+        case "a page":  # a leaf of the pods' table: those after the first few hold rows
+            leaf = next(p for p in range(pages) if b'"pod-50"' in data[p * 4096 : p * 4096 + 4096])
+            data[leaf * 4096 : leaf * 4096 + 4096] = os.urandom(4096)
+        case "the second half":
+            del data[pages // 2 * 4096 :]
+        case _:
+            data[4096 * 2 :] = os.urandom(len(data) - 4096 * 2)
+    path.write_bytes(data)
+    again = Store(path)
+    assert any((tmp_path / "damaged").iterdir())
+    assert all(c.pod_id in again.pods for c in again.containers.values())
+    if damage == "a page":
+        assert 80 < len(again.pods) < 100 and len(again.containers) == len(again.pods)
+    for known in list(again.pods):
+        again.update(Pod, known, state=PodState.READY)
+    again.insert(pod(1000))
+    again.close()
+    third = Store(path)
+    assert dict(third.pods) == dict(again.pods) and dict(third.containers) == dict(again.containers)
+
+
+@pytest.mark.parametrize("text", ["{", "no JSON", "[]", "{}", '{"id": "x"}', '{"id": 5, "config": 7}', "NULL"])
+def test_a_damaged_record_is_set_aside_with_its_containers(tmp_path: Path, text: str, caplog: Any) -> None:
+    path = tmp_path / "s.db"
+    store = Store(path)
+    for number in range(3):
+        store.insert(pod(number))
+        store.insert(container(number, pod(number)))
+    store.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE pods SET record = ? WHERE id = ?", (text, pod(1).id))
+    database.close()
+    again = Store(path)
+    assert set(again.pods) == {pod(0).id, pod(2).id} and set(again.containers) == {
+        container(0, pod(0)).id,
+        container(2, pod(2)).id,
+    }
+    assert (tmp_path / "damaged" / f"pods-{pod(1).id}.json").read_text() == text
+    assert pod(1).id in caplog.text and container(1, pod(1)).id in caplog.text
+    again.insert(pod(1))  # its name is free
+    again.close()
+
+
+@pytest.mark.root
+def test_what_a_full_disk_did_not_take_goes_with_the_next_write(tmp_path: Path) -> None:
+    """A real full disk: a file system of a few pages."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    syscalls.mount("tmpfs", str(disk), "tmpfs", 0, "size=1m")
+    try:
+        store = Store(disk / "s.db")
+        one, two, three = pod(1), pod(2), pod(3)
+        store.insert(one)
+        store.insert(two)
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(ResourceExhausted, match=r"s\.db.*ENOSPC"):
+            for _ in range(1000):  # until the log's last page is full
+                store.update(Pod, one.id, hostname=os.urandom(2000).hex())
+        with pytest.raises(ResourceExhausted):
+            store.insert(three)
+        assert three.id not in store.pods and store.by_name(Pod, three.name) is None
+        store.update(Pod, one.id, wait=False, state=PodState.NOT_READY)
+        store.delete(two)
+        filler.unlink()
+        store.insert(replace(pod(4), name=two.name))  # the name's old row goes in the same write
+        store.close()
+        again = Store(disk / "s.db")
+        assert set(again.pods) == {one.id, pod(4).id} and again.pods[one.id].state == PodState.NOT_READY
+        again.close()
+    finally:
+        syscalls.umount2(str(disk), mounts.MNT_DETACH)
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
@@ -128,7 +225,8 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
 def test_durability_settings(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.db")
     pragma = {
-        n: store._database.execute(f"PRAGMA {n}").fetchone()[0] for n in ("journal_mode", "synchronous", "foreign_keys")
+        n: store._database._connection.execute(f"PRAGMA {n}").fetchone()[0]
+        for n in ("journal_mode", "synchronous", "foreign_keys")
     }
     assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     store.close()
