@@ -136,10 +136,10 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def in_private_mounts(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def in_private_mounts(script: str, *arguments: object, seconds: float = 60) -> subprocess.CompletedProcess[str]:
     """Run Python in a mount namespace of its own: what it mounts ends with it.  Raises if it fails."""
     command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
