@@ -14,13 +14,11 @@ from crio_native.cri.jobs import Jobs
 from crio_native.cri.listing import framed, pages
 from crio_native.cri.messages import filesystem_usage
 from crio_native.cri.server import Call
-from crio_native.cri.translate import to_message
 from crio_native.errors import CrioError, InvalidArgument, NotFound
 from crio_native.images import Credentials, Image, ImageStore
 from crio_native.images.credentials import decode
 from crio_native.images.model import Progress
 from crio_native.pods.store import Store
-from crio_native.pods.values import ImageSpec
 
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
 IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:")
@@ -58,7 +56,7 @@ class ImageService:
         return [found] if found else []
 
     async def ImageStatus(self, request: Any, call: Call) -> Any:
-        """An image that is not there is an empty answer, not an error.
+        """An image that is not there is an empty answer, not an error; one that is there, the same by all its names.
 
         Verbose, the answer tells how far each layer is while the reference is being pulled: the CRI has no other word.
         """
@@ -67,7 +65,6 @@ class ImageService:
         response = pb.ImageStatusResponse()
         if image is not None:
             _fill(response.image, image)
-            to_message(response.image.spec, ImageSpec(image=reference))
             if request.verbose:
                 response.info["info"] = json.dumps({"imageSpec": dict(image.config)})
         if request.verbose and reference in self._pulling:

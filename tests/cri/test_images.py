@@ -39,6 +39,15 @@ def test_an_artifact_is_mounted_as_a_volume(cri: Client, hostile: HostileRegistr
     assert cri.run("sh", "-c", command, mounts=[mount]) == (0, "numberswords:refused\n")
 
 
+def test_an_image_is_the_same_by_all_its_names(cri: Client, hostile: HostileRegistry) -> None:
+    """A kubelet asks by tag, by digest and by ID, and compares what it hears."""
+    made = pull(cri, hostile.serve("app", picture(BASE)))
+    by_id = cri.call("ImageStatus", image=pb.ImageSpec(image=made)).image
+    assert by_id.repo_tags and by_id.repo_digests
+    for name in (*by_id.repo_tags, *by_id.repo_digests):
+        assert cri.call("ImageStatus", image=pb.ImageSpec(image=name)).image == by_id, name
+
+
 @pytest.mark.parametrize(
     "auth",
     [
