@@ -7,7 +7,7 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
 run: setup build  ## install what is missing, start the daemon, run a demonstration pod, serve (ONCE=1: and end)
-	@$(PYTHON) -m crio_native.cli.demo $(if $(ONCE),--once)
+	@env --block-signal=INT $(PYTHON) -m crio_native.cli.demo $(if $(ONCE),--once)
 
 test: setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses)
 	@$(PYTHON) -m pytest --ignore=tests/perf $(ARGS)

@@ -71,6 +71,7 @@ class ScratchDaemon:
         self.network_state = self.directory / "run/network"
         self._settings = settings
         self.process: subprocess.Popen[bytes] | None = None
+        self._served = False
         self.channel = grpc.insecure_channel(
             f"unix://{self.socket}",
             options=[("grpc.max_receive_message_length", MESSAGE_SIZE), ("grpc.max_send_message_length", MESSAGE_SIZE)],
@@ -107,7 +108,8 @@ class ScratchDaemon:
             try:
                 act()
             except Exception as error:
-                problems.append(f"{act.__name__.strip('_').replace('_', ' ')}: {error}")
+                reason = error.details() if isinstance(error, grpc.RpcError) else error
+                problems.append(f"{act.__name__.strip('_').replace('_', ' ')}: {reason}")
         return problems
 
     def log_tail(self, lines: int = 20) -> str:
@@ -145,6 +147,7 @@ class ScratchDaemon:
         while time.monotonic() < deadline and self._lives():
             try:
                 answer = self.runtime.Version(api_pb2.VersionRequest(), timeout=0.25, wait_for_ready=True)
+                self._served = True
                 return f"{answer.runtime_name} {answer.runtime_version}"
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -156,7 +159,7 @@ class ScratchDaemon:
         return self.process is not None and self.process.poll() is None
 
     def _remove_pods(self) -> None:
-        if not self._lives():
+        if not (self._served and self._lives()):
             return
         for pod in self.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest(), timeout=STOP_SECONDS).items:
             self.runtime.StopPodSandbox(api_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=STOP_SECONDS)

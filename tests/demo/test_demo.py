@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from crio_native.cli.scratch import wait_for
+
 from ..machine import Machine, assert_machine_unchanged, machine_state
 
 COMMAND = (sys.executable, "-m", "crio_native.cli.demo")
 SECONDS = 60
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.root
 
@@ -105,6 +110,48 @@ def test_ctrl_c_after_a_stage(tmp_path: Path, before: Machine, stage: str) -> No
         status, rest = finish(process)
     assert status == 130, rest
     assert_nothing_left(tmp_path, before)
+
+
+def test_ctrl_c_while_the_daemon_starts(tmp_path: Path, before: Machine) -> None:
+    """It lives, but does not serve yet: nothing is asked of it, and nothing is called left behind."""
+    with demonstration("--scratch", str(tmp_path)) as process:
+        wait_for(lambda: next(tmp_path.glob("*/daemon.log"), None) is not None, SECONDS, "the daemon's process")
+        os.killpg(process.pid, signal.SIGINT)
+        status, text = finish(process)
+    assert status == 130, text
+    assert "left behind" not in text and "serve the CRI" not in text
+    assert_nothing_left(tmp_path, before)
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.3, 0.4, 0.6])
+def test_ctrl_c_in_the_first_second(tmp_path: Path, before: Machine, delay: float) -> None:
+    """Whatever is being imported or made: no traceback, and nothing left."""
+    with demonstration("--scratch", str(tmp_path), prefix=("env", "--block-signal=INT")) as process:
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        status, text = finish(process)
+    assert status in (130, -signal.SIGINT), text
+    assert "Traceback" not in text and "left behind" not in text
+    assert_nothing_left(tmp_path, before)
+
+
+def test_ctrl_c_during_setup_keeps_the_environment(tmp_path: Path) -> None:
+    """The look whether .venv works was interrupted with it, which read as: it is broken, make it anew."""
+    checkout = tmp_path / "checkout"
+    (checkout / "helpers").mkdir(parents=True)
+    shutil.copy(ROOT / "helpers/setup", checkout / "helpers/setup")
+    slow = checkout / ".venv/bin/python"
+    slow.parent.mkdir(parents=True)
+    slow.write_text("#!/bin/sh\ntouch looking\ntrap 'exit 1' INT\nsleep 5 & wait\n")
+    slow.chmod(0o755)
+    process = subprocess.Popen(
+        [checkout / "helpers/setup"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+    wait_for((checkout / "looking").exists, SECONDS, "the look at .venv")
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, text
+    assert text == "" and slow.exists()
 
 
 def test_a_daemon_that_is_killed(tmp_path: Path, before: Machine) -> None:
