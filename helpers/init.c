@@ -54,7 +54,10 @@ static void await_donor(void)
 bool init_born(pid_t pid)
 {
 	await_donor();
-	return !init.pid && init_adopt(pid);
+	if (init.pid || !init_adopt(pid))
+		return false;
+	init_reap(); /* its SIGCHLD may have been read already */
+	return true;
 }
 
 /* Lest it bears an init now.  A donor that has borne one never wakes: its stack is the init's, and it dies asleep. */
@@ -106,12 +109,15 @@ bool init_reap(void)
 	siginfo_t info = {0};
 	int status;
 
+	if (!init.pid) { /* an init that we do not know yet may be among those that have ended, and must be found */
+		if (init.donor && waitpid(init.donor, &init.status, WNOHANG) > 0)
+			init.donor = 0;
+		return false;
+	}
 	/* Looked at before it is reaped, because that takes its /proc/PID/stat away. */
 	while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid) {
 		bool is_init = info.si_pid == init.pid && !init.ended; /* later, an orphan of ours may get its pid */
 		bool execed = is_init && has_execed(init.pid);
-		if (info.si_pid == init.donor)
-			init.donor = 0;
 		if (waitpid(info.si_pid, &status, 0) == init.pid && is_init) {
 			init.ended = true;
 			init.execed = execed;

@@ -47,14 +47,21 @@ def differing(pid: int) -> int:
 
     For a process that stays in its namespaces.  Raises FileNotFoundError when there is no such process.
     """
-    if not _own:
-        for file in FILE.values():
-            try:
-                _own[file] = os.readlink(f"/proc/self/ns/{file}")
-            except FileNotFoundError:
-                pass  # the kernel has no namespaces of this kind
+    own = _own or _learn_own()
     directory = f"/proc/{pid}/ns/"
-    return sum(flag for file, flag in _FLAG_OF_FILE if file in _own and os.readlink(directory + file) != _own[file])
+    return sum(flag for file, flag in _FLAG_OF_FILE if file in own and os.readlink(directory + file) != own[file])
+
+
+def _learn_own() -> dict[str, str]:
+    """All at once: another thread must not find a part of it."""
+    found = {}
+    for file in FILE.values():
+        try:
+            found[file] = os.readlink(f"/proc/self/ns/{file}")
+        except FileNotFoundError:
+            pass  # the kernel has no namespaces of this kind
+    _own.update(found)
+    return found
 
 
 def new_user_namespace(uid_map: str, gid_map: str) -> int:

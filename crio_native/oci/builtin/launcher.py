@@ -189,7 +189,6 @@ class Launcher:
 
     def reap(self) -> None:
         os.read(self.wakeup, 512)
-        self.hear()  # of an exec that has ended already
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -197,6 +196,8 @@ class Launcher:
                 return
             if pid == 0:
                 return
+            if pid not in self.execs:
+                self.hear()  # it may be an exec that has ended already, which said that it was born before it did
             for kind in self.spares.values():
                 if pid == kind.pid:
                     self.emptied(kind)  # somebody killed it
