@@ -1,6 +1,7 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [handlers] [lists] [streaming] [pull]
+python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [sandboxes] [probes] [handlers]
+                     [lists] [streaming] [pull]
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, crowd, daemon, handlers, images, lists, report, streaming
+from tests.perf import containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-KINDS = ("run", "volumes", "crowd", "exec", "monitor", "daemon", "handlers", "lists", "streaming", "pull")
+EXECUTOR = ("run", "volumes", "crowd", "exec", "monitor")
+KINDS = (*EXECUTOR, "daemon", "sandboxes", "probes", "handlers", "lists", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -54,17 +56,21 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     results: list[Result] = []
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
-        if set(chosen) - {"daemon", "handlers", "lists", "streaming", "pull"}:
+        if set(chosen) & set(EXECUTOR):
             results += _executor(chosen, bundle, directory, rounds)
         if "streaming" in chosen:
-            results += _streaming()
+            results += _on_daemon(lambda server, tell: streaming.measure(daemon.Client(server), tell))
         if "daemon" in chosen:
             results += _daemon(bundle, rounds, pods)
         if "handlers" in chosen:
             with console.status("handlers") as status:
                 results += handlers.measure(directory, rounds, status.update)
+        if "sandboxes" in chosen:
+            results += _on_daemon(lambda server, tell: sandboxes.measure(server, directory, rounds, tell))
+        if "probes" in chosen:
+            results += _on_daemon(lambda server, tell: probes.measure(server, directory, tell))
         if "lists" in chosen:
-            results += _lists(directory)
+            results += _on_daemon(lambda server, tell: lists.measure(server, directory, tell))
         if "pull" in chosen:
             with console.status("pull") as status:
                 results += images.measure(directory, min(rounds, PULLS), status.update)
@@ -111,23 +117,13 @@ def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
             console.print(f"[red]left behind:[/] {problem}")
 
 
-def _lists(directory: Path) -> list[Result]:
+def _on_daemon(act: Callable[[ScratchDaemon, Callable[[str], None]], list[Result]]) -> list[Result]:
+    """What `act` measures with a daemon of its own; it is also given how to tell its progress."""
     server = ScratchDaemon()
     try:
         server.start()
-        with console.status("lists") as status:
-            return lists.measure(server, directory, status.update)
-    finally:
-        for problem in server.close():
-            console.print(f"[red]left behind:[/] {problem}")
-
-
-def _streaming() -> list[Result]:
-    server = ScratchDaemon()
-    try:
-        server.start()
-        with console.status("streaming") as status:
-            return streaming.measure(daemon.Client(server), status.update)
+        with console.status("a daemon") as status:
+            return act(server, status.update)
     finally:
         for problem in server.close():
             console.print(f"[red]left behind:[/] {problem}")

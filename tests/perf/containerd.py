@@ -1,6 +1,8 @@
 """containerd from Debian's package as a CRI peer: a daemon of its own in a scratch directory, with runc.
 
-Its pods are on the host's network, so that no network plugin has a part in what is compared.
+Its pods are on the host's network, where no network plugin has a part in what is compared, or on the network that
+containerd's own documentation sets up: Debian's CNI plugins bridge and portmap.  The daemon lives in a network
+namespace of its own, so bridge and rules go with it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.api.runtime.v1 import api_pb2_grpc
 from crio_native.cli import busybox
 from crio_native.cli.scratch import MESSAGE_SIZE
-from crio_native.errors import Unavailable
+from crio_native.errors import NotFound, Unavailable
 from tests.perf.peers import CGROUP, program, run
 
 IMAGE = "localhost/bench:latest"
@@ -40,19 +42,25 @@ sandbox_image = "{image}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{directory}/net.d"
-bin_dir = "{directory}/bin"
+bin_dir = "/usr/lib/cni"
 """
+_SUBNET = "10.198.0.0/16"
+_PLUGINS = Path("/usr/lib/cni")
 
 
 class Containerd:
     """Raises NotFound without the package, Unavailable when it does not come up.  `close` removes everything."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, network: Any = cri.NODE) -> None:
+        """network: the namespace mode of the pods' network, cri.NODE or cri.POD."""
+        self.directory, self._network = directory, network
         directory.mkdir()
+        if network == cri.POD:
+            _write_network(directory)
         self.socket = directory / "containerd.sock"
         (directory / "config.toml").write_text(_CONFIG.format(directory=directory, image=IMAGE))
-        command = [program("containerd"), "--config", str(directory / "config.toml"), "--log-level", "error"]
+        command = [program("unshare"), "--net", program("containerd")]
+        command += ["--config", str(directory / "config.toml"), "--log-level", "error"]
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
         options = [("grpc.max_receive_message_length", MESSAGE_SIZE), ("grpc.default_authority", "localhost")]
@@ -67,7 +75,7 @@ class Containerd:
 
     def pod(self, name: str) -> Any:
         """The configuration of a pod."""
-        namespaces = cri.NamespaceOption(network=cri.NODE, pid=cri.CONTAINER)
+        namespaces = cri.NamespaceOption(network=self._network, pid=cri.CONTAINER)
         return cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, namespace="bench", uid=name),
             linux=cri.LinuxPodSandboxConfig(
@@ -116,6 +124,23 @@ class Containerd:
         archive = self.directory / "image.tar"
         run("tar", "-C", layout, "-cf", archive, ".")
         run(program("ctr"), "--address", self.socket, "--namespace", "k8s.io", "images", "import", archive)
+
+
+def _write_network(directory: Path) -> None:
+    """The network of containerd's documentation, with its state below `directory`.  Raises NotFound."""
+    if not (_PLUGINS / "bridge").exists():
+        raise NotFound("program", f"{_PLUGINS}/bridge", "install Debian's package containernetworking-plugins")
+    ipam = {
+        "type": "host-local",
+        "dataDir": f"{directory}/leases",
+        "ranges": [[{"subnet": _SUBNET}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "promiscMode": True, "ipam": ipam}
+    plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
+    (directory / "net.d").mkdir()
+    text = json.dumps({"cniVersion": "1.0.0", "name": "bench", "plugins": plugins})
+    (directory / "net.d/10-bench.conflist").write_text(text)
 
 
 def _blob(layout: Path, descriptor: dict[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""The host as the benchmark needs it: a mount namespace of its own, and what Debian's crun asks for."""
+"""The host as the benchmark needs it: mounts of its own, what Debian's crun asks for, and who used the CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from crio_native.cli.scratch import wait_for
 from crio_native.errors import Unavailable
 from crio_native.linux import mounts, syscalls
+from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.linux.cgroup.hierarchy import detect
 from tests.perf.peers import CGROUP
 
@@ -36,6 +37,36 @@ def private_mounts() -> Iterator[None]:
                 wait_for(lambda: _hugetlb()[1] == 1, 10, "hugetlb's groups are freed")
             syscalls.umount2(str(HUGETLB))
             HUGETLB.rmdir()
+
+
+class Account:
+    """The CPU time of a daemon, all that it starts, and its pods: of one cgroup, with the pods' in it."""
+
+    def __init__(self, cgroup: str, pid: int) -> None:
+        """Move the daemon and its children to a group of their own in `cgroup`."""
+        self._cgroup = Cgroup(cgroup)
+        group = f"{cgroup}/daemon"
+        Cgroup(group).create()
+        host = hierarchy()
+        account = host.unified or host.v1["cpuacct"]  # where `stats` looks
+        for member in _descendants(pid):
+            Path(f"{account}{group}/cgroup.procs").write_text(str(member))
+
+    def seconds(self) -> float:
+        return float(self._cgroup.stats()["cpu"]["usage"]) / 1e9
+
+
+def _descendants(pid: int) -> list[int]:
+    """The process, its children, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            parent = int(path.read_text().rpartition(") ")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [pid]
+    for member in found:
+        found += children.get(member, [])
+    return found
 
 
 def _mount_hugetlb() -> bool:
