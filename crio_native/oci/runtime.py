@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from crio_native.errors import InvalidArgument
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
@@ -22,7 +24,8 @@ class Overlay:
     base: directory that the lower names are relative to (short names keep the mount data under one page).
     lowers: layer directories relative to base, topmost first.  upper, work: absolute, on one file system, both
     existing; upper "" makes a read-only root of the lowers alone.  mapped: the lowers' owners are shown as the
-    container's user namespace maps them; upper has the host's numbers.
+    container's user namespace maps them; upper has the host's numbers.  options: further mount data, as overlayfs
+    itself has it ("metacopy=on", "volatile").
     """
 
     base: str
@@ -30,6 +33,22 @@ class Overlay:
     upper: str
     work: str
     mapped: bool = False
+    options: Sequence[str] = ()
+
+    def data(self, label: str = "", base: str = "") -> str:
+        """The mount data.  label: the files' SELinux label.  base: put before each lower name where the one who mounts
+        stands elsewhere.  Raises InvalidArgument for a path that the kernel would take apart."""
+        for name in (self.base, self.upper, self.work):
+            if set(name) & set(":,\\"):
+                raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
+        prefix = f"{base}/" if base else ""
+        parts = ["lowerdir=" + ":".join(f"{prefix}{lower}" for lower in self.lowers)]
+        if self.upper:
+            parts += [f"upperdir={self.upper}", f"workdir={self.work}"]
+        parts += self.options
+        if label:
+            parts.append(f'context="{label}"')
+        return ",".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

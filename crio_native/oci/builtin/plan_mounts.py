@@ -6,7 +6,6 @@ when these will not be later: in a user namespace the init may not even search t
 
 from __future__ import annotations
 
-from crio_native.errors import InvalidArgument
 from crio_native.linux import mounts
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin.plan_types import RULE, Steps
@@ -150,17 +149,9 @@ class FileTree:
     def _overlay_step(self, out: Steps) -> None:
         overlay = self.container.overlay
         assert overlay is not None
-        for name in (overlay.base, overlay.upper, overlay.work):
-            if set(name) & set(":,\\"):
-                raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
         if overlay.mapped:
             out.add("map_layers", "linux.uidMappings, linux.gidMappings", base=overlay.base)
-        data = "lowerdir=" + ":".join(overlay.lowers)
-        if overlay.upper:
-            data += f",upperdir={overlay.upper},workdir={overlay.work}"
-        label = self.linux.get("mountLabel", "")
-        if label:
-            data += f',context="{label}"'
+        data = overlay.data(self.linux.get("mountLabel", ""))
         out.add("overlay_root", "root.path", path=self.root, base=overlay.base, data=data)
 
     def _translate(

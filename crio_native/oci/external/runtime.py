@@ -311,16 +311,8 @@ class ExternalRuntime(Monitored):
 
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
-    for name in (overlay.base, overlay.upper, overlay.work):
-        if set(name) & set(":,\\"):
-            raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
-    data = "lowerdir=" + ":".join(overlay.lowers)
-    if overlay.upper:
-        data += f",upperdir={overlay.upper},workdir={overlay.work}"
     label = (spec.get("linux") or {}).get("mountLabel", "")
-    if label:
-        data += f',context="{label}"'
-    return {"base": overlay.base, "path": spec["root"]["path"], "data": data}
+    return {"base": overlay.base, "path": spec["root"]["path"], "data": overlay.data(label)}
 
 
 def _started(reply: socket.socket, what: str) -> tuple[dict[str, Any], int]:

@@ -27,26 +27,16 @@ _OPTIONS_MAX = 4000  # bytes; the kernel takes one page of mount data
 
 def mount_root(overlay: Overlay, target: Path, label: str) -> None:
     """Mount the layers on the host, where a shim looks for them.  Raises StepFailed."""
-    for name in (overlay.base, overlay.upper, overlay.work):
-        if set(name) & set(":,\\"):
-            raise InvalidArgument("root.path", name, "an overlay directory's path may not contain ':', ',' or '\\'")
     base = os.open(overlay.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        data = _overlay_data(overlay, overlay.base, label)
+        data = overlay.data(label, overlay.base)
         if len(data) > _OPTIONS_MAX:
-            data = _overlay_data(overlay, f"/proc/self/fd/{base}", label)
+            data = overlay.data(label, f"/proc/self/fd/{base}")
         syscalls.mount("overlay", str(target), "overlay", 0, data)
     except OSError as error:
         raise StepFailed("overlay_root", error.errno or 0, str(target), "") from None
     finally:
         os.close(base)
-
-
-def _overlay_data(overlay: Overlay, base: str, label: str) -> str:
-    data = "lowerdir=" + ":".join(f"{base}/{lower}" for lower in overlay.lowers)
-    if overlay.upper:
-        data += f",upperdir={overlay.upper},workdir={overlay.work}"
-    return data + (f',context="{label}"' if label else "")
 
 
 def unmount_root(target: Path) -> None:
