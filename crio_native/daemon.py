@@ -7,7 +7,6 @@ Then the state directory is locked, records and kernel are reconciled, and only 
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
@@ -16,9 +15,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from crio_native import assembly
+from crio_native.assembly import Assembly
 from crio_native.config import Config
 from crio_native.errors import CrioError, FailedPrecondition, PermissionRefused
 
@@ -32,51 +32,50 @@ log = logging.getLogger(__name__)
 # gRPC's fork handlers would run in every child of this process; we never fork beside gRPC, so they only cost.
 _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
 _LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
-_LAUNCHERS = 2
 _WORKERS = 16  # threads for calls and changes; each spends its time in system calls
 _POD_WORKERS = 32  # threads for changes of pods, which may wait for the network's plugins
 _PULLS = 6
-_CLEANERS = 4  # never shared with changes: a Remove waits for what a cleaner does
 _STOP_SECONDS = 10.0
 
 
-def main(config: Config, ready: Callable[[], None] | None = None) -> int:
+def main(config: Config, ready: Callable[[], None] | None = None, read: Callable[[], Config] | None = None) -> int:
     """Run the daemon until SIGTERM or SIGINT; containers go on.  Returns the exit code.
 
-    ready: called when the socket serves.  A start that fails is one line on stderr and exit code 1.
+    ready: called when the socket serves.  read: reads the configuration again, for SIGHUP.  A start that fails is one
+    line on stderr and exit code 1; then the directories that it made are gone again.
     """
     _set_up_logging(config)
     try:
-        _run(config, ready)
+        _run(config, ready, read or (lambda: config))
     except CrioError as error:
         print(f"crio-native: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _run(config: Config, ready: Callable[[], None] | None) -> None:
+def _run(config: Config, ready: Callable[[], None] | None, read: Callable[[], Config]) -> None:
+    prepare(config)
+    with assembly.held(config) as keep, assembly.launched() as launchers:
+
+        def serving() -> None:
+            keep()
+            if ready is not None:
+                ready()
+
+        _serve(config, launchers, serving, read)
+
+
+def prepare(config: Config) -> None:
+    """What the process needs before anything else of it is made.  Raises PermissionRefused, FailedPrecondition."""
     if os.geteuid() != 0:
         raise PermissionRefused("the daemon must run as root: it makes namespaces, mounts and cgroups")
     if config.runtime.cgroup_manager == "systemd":
         _require_systemd()
     os.umask(0o022)
     os.environ |= _GRPC
-    root = _make_private(config.crio.root)
-    _make_private(config.crio.runroot)
-    lock = _lock(root)
     from crio_native.linux.allocation import return_large_blocks
-    from crio_native.monitor.client import binary_path
-    from crio_native.oci.builtin.client import Launchers
 
     return_large_blocks(1 << 20)
-    binary_path()  # without the monitor no container can be made: say so now
-    launchers = Launchers(_LAUNCHERS)
-    launchers.start()
-    try:
-        _serve(config, launchers, ready)
-    finally:
-        launchers.stop()
-        os.close(lock)
 
 
 def _require_systemd() -> None:
@@ -91,79 +90,27 @@ def _require_systemd() -> None:
         ) from error
 
 
-def _serve(config: Config, launchers: Launchers, ready: Callable[[], None] | None) -> None:
+def _serve(config: Config, launchers: Launchers, serving: Callable[[], None], read: Callable[[], Config]) -> None:
     import asyncio
-    import contextlib
-    from concurrent.futures import ThreadPoolExecutor
 
-    from crio_native.images import ImageStore
-    from crio_native.images.sources import from_config
-    from crio_native.network import PodNetwork
-    from crio_native.pods.containers import Containers
-    from crio_native.pods.exits import ExitWatcher
-    from crio_native.pods.handlers import Handlers, Parts
-    from crio_native.pods.host import Host
-    from crio_native.pods.node import Node
-    from crio_native.pods.profiles import SeccompProfiles
-    from crio_native.pods.records import Layout
-    from crio_native.pods.recovery import recover
-    from crio_native.pods.sandboxes import Sandboxes
-    from crio_native.pods.store import Store
+    from crio_native import history
+    from crio_native.pods.recovery import recover, wipe_images, wipe_pods
 
-    crio, runtime = config.crio, config.runtime
-    layout = Layout(Path(crio.root), Path(crio.runroot), Path(runtime.namespaces_dir), Path(crio.log_dir))
-    for directory in layout.directories():
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        images = ImageStore(
-            Path(crio.imagestore or layout.root / "images"),
-            settings=from_config(config),
-            pinned=config.image.pinned_images,
-        )
-        stack.callback(images.close)
-        network = PodNetwork.from_directory(
-            network_dir=config.network.network_dir,
-            default_network=config.network.cni_default_network,
-            plugin_dirs=tuple(filter(None, (*config.network.plugin_dirs, config.network.plugin_dir))),
-            state_dir=layout.runroot / "network",
-            cache_dir=layout.root / "cni",
-            status_grace=config.network.cni_status_grace_period,
-        )
-        stack.callback(network.shutdown)
-        store = Store(layout.root / "state.db")
-        stack.callback(store.close)
-        cleaners = ThreadPoolExecutor(_CLEANERS, "cleaner")
-        exits = ExitWatcher()
-        stack.callback(cleaners.shutdown, cancel_futures=True)
-        stack.callback(exits.stop)
-        node = Node(
-            settings=runtime,
-            host=Host.read(),
-            layout=layout,
-            store=store,
-            images=images,
-            network=network,
-            namespaces=launchers,
-            handlers=Handlers(Parts(launchers, layout, runtime)),
-            profiles=SeccompProfiles(),
-            exits=exits,
-            workers=cleaners,
-        )
-        containers = Containers(node)
-        sandboxes = Sandboxes(node, containers)
-        recover(node, sandboxes, containers)
-        asyncio.run(_loop(config, node, sandboxes, containers, images, network, ready))
+    past = history.read(config.crio)
+    with assembly.opened(config, launchers) as parts:
+        history.begin(config.crio)
+        recover(parts.node, parts.sandboxes, parts.containers)
+        if config.crio.internal_wipe:
+            if past.booted:
+                wipe_pods(parts.node, parts.sandboxes, stopped_only=True)
+            if past.upgraded:
+                wipe_images(parts.node)
+        asyncio.run(_loop(config, parts, serving, read))
+    history.end(config.crio)
 
 
-async def _loop(
-    config: Config,
-    node: Any,
-    sandboxes: Any,
-    containers: Any,
-    images: Any,
-    network: Any,
-    ready: Callable[[], None] | None,
-) -> None:
+async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], read: Callable[[], Config]) -> None:
+    import asyncio
     import contextlib
     from concurrent.futures import ThreadPoolExecutor
 
@@ -181,8 +128,10 @@ async def _loop(
     from crio_native.cri.stats_service import StatsService
     from crio_native.cri.streaming import StreamingService, settings
     from crio_native.pods.events import Events
+    from crio_native.reload import Reloader
     from crio_native.streaming.server import StreamServer
 
+    node, sandboxes, containers = parts.node, parts.sandboxes, parts.containers
     with (
         ThreadPoolExecutor(_WORKERS, "call") as calls,
         ThreadPoolExecutor(_POD_WORKERS, "pod") as pod_changes,
@@ -190,7 +139,7 @@ async def _loop(
         contextlib.closing(StreamServer(settings(config.api))) as streams,
     ):
         behind = str(node.layout.runroot / "grpc.sock")
-        door = FrontDoor(config.api.listen, behind, Inspection(config, node, calls).route)
+        door = FrontDoor(config.api.listen, behind, Inspection(node, calls).route)
         door.claim()  # before there is a gRPC server: one that never starts complains when it goes
         counts = Counts(node.store)
         jobs = Jobs(counts.stall)
@@ -207,12 +156,14 @@ async def _loop(
             services["RuntimeService"],
             RuntimeService(node, sandboxes, containers, jobs, calls, pod_changes),
             StatsService(config, node),
-            NodeService(config, node, events, network.status),
+            NodeService(node, events, parts.network.status),
             CheckpointService(node),
             StreamingService(node, containers, streams),
         )
-        server.add(services["ImageService"], ImageService(images, node.store, jobs, pulls, counts))
+        server.add(services["ImageService"], ImageService(parts.images, node.store, jobs, pulls, counts))
+        reloader = Reloader(node, read, _set_up_logging)
         stopping = _stop_on_signals()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: calls.submit(reloader.reload))
         exporter = Exporter(config, counts, events)
         await exporter.open()
         await server.start()
@@ -221,8 +172,7 @@ async def _loop(
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
         log.info("serving the CRI on %s", config.api.listen)
         _notify("READY=1")
-        if ready is not None:
-            ready()
+        serving()
         await stopping.wait()
         log.info("stopping; containers go on")
         _notify("STOPPING=1")
@@ -232,7 +182,7 @@ async def _loop(
         await server.stop(_STOP_SECONDS / 2)
         door.hang_up()
         await jobs.drain(_STOP_SECONDS)
-        network.interrupt()
+        parts.network.interrupt()
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -244,29 +194,6 @@ def _stop_on_signals() -> asyncio.Event:
         loop.add_signal_handler(number, stopping.set)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return stopping
-
-
-def _make_private(path: str) -> Path:
-    directory = Path(path)
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)  # others on the node must not reach layers or writable containers
-    except OSError as error:
-        raise FailedPrecondition(f"cannot make the directory {path}: {os.strerror(error.errno or 0).lower()}") from None
-    return directory
-
-
-def _lock(root: Path) -> int:
-    """Hold the state directory: two daemons on one would undo each other's pods.  The kernel frees it with us."""
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise FailedPrecondition(
-            f"another daemon uses the state directory {root}; stop it or set another --root"
-        ) from None
-    return fd
 
 
 def _set_up_logging(config: Config) -> None:

@@ -133,7 +133,7 @@ def serve(source: Source) -> None:
     config = source.load()
     from crio_native import daemon
 
-    sys.exit(daemon.main(config))
+    sys.exit(daemon.main(config, read=source.load))
 
 
 @main.command("config")
@@ -212,6 +212,22 @@ def _status(path: str, timeout: float) -> Any:
             return stub.Status(api_pb2.StatusRequest(verbose=True), timeout=timeout)
         except grpc.RpcError as error:
             raise Unavailable(f"the daemon on {path} did not answer: {error.details()}") from None
+
+
+@main.command()
+@click.option("--force", "-f", is_flag=True, help="All pods and all images, whatever the version files say.")
+@click.pass_obj
+def wipe(source: Source, force: bool) -> None:
+    """Remove pods of an earlier boot, and images of an older version; the daemon must not run.
+
+    What the daemon does by itself at its start, unless internal_wipe is off.
+    """
+    _require_root()
+    config = source.load()
+    from crio_native import wiping
+
+    pods, images = wiping.wipe(config, force=force)
+    click.echo(f"removed {pods} pods and {images} images")
 
 
 @main.command()

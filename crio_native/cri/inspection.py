@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
-from crio_native.config import Config
 from crio_native.cri import lookup
 from crio_native.cri.background import in_thread
 from crio_native.cri.http import Answer, as_json
@@ -26,8 +25,7 @@ _ALL_IDS = [{"container_id": 0, "host_id": 0, "size": 4294967295}]
 class Inspection:
     """`route` is what `http.serve` asks."""
 
-    def __init__(self, config: Config, node: Node, executor: Executor) -> None:
-        self._config = config
+    def __init__(self, node: Node, executor: Executor) -> None:
         self._node = node
         self._executor = executor
         self._plain: Mapping[str, Callable[[], Awaitable[Answer]]] = {"/info": self._info, "/config": self._toml}
@@ -47,19 +45,19 @@ class Inspection:
         raise NotFound("path", path, f"there are {', '.join(known)}")
 
     async def _info(self) -> Answer:
-        crio = self._config.crio
+        crio = self._node.config.crio
         return as_json(
             {
                 "storage_driver": crio.storage_driver,
                 "storage_root": crio.root,
                 "storage_image": crio.imagestore,
-                "cgroup_driver": self._config.runtime.cgroup_manager,
+                "cgroup_driver": self._node.config.runtime.cgroup_manager,
                 "default_id_mappings": {"uids": _ALL_IDS, "gids": _ALL_IDS},
             }
         )
 
     async def _toml(self) -> Answer:
-        text: str = await in_thread(self._executor, self._config.to_toml)
+        text: str = await in_thread(self._executor, self._node.config.to_toml)
         return Answer(text.encode(), "application/toml")
 
     async def _container(self, object_id: str) -> Answer:

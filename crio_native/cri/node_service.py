@@ -15,7 +15,6 @@ from typing import Any
 
 from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as pb
-from crio_native.config import Config
 from crio_native.cri import messages
 from crio_native.cri.server import Call
 from crio_native.errors import InvalidArgument
@@ -33,8 +32,7 @@ _KUBELET_API = "0.1.0"  # what kubelets compare Version.version with
 class NodeService:
     """Its answers are what is true when they are given: nothing is remembered but the pod CIDR."""
 
-    def __init__(self, config: Config, node: Node, events: Events, network_status: Callable[[], tuple[bool, str]]):
-        self._config = config
+    def __init__(self, node: Node, events: Events, network_status: Callable[[], tuple[bool, str]]):
         self._node = node
         self._events = events
         self._network_status = network_status
@@ -62,7 +60,7 @@ class NodeService:
         )
         handlers = self._node.handlers
         for name in ("", *sorted(handlers)):
-            can = handlers[name or self._config.runtime.default_runtime].abilities
+            can = handlers[name or self._node.config.runtime.default_runtime].abilities
             features = pb.RuntimeHandlerFeatures(
                 recursive_read_only_mounts=can.recursive_read_only_mounts, user_namespaces=can.user_namespaces
             )
@@ -73,7 +71,7 @@ class NodeService:
             each.abilities.user_namespaces for each in handlers.values()
         )
         if request.verbose:
-            toml = response.info["toml"] = await call.thread(self._config.to_toml)
+            toml = response.info["toml"] = await call.thread(self._node.config.to_toml)
             response.info["config"] = self._config_json(toml)
             response.info["state"] = json.dumps(self._state())
             response.info["network"] = json.dumps(await call.thread(self._node.network.told))
@@ -82,7 +80,7 @@ class NodeService:
 
     async def RuntimeConfig(self, request: Any, call: Call) -> Any:
         response = pb.RuntimeConfigResponse()
-        systemd = self._config.runtime.cgroup_manager == "systemd"
+        systemd = self._node.config.runtime.cgroup_manager == "systemd"
         response.linux.cgroup_driver = pb.SYSTEMD if systemd else pb.CGROUPFS
         return response
 
@@ -118,7 +116,7 @@ class NodeService:
 
     def _runtime_trouble(self) -> str:
         """Why no container can be made by default; "" when one can."""
-        default = self._node.handlers[self._config.runtime.default_runtime]
+        default = self._node.handlers[self._node.config.runtime.default_runtime]
         if default.problem:
             return f"the default runtime handler {default.name!r} cannot run: {default.problem}"
         if not self._node.namespaces.pids():
@@ -127,7 +125,7 @@ class NodeService:
 
     def _config_json(self, toml: str) -> str:
         """sandboxImage is what kubeadm looks for; this runtime's pods have no such image, but a kubelet may pin it."""
-        return json.dumps({"sandboxImage": self._config.image.pause_image, **tomllib.loads(toml)})
+        return json.dumps({"sandboxImage": self._node.config.image.pause_image, **tomllib.loads(toml)})
 
     def _state(self) -> dict[str, Any]:
         store = self._node.store
@@ -145,6 +143,7 @@ class NodeService:
                 for name, each in self._node.handlers.items()
             },
             "podCIDR": self._pod_cidr,
+            "reload": self._node.reloaded,
             "eventsDropped": self._events.dropped,
         }
 

@@ -430,6 +430,14 @@ class ImageStore:
             self._pinned = tuple(patterns)
             self._refresh()
 
+    def reload(self, *, keys: Path | None) -> None:
+        """Read registries.conf anew, and take keys of encrypted images from there.
+
+        Raises InvalidArgument for files that are wrong; then nothing changes.
+        """
+        self._sources.reload()
+        self._sources.settings = replace(self._sources.settings, keys=keys)
+
     # The catalogue
 
     def _refresh(self) -> None:

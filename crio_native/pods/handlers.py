@@ -87,21 +87,30 @@ TYPES: Mapping[str, Make] = {"builtin": _builtin, "oci": _oci, "vm": _vm}
 
 
 class Handlers(Mapping[str, Handler]):
-    """The handlers by name, as configured at start-up."""
+    """The handlers by name."""
 
     def __init__(self, parts: Parts) -> None:
         """Make and ask each.  Raises FailedPrecondition when the default handler cannot run."""
         self._parts = parts
-        self._default = parts.settings.default_runtime
         self._handlers = {name: self._probed(name, each) for name, each in parts.settings.runtimes.items()}
         self._of_platforms: dict[tuple[str, str], Handler] = {}
         self._of_records: dict[tuple[str, HandlerRecord], Runtime] = {}
         # The pause process of a pod needs no image, and nothing that a runtime's program could do better.
         self.pause: Runtime = _builtin("", RuntimeHandler(runtime_type="builtin"), parts)
-        if problem := self._handlers[self._default].problem:
-            raise FailedPrecondition(
-                f"crio.runtime.default_runtime: the handler {self._default!r} cannot run: {problem}"
-            )
+        self._default = _runnable(self._handlers, parts.settings.default_runtime)
+
+    def reload(self, settings: RuntimeTable) -> None:
+        """Take the handlers of a new configuration; those that are configured as before stay as they are.
+
+        Raises FailedPrecondition when the new default cannot run; then nothing changes.
+        """
+        handlers = {}
+        for name, each in settings.runtimes.items():
+            known = self._handlers.get(name)
+            handlers[name] = known if known and known.settings == each else self._probed(name, each)
+        self._default = _runnable(handlers, settings.default_runtime)
+        self._handlers = handlers
+        self._of_platforms = {}
 
     def __getitem__(self, name: str) -> Handler:
         return self._handlers[name]
@@ -166,3 +175,9 @@ class Handlers(Mapping[str, Handler]):
         except CrioError as error:
             log.error("handler %s cannot run: %s", name, error)
             return Handler(name, settings, runtime, problem=str(error))
+
+
+def _runnable(handlers: Mapping[str, Handler], default: str) -> str:
+    if problem := handlers[default].problem:
+        raise FailedPrecondition(f"crio.runtime.default_runtime: the handler {default!r} cannot run: {problem}")
+    return default

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+from crio_native.config import Config
 from crio_native.config.tables import RuntimeTable
 from crio_native.errors import InvalidArgument
 from crio_native.images import ImageStore
@@ -24,11 +26,15 @@ Stage = Callable[[str], None]
 """Told what a long act is doing now, for the error of a call that runs out of time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Node:
-    """namespaces: who makes and pins them.  workers: where ends are cleaned up after."""
+    """namespaces: who makes and pins them.  workers: where ends are cleaned up after.
 
-    settings: RuntimeTable
+    config: replaced as a whole by a reload, so whoever reads it twice may meet two.  reloaded: how the last one went.
+    All else stays for the life of the daemon.
+    """
+
+    config: Config
     host: Host
     layout: Layout
     store: Store
@@ -40,6 +46,12 @@ class Node:
     exits: ExitWatcher
     workers: ThreadPoolExecutor
     locks: KeyedLocks = field(default_factory=KeyedLocks)
+    reloaded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> RuntimeTable:
+        """The configuration's part about making pods and containers."""
+        return self.config.runtime
 
     def executor(self, pod: Pod) -> Runtime:
         """Who runs a pod's containers: its handler as it was when the pod was made."""

@@ -34,11 +34,30 @@ def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
     _attempt("leftovers", lambda: _sweep(node, sandboxes))
 
 
-def _attempt(what: str, act: object) -> None:
+def wipe_pods(node: Node, sandboxes: Sandboxes, *, stopped_only: bool = False) -> int:
+    """Remove pods with all that they have; how many.  stopped_only: those that live, live in this boot, and stay."""
+    gone = 0
+    for pod in list(node.store.pods.values()):
+        if not stopped_only or pod.state != PodState.READY:
+            _attempt(f"pod {pod.id}", lambda p=pod: sandboxes.remove(p.id), "removed")
+            gone += pod.id not in node.store.pods
+    return gone
+
+
+def wipe_images(node: Node) -> int:
+    """Remove the images that no container stands on; how many."""
+    used = {container.image_id for container in list(node.store.containers.values())}
+    images = [image for image in node.images.list() if image.id not in used]
+    for image in images:
+        _attempt(f"image {image.id}", lambda i=image: node.images.remove(i.id, in_use=used), "removed")
+    return len(images) - sum(image.id not in used for image in node.images.list())
+
+
+def _attempt(what: str, act: object, done: str = "recovered") -> None:
     try:
         act()  # type: ignore[operator]
     except (CrioError, OSError) as error:
-        log.error("%s could not be recovered: %s", what, error)
+        log.error("%s could not be %s: %s", what, done, error)
 
 
 def _container(node: Node, containers: Containers, container: Container) -> None:

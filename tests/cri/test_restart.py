@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
 import pytest
 
+from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cli import busybox
 
 from .conftest import Client, log_text, refused
 
@@ -52,8 +59,6 @@ def test_containers_go_on(fresh: Client, number: int) -> None:
 
 
 def test_the_end_of_the_pause_process_is_noticed_after_a_restart(fresh: Client) -> None:
-    import json
-
     pod = fresh.pod(namespaces={"pid": pb.POD})
     fresh.restart()
     info = fresh.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True).info["info"]
@@ -67,8 +72,6 @@ def test_the_end_of_the_pause_process_is_noticed_after_a_restart(fresh: Client) 
 
 def test_a_monitor_that_was_killed(fresh: Client) -> None:
     """While the daemon runs, and while it does not: the container is not left running unwatched."""
-    import json
-
     pod = fresh.pod()
     one, two = fresh.start(pod, "sleep", "600"), fresh.start(pod, "sleep", "600")
 
@@ -96,47 +99,202 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_after_a_reboot(fresh: Client) -> None:
+def reboot(client: Client) -> None:
     """What a reboot leaves: the root directory without the run directory, and no process, mount or namespace."""
     import shutil
 
     from crio_native.cli.scratch import mounts_below
     from crio_native.linux import mounts, syscalls
     from crio_native.linux.cgroup import Cgroup
+    from crio_native.network import PodNetwork
 
-    pod = fresh.pod()
-    container = fresh.start(pod, "sleep", "600")
-    fresh.stop_daemon()
-    Cgroup(fresh.daemon.cgroup_parent).kill()
-    fresh.until((fresh.daemon.directory / "run" / "containers" / container / "exit").exists)
-    run = fresh.daemon.directory / "run"
+    run, state = client.daemon.directory / "run", client.daemon.network_state
+    client.stop_daemon()
+    Cgroup(client.daemon.cgroup_parent).kill()
+    client.until(lambda: not list(run.glob("containers/*/control")))
+    PodNetwork.from_directory(network_dir=client.daemon.directory / "net.d", state_dir=state).collect([])
     for target in reversed(mounts_below(run)):
         syscalls.umount2(target, mounts.MNT_DETACH)
-    for entry in run.iterdir():
-        if entry.name != "network":
-            shutil.rmtree(entry)
+    shutil.rmtree(run)
+
+
+def set_option(client: Client, text: str) -> None:
+    (client.daemon.directory / "crio.conf.d/50-test.conf").write_text(text)
+
+
+def test_after_a_reboot_pods_are_known_as_stopped(fresh: Client) -> None:
+    set_option(fresh, "[crio]\ninternal_wipe = false\n")
+    pod = fresh.pod(namespaces={"pid": pb.POD})
+    container = fresh.start(pod, "sleep", "600")
+    created = fresh.create(pod, "true")
+    reboot(fresh)
     fresh.start_daemon()
-    assert fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status.state == pb.SANDBOX_NOTREADY
-    status = fresh.status(container)
-    assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 137, "ContainerStatusUnknown")
+    answer = fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status
+    assert answer.state == pb.SANDBOX_NOTREADY
+    for each in (container, created):
+        status = fresh.status(each)
+        assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 137, "ContainerStatusUnknown")
+        assert status.finished_at > 0 and status.message
+    assert list(fresh.daemon.network_state.glob("pods/*")) == []
+    other = fresh.pod()
+    fresh.remove_pod(other)
     fresh.remove_pod(pod)
     assert fresh.pods() == []
 
 
-def test_a_damaged_database_is_told(fresh: Client) -> None:
-    fresh.stop_daemon()
-    database = fresh.daemon.directory / "root" / "state.db"
-    database.write_bytes(b"not a database, but a text of some length" * 100)
-    for suffix in ("-wal", "-shm"):
-        Path(f"{database}{suffix}").unlink(missing_ok=True)
-    import subprocess
-    import sys
+def test_after_a_reboot_pods_are_wiped(fresh: Client) -> None:
+    """As CRI-O's internal_wipe has it, by the version file; images stay."""
+    config = fresh.pod_config("wiped")
+    fresh.start(fresh.pod(config), "sleep", "600")
+    reboot(fresh)
+    fresh.start_daemon()
+    assert fresh.pods() == [] and fresh.containers() == []
+    assert (fresh.daemon.directory / "run/version").read_text().strip('"')[0].isdigit()
+    assert len(fresh.call("ListImages").images) == 1
+    assert list((fresh.daemon.directory / "root/containers").iterdir()) == []
+    fresh.remove_pod(fresh.pod(config))
 
-    directory = fresh.daemon.directory
+
+def test_a_lost_version_file_costs_no_pod_that_lives(fresh: Client) -> None:
+    pod = fresh.pod()
+    container = fresh.start(pod, "sleep", "600")
+    fresh.stop_daemon()
+    (fresh.daemon.directory / "run/version").unlink()
+    fresh.start_daemon()
+    assert fresh.exec(container, "echo", "here").stdout == b"here\n"
+
+
+@pytest.mark.parametrize(("version", "left"), [("0.0.9", 1), ("999.0.0", 2), ("no version", 2)])
+def test_an_upgrade_removes_the_images_that_nobody_uses(fresh: Client, version: str, left: int) -> None:
+    persist = fresh.daemon.directory / "root/version"
+    set_option(fresh, f'[crio]\nversion_file_persist = "{persist}"\n')
+    other = busybox.build_layout(fresh.daemon.directory / "other", "other", command=("true",))
+    fresh.call("PullImage", image=pb.ImageSpec(image=other))
+    fresh.start(fresh.pod(), "sleep", "600")
+    fresh.stop_daemon()
+    persist.write_text(version)
+    fresh.start_daemon()
+    assert len(fresh.call("ListImages").images) == left
+    assert json.loads(persist.read_text()) == __version__
+
+
+def test_the_clean_shutdown_file_is_there_only_after_an_orderly_stop(fresh: Client) -> None:
+    marker = fresh.daemon.directory / "root/clean.shutdown"
+    assert not marker.exists()
+    fresh.stop_daemon()
+    assert marker.exists()
+    fresh.start_daemon()
+    assert not marker.exists()
+    fresh.stop_daemon(signal.SIGKILL)
+    assert not marker.exists()
+    fresh.start_daemon()
+
+
+def verb(client: Client, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb of crio-native with the daemon's configuration."""
+    directory = client.daemon.directory
     program = Path(sys.executable).with_name("crio-native")
-    command = [str(program), "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1 and "state.db" in done.stderr and "Traceback" not in done.stderr
+    command = [str(program), "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_verb_wipe(fresh: Client) -> None:
+    set_option(fresh, "[crio]\ninternal_wipe = false\n")
+    fresh.start(fresh.pod(), "sleep", "600")
+    done = verb(fresh, "wipe")
+    assert done.returncode == 1 and "another daemon uses" in done.stderr
+    fresh.stop_daemon()
+    assert verb(fresh, "wipe").stdout == "removed 0 pods and 0 images\n"
+    fresh.start_daemon()
+    reboot(fresh)
+    assert verb(fresh, "wipe").stdout == "removed 1 pods and 0 images\n"
+    fresh.start_daemon()
+    assert fresh.pods() == []
+    fresh.start(fresh.pod(), "sleep", "600")
+    fresh.stop_daemon()
+    assert verb(fresh, "wipe", "--force").stdout == "removed 1 pods and 1 images\n"
+    fresh.start_daemon()
+    assert fresh.pods() == [] and list(fresh.call("ListImages").images) == []
+
+
+def test_a_start_that_fails_leaves_no_directory(tmp_path: Path) -> None:
+    """Whatever it fails at: the handler, the socket that another daemon has, a directory that cannot be made."""
+    root, run = tmp_path / "a/root", tmp_path / "b/c/run"
+    program = Path(sys.executable).with_name("crio-native")
+    (tmp_path / "file").touch()
+    base = {"root": root, "runroot": run, "listen": tmp_path / "x.sock", "version-file": run / "version"}
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(tmp_path / "taken.sock"))
+        taken.listen()
+        for change, words in (
+            ({"listen": tmp_path / "taken.sock"}, "taken.sock"),
+            ({"runroot": tmp_path / "file/run"}, "file/run"),
+            ({"default-runtime": "none"}, "none"),
+            ({"imagestore": tmp_path / "file/images"}, "file"),
+        ):
+            flags = [f"--{name}={value}" for name, value in {**base, **change}.items()]
+            done = subprocess.run([program, *flags], capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1 and words in done.stderr, done.stderr
+            assert "Traceback" not in done.stderr
+            assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists(), change
+
+
+def test_a_damaged_database_is_set_aside(fresh: Client) -> None:
+    """Nothing of it can be read: what it knew is removed, and the daemon serves."""
+    pod = fresh.pod()
+    fresh.start(pod, "sleep", "600")
+    fresh.stop_daemon()
+    root = fresh.daemon.directory / "root"
+    text = b"not a database, but a text of some length" * 100
+    (root / "state.db").write_bytes(text)
+    for suffix in ("-wal", "-shm"):
+        (root / f"state.db{suffix}").unlink(missing_ok=True)
+    fresh.start_daemon()
+    (kept,) = (root / "damaged").iterdir()
+    assert kept.read_bytes() == text and str(kept) in fresh.daemon.log.read_text()
+    assert fresh.pods() == [] and not (fresh.daemon.directory / "run/netns" / pod).exists()
+    fresh.remove_pod(fresh.pod())
+
+
+def test_a_damaged_record_costs_its_own_object_only(fresh: Client) -> None:
+    pods = [fresh.pod() for _ in range(3)]
+    containers = [fresh.start(pod, "sleep", "600") for pod in pods]
+    lonely = fresh.start(pods[2], "sleep", "600")
+    pids = [json.loads(fresh.call("ContainerStatus", container_id=c, verbose=True).info["info"])["pid"] for c in
+            (containers[1], lonely)]  # fmt: skip
+    fresh.stop_daemon(signal.SIGKILL)
+    root = fresh.daemon.directory / "root"
+    with sqlite3.connect(root / "state.db") as database:
+        database.execute("UPDATE pods SET record = substr(record, 1, 100) WHERE id = ?", (pods[1],))
+        database.execute("UPDATE containers SET record = '?' WHERE id = ?", (lonely,))
+    database.close()
+    fresh.start_daemon()
+    assert {pod.id for pod in fresh.pods()} == {pods[0], pods[2]}
+    assert {c.id for c in fresh.containers()} == {containers[0], containers[2]}
+    assert fresh.exec(containers[2], "echo", "here").stdout == b"here\n"
+    log = fresh.daemon.log.read_text()
+    for gone in (pods[1], containers[1], lonely):
+        assert f"{gone}.json" in log
+        assert not (fresh.daemon.directory / "run/containers" / gone).exists()
+    assert len(list((root / "damaged").iterdir())) == 3
+    for pid in pids:
+        fresh.until(lambda pid=pid: not alive(pid))
+
+
+def test_a_config_json_that_is_cut_off(fresh: Client) -> None:
+    """The container goes on, is stopped and removed; only what needs the file says so, and names it."""
+    pod = fresh.pod()
+    container, other = fresh.start(pod, "sleep", "600"), fresh.start(pod, "sleep", "600")
+    config = fresh.daemon.directory / "root/containers" / container / "config.json"
+    config.write_text(config.read_text()[:200])
+    fresh.restart(signal.SIGKILL)
+    with refused(grpc.StatusCode.INTERNAL, str(config), "damaged"):
+        fresh.exec(container, "true")
+    assert fresh.exec(other, "echo", "here").stdout == b"here\n"
+    assert fresh.call("ContainerStatus", container_id=container, verbose=True).status.state == pb.CONTAINER_RUNNING
+    fresh.call("StopContainer", container_id=container, timeout=0)
+    fresh.call("RemoveContainer", container_id=container)
+    assert [c.id for c in fresh.containers()] == [other]
 
 
 def test_a_lost_database_leaves_no_containers(fresh: Client) -> None:
