@@ -53,7 +53,7 @@ class Account:
             Path(f"{account}{group}/cgroup.procs").write_text(str(member))
 
     def seconds(self) -> float:
-        return float(self._cgroup.stats()["cpu"]["usage"]) / 1e9
+        return float(self._cgroup.stats()["cpu_usage"]) / 1e9
 
 
 def _descendants(pid: int) -> list[int]:
