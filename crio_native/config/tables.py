@@ -233,7 +233,9 @@ class RuntimeTable:
         "", OPTIONAL_PATH, "Seccomp profile of privileged containers; empty for none.", reload=True
     )
     apparmor_profile: str = option("crio-default", TEXT, "RuntimeDefault's AppArmor profile.", reload=True)
-    selinux: bool = option(False, FLAG, "Label containers.", deprecated="it follows the host's state")
+    selinux: bool = option(
+        True, FLAG, "Label containers where the host runs SELinux.", deprecated="it follows the host's state"
+    )
     hostnetwork_disable_selinux: bool = option(True, FLAG, "Pods in the host's network run unconfined by SELinux.")
     default_capabilities: tuple[str, ...] = option(
         (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crio_native.linux import capabilities, trees
+from crio_native.pods import libselinux
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,15 @@ class Host:
     user_namespaces: bool = True
 
     @classmethod
-    def read(cls) -> Host:
+    def read(cls, *, selinux: bool = True) -> Host:
+        """selinux: whether to use it where the host has it.  Raises FailedPrecondition where it cannot be."""
         bounding = _bounding_set()
         own_score = int(Path("/proc/self/oom_score_adj").read_text())
         return cls(
             bounding=bounding,
             oom_score_adj=-1000 if "CAP_SYS_RESOURCE" in bounding else own_score,
             apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
-            selinux=os.path.exists("/sys/fs/selinux/enforce"),
+            selinux=selinux and _selinux(),
             machine=platform.machine(),
             hostname=socket.gethostname(),
             user_namespaces=trees.HAVE_SETATTR and _read("/proc/sys/user/max_user_namespaces").strip() not in ("", "0"),
@@ -48,6 +50,11 @@ def _bounding_set() -> frozenset[str]:
             mask = int(line.split()[1], 16) & ((1 << len(capabilities.NAMES)) - 1)
             return frozenset(capabilities.names(mask))
     return frozenset(capabilities.NAMES)
+
+
+def _selinux() -> bool:
+    """libselinux says so where a policy is loaded; it costs 4 MiB, so a kernel without is not asked."""
+    return os.path.exists("/sys/fs/selinux/enforce") and libselinux.bindings().is_selinux_enabled() == 1
 
 
 def _read(path: str) -> str:

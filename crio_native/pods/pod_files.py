@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crio_native.errors import InvalidArgument
+from crio_native.pods.libselinux import bindings
 from crio_native.pods.values import DNSConfig
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", re.ASCII)
@@ -64,7 +65,7 @@ def write(
     for name, text in files.items():
         _write(directory / name, text, owner)
         if label:
-            os.setxattr(directory / name, "security.selinux", label.encode() + b"\0")
+            bindings().setfilecon_raw(str(directory / name), label)
 
 
 def _resolv_conf(dns: DNSConfig) -> str:

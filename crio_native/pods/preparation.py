@@ -15,7 +15,7 @@ from typing import Any
 
 from crio_native.config.tables import RuntimeHandler
 from crio_native.oci.runtime import Overlay, UserRequest
-from crio_native.pods import image_volumes, pod_annotations, selinux, spec, trees, userns
+from crio_native.pods import apparmor, image_volumes, pod_annotations, selinux, spec, trees, userns
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.values import ContainerConfig, Resources
@@ -46,6 +46,8 @@ def prepare(
     then is the caller's to release."""
     layout = node.layout
     bundle = layout.bundle(container.id)
+    labels = selinux.of_container(pod, container.config.linux.security_context, node.settings, node.host)
+    selinux.check_policy(labels)
     os.makedirs(bundle / "rootfs", 0o700)
     os.mkdir(layout.run_dir(container.id), 0o700)
     if container.image_volumes:
@@ -56,7 +58,7 @@ def prepare(
         node.images,
         bundle,
         user_namespace=str(layout.pins(pod.id)["user"]) if pod.userns else "",
-        label=selinux.of_container(pod, container.config.linux.security_context, node.settings, node.host).files,
+        label=labels.files,
     )
     stage("making the configuration")
     built = spec.container_spec(
@@ -68,6 +70,7 @@ def prepare(
         pid_path,
         volumes,
     )
+    apparmor.ensure(built.spec["process"]["apparmorProfile"])
     for warning in built.warnings:
         log.warning("container %s: %s", container.id, warning)
     stage("preparing the root file system")

@@ -221,6 +221,7 @@ class Sandboxes:
                     ips = networking.connect(node, pod, netlink).ips
         stage("writing the pod's files")
         labels = selinux.of_container(pod, None, node.settings, node.host)
+        selinux.check_policy(labels)
         pod_files.write(
             layout.pod_dir(pod.id),
             hostname=pod.hostname,

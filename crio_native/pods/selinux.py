@@ -2,7 +2,7 @@
 
 Each pod gets a level of its own, two of the 1024 categories (MCS): a process of one pod may not touch another's files,
 although their types are the same.  What a label does is the kernel's and the policy's; writing a process's label is
-the executor's.
+the executor's.  The arithmetic of labels, and the reading and writing of a file's, is libselinux's.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crio_native.config.tables import RuntimeTable
-from crio_native.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, StepFailed
+from crio_native.errors import InvalidArgument, ResourceExhausted, StepFailed
 from crio_native.linux import syscalls
 from crio_native.pods.host import Host
+from crio_native.pods.libselinux import bindings
 from crio_native.pods.records import Pod, Record
 from crio_native.pods.store import Store
 from crio_native.pods.values import ContainerSecurity, NamespaceMode, PodConfig, SELinuxOption
 
 CATEGORIES = 1024
-_ATTRIBUTE = "security.selinux"
-_CONFIG = Path("/etc/selinux/config")
 _PART = {
     "user": re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII),
     "role": re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII),
@@ -56,11 +55,13 @@ class Defaults:
     files: str = "system_u:object_r:container_file_t:s0"
 
     @classmethod
-    def read(cls, config: Path = _CONFIG) -> Defaults:
-        """A policy without the file, as Debian's, leaves the names that other runtimes' policies use."""
+    def read(cls, path: str = "") -> Defaults:
+        """A policy without the file, as Debian's, leaves the names that other runtimes' policies use.
+
+        path: the file, "" for the one of the host's policy.
+        """
         try:
-            kind = re.search(r"^SELINUXTYPE=(\w+)", config.read_text(), re.MULTILINE)
-            text = (config.parent / (kind[1] if kind else "targeted") / "contexts/lxc_contexts").read_text()
+            text = Path(path or bindings().selinux_lxc_contexts_path()).read_text()
         except OSError:
             return cls()
         found = dict(re.findall(r'^(process|file)\s*=\s*"([^"\n]+)"', text, re.MULTILINE))
@@ -113,7 +114,7 @@ def is_separated(config: PodConfig, settings: RuntimeTable) -> bool:
 def level_of_pod(config: PodConfig, settings: RuntimeTable, host: Host, levels: Levels, pod_id: str) -> str:
     """The level that a new pod gets: the one asked for, or one of its own; "" where it is not confined."""
     options = config.linux.security_context.selinux_options
-    _check(options, "config.linux.security_context.selinux_options", host)
+    _check(options, "config.linux.security_context.selinux_options")
     if not host.selinux or not is_separated(config, settings):
         return ""
     return options.level if options and options.level else levels.allot(pod_id)
@@ -122,33 +123,54 @@ def level_of_pod(config: PodConfig, settings: RuntimeTable, host: Host, levels: 
 def of_container(pod: Pod, security: ContainerSecurity | None, settings: RuntimeTable, host: Host) -> Labels:
     """The labels of a container, or of the pod's own process and files (security None).
 
-    Each part is the container's, else the pod's, else the policy's.  Raises InvalidArgument, and FailedPrecondition for
-    a label on a host without SELinux.
+    Each part is the container's, else the pod's, else the policy's; none on a host without SELinux, as many
+    workloads name labels that only some of their hosts have.  Raises InvalidArgument.
     """
     asked = security.selinux_options if security else None
-    _check(asked, "config.linux.security_context.selinux_options", host)
+    _check(asked, "config.linux.security_context.selinux_options")
     if not host.selinux or (security is not None and security.privileged):
         return Labels()
     if not pod.selinux_level and not (asked and any((asked.user, asked.role, asked.type, asked.level))):
         return Labels()
     options = (asked or SELinuxOption(), pod.config.linux.security_context.selinux_options or SELinuxOption())
     defaults = Defaults.read()
-    user, role, kind, _ = defaults.process.split(":", 3)
     level = _first("level", options) or pod.selinux_level or "s0"
-    process = [_first("user", options) or user, _first("role", options) or role, _first("type", options) or kind, level]
-    files = [*defaults.files.split(":", 3)[:3], level]
-    return Labels(":".join(process), ":".join(files))
+    parts = {part: _first(part, options) for part in ("user", "role", "type")}
+    return Labels(_with_parts(defaults.process, range=level, **parts), _with_parts(defaults.files, range=level))
+
+
+def _with_parts(label: str, **parts: str) -> str:
+    """The label with those of its parts replaced that are not ""."""
+    library = bindings()
+    context = library.context_new(label)
+    if context is None:
+        raise InvalidArgument("contexts/lxc_contexts", label, "is no SELinux label")
+    try:
+        for part, value in parts.items():
+            if value:
+                getattr(library, f"context_{part}_set")(context, value)
+        return str(library.context_str(context))
+    finally:
+        library.context_free(context)
+
+
+def check_policy(labels: Labels) -> None:
+    """Refuse labels that the host's policy does not know.  Raises InvalidArgument."""
+    for label in filter(None, (labels.process, labels.files)):
+        try:
+            bindings().security_check_context(label)
+        except OSError:
+            field = "config.linux.security_context.selinux_options"
+            raise InvalidArgument(field, label, "is not known to this host's SELinux policy") from None
 
 
 def _first(part: str, options: tuple[SELinuxOption, ...]) -> str:
     return next((value for each in options if (value := str(getattr(each, part)))), "")
 
 
-def _check(options: SELinuxOption | None, field: str, host: Host) -> None:
-    if options is None or not any((options.user, options.role, options.type, options.level)):
+def _check(options: SELinuxOption | None, field: str) -> None:
+    if options is None:
         return
-    if not host.selinux:
-        raise FailedPrecondition(f"{field}: a label is asked for, but this host's kernel has no SELinux")
     for part, pattern in _PART.items():
         value = getattr(options, part)
         if value and not pattern.fullmatch(value):
@@ -218,11 +240,11 @@ def _set_entry(directory: int, name: str, label: str) -> None:
 
 def _set(fd: int, label: str) -> None:
     """Through /proc, which leads to what the descriptor is open on, be it a link itself."""
-    os.setxattr(f"/proc/self/fd/{fd}", _ATTRIBUTE, label.encode() + b"\0")
+    bindings().setfilecon_raw(f"/proc/self/fd/{fd}", label)
 
 
 def _label_of(fd: int) -> str:
     try:
-        return os.getxattr(f"/proc/self/fd/{fd}", _ATTRIBUTE).rstrip(b"\0").decode()
+        return str(bindings().getfilecon_raw(f"/proc/self/fd/{fd}")[1])
     except OSError:
         return ""

@@ -87,12 +87,14 @@ def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
     if security.privileged or wanted.profile_type is ProfileType.Unconfined:
         return "unconfined" if host.apparmor else ""
     if wanted.profile_type is ProfileType.Localhost:
+        name = wanted.localhost_ref
+        if not name or len(name) > 1024 or not name.isprintable():
+            raise InvalidArgument(f"{_WHERE}.apparmor.localhost_ref", name, "must be the name of a loaded profile")
         if not host.apparmor:
             raise FailedPrecondition(
-                f"{_WHERE}.apparmor: the profile {wanted.localhost_ref!r} is asked for, "
-                "but this host's kernel has no AppArmor"
+                f"{_WHERE}.apparmor: the profile {name!r} is asked for, but this host's kernel has no AppArmor"
             )
-        return wanted.localhost_ref
+        return name
     return default if host.apparmor else ""
 
 

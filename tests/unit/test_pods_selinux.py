@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crio_native.config.tables import RuntimeTable
-from crio_native.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from crio_native.errors import InvalidArgument, ResourceExhausted
 from crio_native.linux import capabilities
 from crio_native.pods import selinux
 from crio_native.pods.host import Host
@@ -30,6 +30,7 @@ from crio_native.pods.values import (
 HOST = Host(frozenset(capabilities.NAMES), -1000, False, True, "x86_64", "node")
 SETTINGS = RuntimeTable()
 LEVEL = "s0:c1,c2"
+XATTR = "security.selinux"
 
 
 def config(options: SELinuxOption | None = None, privileged: bool = False, **modes: NamespaceMode) -> PodConfig:
@@ -97,6 +98,9 @@ def test_each_part_of_a_label_comes_from_the_nearest(monkeypatch: pytest.MonkeyP
     assert labels(pod(), privileged=True) == labels(pod(level="")) == selinux.Labels()
     assert labels(pod(level=""), SELinuxOption(type="own_t")).process.endswith(":own_t:s0")
     assert selinux.of_container(pod(), None, SETTINGS, HOST) == found
+    without = replace(HOST, selinux=False)  # as charts ask on every host
+    asked = ContainerSecurity(selinux_options=SELinuxOption(type="spc_t"))
+    assert selinux.of_container(pod(), asked, SETTINGS, without) == selinux.Labels()
 
 
 @pytest.mark.parametrize(
@@ -112,22 +116,18 @@ def test_each_part_of_a_label_comes_from_the_nearest(monkeypatch: pytest.MonkeyP
 def test_what_is_no_part_of_a_label_is_refused(options: SELinuxOption) -> None:
     with pytest.raises(InvalidArgument, match="selinux_options"):
         selinux.of_container(pod(), ContainerSecurity(selinux_options=options), SETTINGS, HOST)
-    with pytest.raises(FailedPrecondition, match="no SELinux"):
-        selinux.of_container(pod(), ContainerSecurity(selinux_options=options), SETTINGS, replace(HOST, selinux=False))
 
 
 def test_the_policys_own_names(tmp_path: Path) -> None:
-    assert selinux.Defaults.read(tmp_path / "none") == selinux.Defaults()
-    (tmp_path / "config").write_text("SELINUX=enforcing\nSELINUXTYPE=mine\n")
-    (tmp_path / "mine/contexts").mkdir(parents=True)
-    (tmp_path / "mine/contexts/lxc_contexts").write_text('process = "u:r:proc_t:s0"\nfile = "u:object_r:file_t:s0"\n')
-    assert selinux.Defaults.read(tmp_path / "config") == selinux.Defaults("u:r:proc_t:s0", "u:object_r:file_t:s0")
+    file = tmp_path / "lxc_contexts"
+    assert selinux.Defaults.read(str(file)) == selinux.Defaults()
+    file.write_text('process = "u:r:proc_t:s0"\nfile = "u:object_r:file_t:s0"\n')
+    assert selinux.Defaults.read(str(file)) == selinux.Defaults("u:r:proc_t:s0", "u:object_r:file_t:s0")
 
 
 @pytest.mark.root
-def test_relabelling_a_tree_but_nothing_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an attribute that this kernel stores without a policy."""
-    monkeypatch.setattr(selinux, "_ATTRIBUTE", "trusted.label")
+def test_relabelling_a_tree_but_nothing_outside(tmp_path: Path) -> None:
+    """The attribute is stored by a kernel without SELinux too."""
     (tmp_path / "volume/deep/er").mkdir(parents=True)
     (tmp_path / "outside").write_text("x")
     (tmp_path / "volume/file").write_text("x")
@@ -137,7 +137,7 @@ def test_relabelling_a_tree_but_nothing_outside(tmp_path: Path, monkeypatch: pyt
 
     def label(path: Path) -> bytes | None:
         names = os.listxattr(path, follow_symlinks=False)
-        return os.getxattr(path, "trusted.label", follow_symlinks=False) if "trusted.label" in names else None
+        return os.getxattr(path, XATTR, follow_symlinks=False) if XATTR in names else None
 
     labelled = [tmp_path / "volume", *(tmp_path / "volume").rglob("*")]
     assert len(labelled) == 6 and {label(path) for path in labelled} == {b"u:r:t:s0\0"}
