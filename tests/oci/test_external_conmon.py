@@ -15,6 +15,7 @@ import pytest
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed
+from crio_native.linux import process
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.external.conmon import ConmonRuntime, is_conmon
 from crio_native.oci.external.conmon_runner import outcome
@@ -178,7 +179,7 @@ def test_conmon_dies(boxes: Boxes) -> None:
     box = boxes()
     container = box.create(box.spec()).start()
     os.kill(container.process.monitor_pid, 9)
-    while box.runtime.is_alive(container.process) and Path(f"/proc/{container.process.monitor_pid}/exe").exists():
+    while process.start_time(container.process.monitor_pid) is not None:
         time.sleep(0.01)
     assert box.runtime.exit_status(container.spec.run_dir) is None
     with pytest.raises(NotFound):

@@ -61,11 +61,12 @@ class Launchers:
         self.count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
-        # Our end of each, and the end that all launchers share; spares serve the last two, see `launcher`.
+        # Our end of each, and the end that all launchers share; spares serve the last three, see `launcher`.
         self._requests, requests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._creates, creates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ends = (requests_end, creates_end, execs_end)
+        self._externals, externals_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ends = (requests_end, creates_end, execs_end, externals_end)
         self._executable = -1
 
     def start(self) -> None:
@@ -82,7 +83,7 @@ class Launchers:
 
     def stop(self) -> None:
         """End the launchers; containers and their monitors live on."""
-        for end in (self._requests, self._creates, self._execs, *self._ends):
+        for end in (self._requests, self._creates, self._execs, self._externals, *self._ends):
             end.close()
         for launcher in self._processes:
             try:
@@ -101,8 +102,8 @@ class Launchers:
     def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
         self._revive()
-        channel = {"create": self._creates, "exec": self._execs}.get(request["op"], self._requests)
-        wire.send(channel, wire.pack(request), descriptors)
+        spares = {"create": self._creates, "exec": self._execs, "external": self._externals}
+        wire.send(spares.get(request["op"], self._requests), wire.pack(request), descriptors)
 
     def pin_namespaces(
         self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None

@@ -1,10 +1,10 @@
 """A launcher: the warm, single-threaded process that makes containers, by cloning itself.
 
-Started by `client.Launchers` as `python -I -S -c BOOT SOCKETS MONITOR PATH...`: three SEQPACKET sockets that all
+Started by `client.Launchers` as `python -I -S -c BOOT SOCKETS MONITOR PATH...`: four SEQPACKET sockets that all
 launchers share, so that whoever is idle takes the next request.  A request is a packet with descriptors, first its own
-reply socket.  `namespaces`, `hook` and `ping` come on the first and are served here; `create` and `exec` come on the
-other two and are served by spares (see `spare`), cloned before they are needed.  A launcher holds no state that
-outlives a request but its running execs; one that dies loses only those.
+reply socket.  `namespaces`, `hook` and `ping` come on the first and are served here; `create`, `exec` and `external`
+come on sockets of their own and are served by spares (see `spare`), cloned before they are needed.  A launcher holds
+no state that outlives a request but its running execs; one that dies loses only those.
 """
 
 from __future__ import annotations
@@ -40,22 +40,34 @@ class Exec:
 class Spare:
     """The spare of one kind: its pid while it waits, else 0; and the pages that it does well to write, once known.
 
-    While it waits, its launcher does not look at its socket: it would be awake for nothing.
+    While it waits, its launcher does not look at its socket: it would be awake for nothing.  wanted: kept ready; else
+    none is made before there is a request.
     """
 
-    def __init__(self, requests: _socket.socket, become: Callable[[spare.Runs | None], NoReturn]) -> None:
-        self.requests, self.become = requests, become
+    def __init__(
+        self, requests: _socket.socket, become: Callable[[spare.Runs | None], NoReturn], *, wanted: bool = True
+    ) -> None:
+        self.requests, self.become, self.wanted = requests, become, wanted
         self.pid = 0
         self.runs: spare.Runs | None = None
 
 
 class Launcher:
-    def __init__(self, requests: _socket.socket, creates: _socket.socket, execs: _socket.socket, monitor: str) -> None:
+    def __init__(
+        self,
+        requests: _socket.socket,
+        creates: _socket.socket,
+        execs: _socket.socket,
+        externals: _socket.socket,
+        monitor: str,
+    ) -> None:
         self.requests = requests
         self.news, self.tell = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)  # see `spare`
         self.spares = {
             "create": Spare(creates, lambda runs: spare.for_create(monitor, creates, self.tell, runs)),
             "exec": Spare(execs, lambda runs: spare.for_exec(execs, self.tell, runs)),
+            # Who has no OCI runtime does not pay for one.
+            "external": Spare(externals, lambda _: spare.for_external(externals, self.tell), wanted=False),
         }
         self.execs: dict[int, Exec] = {}  # by pid
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -71,23 +83,23 @@ class Launcher:
             "namespaces": self.namespaces,
             "hook": self.hook,
             "ping": self.ping,
-            "external": self.external,
             "sockets": self.sockets,
         }
         kinds = {kind.requests.fileno(): kind for kind in self.spares.values()}
+        self.poll.register(self.spares["external"].requests, select.POLLIN)
         self.refill(*self.spares.values())
         while True:
-            complete = all(kind.pid for kind in self.spares.values())
+            complete = all(kind.pid for kind in self.spares.values() if kind.wanted)
             events = self.poll.poll(None if complete else REFILL_DELAY)
             if not events:
-                self.refill(*self.spares.values())
+                self.refill(*(kind for kind in self.spares.values() if kind.wanted))
             for fd, _ in events:
                 if fd == self.wakeup:
                     self.reap()
                 elif fd == self.news.fileno():
                     self.hear()
                 elif fd in kinds:
-                    self.refill(kinds[fd])  # a request waits already
+                    self.want(kinds[fd])
                 elif fd == self.requests.fileno():
                     received = receive(self.requests)
                     if received is None:
@@ -102,6 +114,14 @@ class Launcher:
                             os.close(descriptor)
                 else:
                     self.command(fd)
+
+    def want(self, kind: Spare) -> None:
+        """A request waits already."""
+        if not kind.wanted:
+            from crio_native.oci.external import runner  # noqa: F401  # here, for all spares to inherit it
+
+            kind.wanted = True
+        self.refill(kind)
 
     def refill(self, *kinds: Spare) -> None:
         for kind in kinds:
@@ -154,16 +174,6 @@ class Launcher:
         """One of the hooks that come when the container's init has the monitor for a parent."""
         if self.clone(0) == 0:
             run_hook(request, descriptors[0])
-
-    def external(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        """An act of an OCI runtime's program, in a clone.  Who has no such runtime does not pay for its code."""
-        from crio_native.oci.external import runner
-
-        if self.clone(0) == 0:
-            try:
-                runner.main(request, descriptors)
-            finally:
-                os._exit(1)
 
     def sockets(self, request: dict[str, Any], descriptors: list[int]) -> None:
         if self.clone(0) == 0:
@@ -265,15 +275,15 @@ def receive(requests: _socket.socket) -> tuple[dict[str, Any], list[int]] | None
 
 
 def main() -> None:
-    requests, creates, execs = (wire.channel(int(number)) for number in sys.argv[1].split(","))
-    for channel in (requests, creates, execs):
+    channels = [wire.channel(int(number)) for number in sys.argv[1].split(",")]
+    for channel in channels:
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
-    launcher = Launcher(requests, creates, execs, sys.argv[2])
+    launcher = Launcher(*channels, monitor=sys.argv[2])
     gc.collect()
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()

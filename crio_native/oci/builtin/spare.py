@@ -1,10 +1,11 @@
 """Spares: clones of a launcher that wait, warm, for the one request that each of them serves.
 
-A spare gives its life and its memory to the process that it makes (see `linux.donation`).  Two kinds:
+A spare gives its life and its memory to the process that it makes (see `linux.donation`).  Three kinds:
 
 - for `create`, a pair: the C monitor, waiting for its container, and its child, the donor of the init.  When the donor
   dies, the init is the monitor's, which is the nearest subreaper.
 - for `exec`, a donor alone, a child of the launcher, as the exec'ed process will be (CLONE_PARENT).
+- for `external`, no donor: it runs an OCI runtime's program itself (see `oci.external.runner`).
 
 What it tells its launcher: ("taken", kind) when it waits no more; ("born", pid) of an exec'ed process, with the
 daemon's reply socket; ("pages", kind, runs), see `warmth`.
@@ -80,6 +81,15 @@ def for_exec(execs: _socket.socket, news: _socket.socket, runs: Runs | None) -> 
     _serve_exec(*_wait("exec", execs, news, runs))
 
 
+def for_external(externals: _socket.socket, news: _socket.socket) -> NoReturn:
+    """In a clone of the launcher, that becomes a runner.  It stays when the launcher does not: a container's monitor
+    may come of it."""
+    from crio_native.oci.external import runner
+
+    request, descriptors = _receive("external", externals, news)
+    runner.main(request, descriptors)
+
+
 class Namespaces:
     """New ones that a spare moves into while it waits, for an init that wants them: a network takes as long to make
     as all else of a start that the kernel does.
@@ -117,6 +127,11 @@ def _wait(
     kind: str, requests: _socket.socket, news: _socket.socket, runs: Runs | None
 ) -> tuple[Donor, dict[str, Any], list[int]]:
     donor = Donor(kind, news, runs)
+    return donor, *_receive(kind, requests, news)
+
+
+def _receive(kind: str, requests: _socket.socket, news: _socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The request that this spare is for."""
     data, descriptors = wire.receive(requests)
     if not data:
         os._exit(0)  # the daemon has ended
@@ -124,7 +139,7 @@ def _wait(
         wire.send(news, marshal.dumps(("taken", kind)))
     except OSError:
         pass  # the launcher is gone; the request is here
-    return donor, wire.unpack(data), descriptors
+    return wire.unpack(data), descriptors
 
 
 def _serve_create(

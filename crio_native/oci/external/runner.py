@@ -1,4 +1,4 @@
-"""What runs an OCI runtime's program: a clone of a launcher, made for one act.
+"""What runs an OCI runtime's program: a spare (see `builtin.spare`), for one act.
 
 `run` runs a command to its end.  `create` becomes the container's monitor, which must be the parent of a process that
 the runtime made and left: so this process is its subreaper, speaks to the monitor as an init would, and execs it.
@@ -94,7 +94,11 @@ class Children:
 
 
 def spawn(line: Sequence[str], env: dict[str, str], stdio: Sequence[int]) -> int:
-    """Start a program with three descriptors and every signal as it should be; OSError if it cannot be executed."""
+    """Start a program with three descriptors and every signal as it should be; OSError if it cannot be executed.
+
+    In a process group of its own, but in the launcher's session, which has no terminal: where the kernel divides its
+    time between sessions, a new one for each command has to wait longer (sched(7), autogroup).
+    """
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in stdio]
     try:
         return os.posix_spawn(
@@ -102,7 +106,7 @@ def spawn(line: Sequence[str], env: dict[str, str], stdio: Sequence[int]) -> int
             list(line),
             env,
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(moved)],
-            setsid=True,
+            setpgroup=0,
             setsigmask=(),
             setsigdef=(_signal.SIGPIPE, _signal.SIGXFSZ),  # what Python ignores, its children would
         )
@@ -268,7 +272,7 @@ def mount_root(request: dict[str, Any]) -> None:
     root = request["root"]
     if root:
         os.chdir(root["base"])
-        syscalls.mount("overlay", root["path"], "overlay", 0, root["data"])
+        syscalls.mount("overlay", root["path"], "overlay", root["flags"], root["data"])
         os.chdir("/")
 
 
