@@ -55,11 +55,11 @@ class Spare:
 class Launcher:
     def __init__(
         self,
+        monitor: str,
         requests: _socket.socket,
         creates: _socket.socket,
         execs: _socket.socket,
         externals: _socket.socket,
-        monitor: str,
     ) -> None:
         self.requests = requests
         self.news, self.tell = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)  # see `spare`
@@ -283,7 +283,7 @@ def main() -> None:
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
-    launcher = Launcher(*channels, monitor=sys.argv[2])
+    launcher = Launcher(sys.argv[2], *channels)
     gc.collect()
     gc.freeze()  # what lives now is never looked at again, so clones do not copy its pages
     gc.disable()
