@@ -79,7 +79,7 @@ class ImageService:
         def work(stage: Any) -> Image:
             stage("pulling")
             if reference.startswith(IMPORTS):
-                images = self._images.load(reference)
+                images = self._images.load(reference, namespace=namespace)
                 if not images:
                     raise InvalidArgument("image.image", reference, "holds no image")
                 return images[0]
@@ -131,15 +131,17 @@ class ImageService:
             return None
 
     def _remove(self, reference: str) -> None:
-        in_use = {
+        try:
+            self._images.remove(reference, in_use=self._in_use)
+        except NotFound:
+            pass  # removed already
+
+    def _in_use(self) -> dict[str, str]:
+        return {
             image_id: f"container {container.id}"
             for container in list(self._store.containers.values())
             for image_id in (container.image_id, *(volume.image_id for volume in container.image_volumes))
         }
-        try:
-            self._images.remove(reference, in_use=in_use)
-        except NotFound:
-            pass  # removed already
 
 
 def _reference(spec: Any) -> str:

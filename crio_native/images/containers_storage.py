@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from crio_native.errors import InvalidArgument, NotFound
 from crio_native.images import references
-from crio_native.images.layouts import Found, exists, open_file, pieces_of, read_file
+from crio_native.images.layouts import STORAGE, Found, exists, open_file, pieces_of, read_file
 from crio_native.images.manifests import (
     MAX_DOCUMENT,
     MAX_LAYER,
@@ -37,6 +37,7 @@ MAX_LIST = 64 << 20  # bytes of layers.json and images.json
 MAX_LINE = 4 << 20  # bytes of a tar-split's entry: the headers of one file
 _FILE, _SEGMENT = 1, 2
 _ID = re.compile(r"[0-9a-f]{64}")
+_LINK = re.compile(r"[A-Z0-9]{26}")
 
 
 def driver_of(root: int) -> str:
@@ -64,6 +65,28 @@ class Storage:
             raise NotFound("image", name or self._path, "the storage does not have it")
         return [self._image(entry) for entry in entries]
 
+    def stacked(self) -> Iterator[tuple[Found, tuple[str, ...]]]:
+        """Each image that is here, with its layers' directories below `overlay`, topmost first: to be mounted as they
+        are.  Raises InvalidArgument, NotFound."""
+        by_id = {entry.get("id"): entry for entry in self._layers.values()}
+        for image in self._list("overlay-images/images.json"):
+            found, lowers, id_ = self._image(image), list[str](), image.get("layer")
+            while id_:
+                if not isinstance(id_, str) or not _ID.fullmatch(id_) or id_ not in by_id or len(lowers) > MAX_LAYERS:
+                    raise NotFound("layer", str(id_), f"the storage {self._path} does not have it, or not whole")
+                lowers.append(self._short(id_))
+                id_ = by_id[id_].get("parent")
+            yield found, tuple(lowers)
+
+    def _short(self, id_: str) -> str:
+        """The symlink that a storage has beside each layer, so that many names fit a page of mount data."""
+        link = read_file(self._root, f"overlay/{id_}/link", 64).decode("ascii", "replace")
+        return f"l/{link}" if _LINK.fullmatch(link) else f"{id_}/diff"
+
+    def config(self, image: Found) -> bytes:
+        """The config's own bytes."""
+        return self._configs[image.manifest.config.digest]
+
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         if descriptor.digest in self._configs:
             return iter((self._configs[descriptor.digest],))
@@ -83,7 +106,7 @@ class Storage:
         manifest = Manifest(config, tuple(self._descriptors(raw, id_)))
         complete = tuple(str(references.parse(name, where)) for name in names)
         digests = (references.check_digest(digest, f"{where}: digest"),) if digest else ()
-        return Found(complete, manifest, digests, self)
+        return Found(complete, manifest, digests, self, STORAGE)
 
     def _descriptors(self, config: bytes, id_: str) -> Iterator[Descriptor]:
         what = f"{self._path}: config of {id_}"

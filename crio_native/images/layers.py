@@ -54,6 +54,19 @@ class Layer:
     owner: tuple[int, int, int] | None
 
 
+def read(directory: Path) -> Layer:
+    """The layer that a directory holds.  Raises OSError, ValueError."""
+    try:
+        record = json.loads((directory / RECORD).read_bytes())
+        owner = record.pop("owner")
+        layer = Layer(**record, owner=owner and tuple(owner))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"its record is malformed: {error}") from None
+    if layer.lower != f"{directory.name}/fs" or not (directory / "fs").is_dir():
+        raise ValueError("its record is of another layer")
+    return layer
+
+
 class Layers:
     """The layers below one directory, which no other process uses.  Methods may be called from any thread."""
 
@@ -71,16 +84,10 @@ class Layers:
 
     def _adopt(self, directory: Path) -> None:
         try:
-            record = json.loads((directory / RECORD).read_bytes())
-            owner = record.pop("owner")
-            layer = Layer(**record, owner=owner and tuple(owner))
-            if (
-                layer.lower != f"{directory.name}/fs"
-                or not (directory / "fs").is_dir()
-                or layer.diff_id in self._layers
-            ):
-                raise ValueError("its record is of another layer")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            layer = read(directory)
+            if layer.diff_id in self._layers:
+                raise ValueError("its layer is here twice")
+        except (OSError, ValueError) as error:
             log.warning("layer directory %s is not usable (%s) and is removed", directory, error)
             _remove(self._put_away(directory))
         else:

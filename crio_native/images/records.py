@@ -5,12 +5,14 @@ SQLite, write-ahead log, synchronous=FULL: a commit is on the disk when it retur
     images   id, manifest_digest, config (the document's own bytes)
     names    name -> image          "docker.io/library/busybox:latest"; a name is one image's at a time
     digests  digest -> image        "docker.io/library/busybox@sha256:..."
+    judged   image, name, requirements of a trust policy (a fingerprint) that its signatures have met
 
 Layers are not here: their directories say themselves what they are (`layers`), and an image's config names them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
@@ -20,8 +22,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from crio_native.errors import FailedPrecondition, Internal, ResourceExhausted
+from crio_native.images.model import Image
 
 # Position n brings a database from version n (user_version) to n + 1.
 _MIGRATIONS = (
@@ -31,6 +35,11 @@ _MIGRATIONS = (
         name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE) STRICT, WITHOUT ROWID;
     CREATE TABLE digests (
         digest TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE judged (
+        image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE, name TEXT NOT NULL, requirements TEXT NOT NULL,
+        PRIMARY KEY (image, name, requirements)) STRICT, WITHOUT ROWID;
     """,
 )
 
@@ -48,8 +57,43 @@ class Record:
     digests: tuple[str, ...]
 
 
+def image_of(record: Record, layer_bytes: int, *, pinned: bool) -> Image:
+    """An image as its record has it."""
+    config = json.loads(record.config)
+    return Image(
+        record.id,
+        record.names,
+        record.digests,
+        len(record.config) + layer_bytes,
+        config,
+        record.manifest_digest,
+        tuple(config["rootfs"]["diff_ids"]),
+        pinned,
+    )
+
+
 class Records:
     """The open database.  Methods may be called from any thread, and write one after the other."""
+
+    @classmethod
+    def read_only(cls, path: Path) -> Records:
+        """Those of a store that nobody writes, for `load` alone.  Raises FailedPrecondition, Internal."""
+        journal = path.with_name(path.name + "-wal")
+        if journal.exists() and journal.stat().st_size:
+            raise FailedPrecondition(f"image database {path} has changes that are not in it yet: its daemon must stop")
+        made = cls.__new__(cls)
+        made._lock, made._path = threading.Lock(), path
+        try:
+            made._connection = sqlite3.connect(
+                f"file:{quote(os.fspath(path))}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            version = made._connection.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise _translated(error, path) from error
+        if version != len(_MIGRATIONS):
+            made.close()
+            raise FailedPrecondition(f"image database {path} has version {version}, not {len(_MIGRATIONS)}")
+        return made
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -88,6 +132,18 @@ class Records:
             )
             for table, values in (("names", record.names), ("digests", record.digests)):
                 connection.executemany(f"REPLACE INTO {table} VALUES (?, ?)", [(value, record.id) for value in values])
+
+    def judge(self, id_: str, name: str, requirements: str) -> None:
+        """Remember that an image has met a trust policy's requirements under a name."""
+        with self._transaction() as connection:
+            known = "SELECT id, ?, ? FROM images WHERE id = ?"  # it may be of another store, or have gone meanwhile
+            connection.execute(f"REPLACE INTO judged {known}", (name, requirements, id_))
+
+    def judged(self, id_: str, name: str, requirements: str) -> bool:
+        """Whether that is remembered."""
+        with self._lock:
+            query = "SELECT 1 FROM judged WHERE image = ? AND name = ? AND requirements = ?"
+            return self._connection.execute(query, (id_, name, requirements)).fetchone() is not None
 
     def remove(self, ids: Iterable[str]) -> None:
         """Forget images with their names and digests."""

@@ -13,7 +13,6 @@ at all.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import fnmatch
 import hashlib
@@ -29,23 +28,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crio_native.errors import (
-    AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     StepFailed,
     Unavailable,
     Unimplemented,
 )
-from crio_native.images import artifacts, chunked, conversion, layouts, manifests, references
+from crio_native.images import admission, artifacts, chunked, conversion, layouts, manifests, references, roots
+from crio_native.images.additional import Additional
+from crio_native.images.admission import Admission, Check
 from crio_native.images.layers import EMPTY, Layers, LocalFiles
 from crio_native.images.layouts import Blobs
 from crio_native.images.manifests import Descriptor, Manifest, verified
 from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
-from crio_native.images.records import Record, Records
+from crio_native.images.records import Record, Records, image_of
 from crio_native.images.references import Reference
 from crio_native.images.registry import Repository
 from crio_native.images.sources import Settings, Sources
@@ -73,7 +72,7 @@ class ImageStore:
     """The images of one node.  Methods may be called from any thread; `list`, `get` and `usage` never wait.
 
     root: the store's directory, made if missing.  layers_in_parallel: of one pull.  settings: of registries.
-    pinned: patterns as for `pin`.  limits: bounds of one layer.  Raises InvalidArgument for wrong registry settings,
+    pinned: patterns as for `pin`.  limits: bounds of one layer.  options: of the storage driver.  Raises InvalidArgument for wrong registry settings,
     FailedPrecondition if another process uses the directory, StepFailed if it cannot be used.
     """
 
@@ -85,6 +84,7 @@ class ImageStore:
         settings: Settings | None = None,
         pinned: Collection[str] = (),
         limits: Limits | None = None,
+        options: roots.Options | None = None,
     ) -> None:
         self._root, self._parallel, self._sources = root, layers_in_parallel, Sources(settings or Settings())
         self._pinned, self._limits = tuple(pinned), limits
@@ -93,6 +93,8 @@ class ImageStore:
         self._mutex = threading.RLock()  # of the catalogue's next version, and of which layers may go
         self._wanted: Counter[str] = Counter()  # diff ids that pulls in progress count on
         self._catalogue = _Catalogue()
+        self._leaving = ""  # the image that is being removed
+        self._options, self._additional = options or roots.Options(), Additional()
         try:
             self._open()
         except OSError as error:
@@ -107,6 +109,8 @@ class ImageStore:
             self._layers = Layers(self._root, self._limits)
             self._records = Records(self._root / "images.db")
             undo.callback(self._records.close)
+            self._admission = Admission(self._sources, self._records)
+            self._additional = Additional.read(self._options.stores)
             self._forget_incomplete()
             self._refresh()
             Layers.delete(self._collect())
@@ -171,13 +175,15 @@ class ImageStore:
         its next step.
         Raises InvalidArgument (the reference, a document or a layer is wrong), NotFound, PermissionRefused,
         Unavailable (the registry), ResourceExhausted (the disk, a bound), DeadlineExceeded (cancelled),
-        Unimplemented (no container image, an unknown compression).  After an error nothing new is left.
+        Unimplemented (no container image, an unknown compression), UntrustedImage (refused by policy).  After an error
+        nothing new is left.
         """
         platform = platform or Platform.host()
         stop = Stop(f"pull of {ref}", cancelled, self._closing, patience=self._sources.settings.patience)
 
         def use(repository: Repository, reference: Reference, origin: str) -> Image:
-            return self._pull(repository, reference, origin, progress, platform, stop)
+            check = self._admission.pulled(reference, namespace)
+            return self._pull(repository, reference, check, origin, progress, platform, stop)
 
         return self._joining.run(
             ("pull", ref, platform, credentials, namespace),
@@ -190,6 +196,7 @@ class ImageStore:
         self,
         repository: Repository,
         reference: Reference,
+        check: Check,
         origin: str,
         progress: OnProgress | None,
         platform: Platform,
@@ -205,10 +212,18 @@ class ImageStore:
         manifest, digests = manifests.resolve(fetch, raw, media_type, platform, f"manifest of {reference}")
         names = () if reference.digest else (str(reference),)
         known_as = dict.fromkeys(f"{reference.name}@{digest}" for digest in (*digests, promised) if digest)
-        return self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
+        met = check(digests[::-1], repository)
+        image = self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
+        self._admission.remember(image, reference, met)
+        return image
 
     def load(
-        self, source: str, *, progress: OnProgress | None = None, cancelled: threading.Event | None = None
+        self,
+        source: str,
+        *,
+        namespace: str = "",
+        progress: OnProgress | None = None,
+        cancelled: threading.Event | None = None,
     ) -> Sequence[Image]:
         """Import all images of an OCI layout or docker-archive on this machine.
 
@@ -217,6 +232,8 @@ class ImageStore:
         """
         stop = Stop(f"load of {source}", cancelled, self._closing)
         with self._layers.scratch() as scratch, layouts.opened(source, scratch, Platform.host()) as found:
+            for image in found:
+                self._admission.loaded(image, source, namespace)
             return [self._add_found(image, source, progress, stop) for image in found]
 
     def save(self, ref: str, target: str, *, cancelled: threading.Event | None = None) -> Image:
@@ -228,6 +245,8 @@ class ImageStore:
         from crio_native.images import exporting
 
         image = self.get(ref)
+        if image.id in self._additional.trees:
+            raise Unimplemented(f"image {image.id} ({ref}) is in an additional store: load it here first to save it")
         stop = Stop(f"save of {ref}", cancelled, self._closing)
         with self._keeping(image.layers), self._layers.scratch() as scratch:
             layers = [layer for diff_id in image.layers if (layer := self._layers.get(diff_id))]
@@ -348,23 +367,41 @@ class ImageStore:
         except OSError as error:
             raise Internal(f"the image store {self._root} cannot be made durable: {error.strerror}") from error
 
+    def authorize(self, image: Image, name: str, namespace: str) -> None:
+        """Whether a pod of a namespace may use an image, asked for by a name ("" if unknown): see `admission`."""
+        stop = Stop(f"verification of {name or image.id}", self._closing, patience=admission.PATIENCE)
+        self._admission.authorize(image, name, namespace, stop)
+
     # Removing
 
-    def remove(self, ref: str, *, in_use: Collection[str] = ()) -> None:
+    def remove(self, ref: str, *, in_use: Collection[str] | Callable[[], Collection[str]] = ()) -> None:
         """Remove an image with all its names, and the layers that no other needs.
 
-        in_use: ids of images that containers stand on; a mapping gives what uses each.  Raises NotFound, and
-        FailedPrecondition for an image in use.
+        in_use: ids of images that containers stand on, or what tells them; a mapping gives what uses each.  Only what
+        tells them is safe beside containers that are being made.  Raises NotFound, and FailedPrecondition for an image
+        in use or of an additional store.
         """
         image = self.get(ref)
+        if image.id in self._additional.trees:
+            raise FailedPrecondition(f"image {image.id} ({ref}) is in an additional store, which is only read")
+        with self._mutex:
+            # A container is recorded first and asks for its layers then; we do it the other way round, so one of us
+            # sees the other.
+            self._leaving = image.id
+            try:
+                self._refuse_if_used(image, ref, in_use() if callable(in_use) else in_use)
+                self._records.remove([image.id])
+                self._refresh()
+            finally:
+                self._leaving = ""
+            removed = self._collect()
+        Layers.delete(removed)
+
+    @staticmethod
+    def _refuse_if_used(image: Image, ref: str, in_use: Collection[str]) -> None:
         if image.id in in_use:
             user = in_use[image.id] if isinstance(in_use, Mapping) else "a container"
             raise FailedPrecondition(f"image {image.id} ({ref}) is in use by {user}: remove that first")
-        with self._mutex:
-            self._records.remove([image.id])
-            self._refresh()
-            removed = self._collect()
-        Layers.delete(removed)
 
     @contextlib.contextmanager
     def _keeping(self, diff_ids: Iterable[str]) -> Iterator[None]:
@@ -382,9 +419,8 @@ class ImageStore:
 
     def _collect(self) -> Sequence[Path]:
         """Put away the layers that nothing needs; the mutex is held."""
-        needed = {
-            diff_id for image in self._catalogue.images.values() for diff_id in image.layers
-        } | self._wanted.keys()
+        own = (image for image in self._catalogue.images.values() if image.id not in self._additional.trees)
+        needed = {diff_id for image in own for diff_id in image.layers} | self._wanted.keys()
         return self._layers.remove(layer.diff_id for layer in self._layers.all() if layer.diff_id not in needed)
 
     # Using
@@ -392,37 +428,31 @@ class ImageStore:
     def prepare_root(self, image_id: str, container_dir: Path) -> Overlay:
         """Make `upper` and `work` in a container's directory, and say how to mount its root file system.
 
-        The upper directory gets mode and owner of the image's root directory: the mounted root shows its own.
-        Raises NotFound, AlreadyExists (container_dir has been prepared before), ResourceExhausted.
+        Whoever is to keep the image must be in `in_use` of `remove` before this is called.
+        Raises NotFound, AlreadyExists (container_dir has been prepared before), ResourceExhausted, FailedPrecondition
+        (quotas are wanted where there are none).
         """
-        image = self._catalogue.images.get(image_id)
-        if image is None:
-            raise NotFound("image", image_id, "it is not in the store; pull or load it first")
-        lowers, owner = self._lowers(image)
-        upper, work = _make_upper_and_work(container_dir, owner or (0o755, 0, 0))
-        return Overlay(str(self._layers.base), lowers or (f"{EMPTY}/fs",), upper, work)
+        return roots.prepare(self._tree(image_id), container_dir, self._options)
 
     def view(self, image_id: str) -> Overlay:
-        """How to mount an image's files alone, read-only.  Raises NotFound."""
+        """How to mount an image's files alone, read-only; in_use as for `prepare_root`.  Raises NotFound."""
+        return roots.view(self._tree(image_id), os.path.join(self._layers.base, EMPTY, "fs"))
+
+    def _tree(self, image_id: str) -> roots.Tree:
+        """An image's layers, topmost first.  Raises NotFound."""
         image = self._catalogue.images.get(image_id)
+        if image is None or image_id == self._leaving:
+            with self._mutex:  # whoever removes it decides first
+                image = self._catalogue.images.get(image_id)
         if image is None:
             raise NotFound("image", image_id, "it is not in the store; pull or load it first")
-        lowers, _ = self._lowers(image)
-        # An overlay without an upper directory takes two lower ones at least.
-        return Overlay(str(self._layers.base), lowers if len(lowers) > 1 else (*lowers, f"{EMPTY}/fs"), "", "")
-
-    def _lowers(self, image: Image) -> tuple[tuple[str, ...], tuple[int, int, int] | None]:
-        """An image's layers, topmost first, and (mode, uid, gid) of its root directory."""
-        lowers: dict[str, None] = {}  # a set in order: overlayfs refuses a layer that comes twice, and the upper
-        owner = None  # occurrence shows all that the lower one would
-        for diff_id in reversed(image.layers):
-            if not (layer := self._layers.get(diff_id)):
-                raise Internal(f"image {image.id} has lost layer {diff_id}: remove it and pull it again")
-            lowers[layer.lower] = None
-            owner = owner or layer.owner
-            if layer.opaque:  # the kernel does not look for this mark on a layer's own root
-                break
-        return tuple(lowers), owner
+        if image_id in self._additional.trees:
+            return self._additional.trees[image_id]
+        layers = [layer for diff_id in image.layers if (layer := self._layers.get(diff_id))]
+        if len(layers) != len(image.layers):
+            lost = next(diff_id for diff_id in image.layers if not self._layers.get(diff_id))
+            raise Internal(f"image {image.id} has lost layer {lost}: remove it and pull it again")
+        return roots.Tree(str(self._layers.base), *roots.stack(layers))
 
     def pin(self, patterns: Iterable[str]) -> None:
         """Mark as pinned the images with a name or digest that fits one: complete names, `*` for any text."""
@@ -443,7 +473,9 @@ class ImageStore:
     def _refresh(self) -> None:
         """Read the records anew; the mutex is held."""
         known = self._catalogue.images
-        images = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
+        own = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
+        self._additional = self._additional.without(own)
+        images = {**self._additional.images, **own}
         by_name = {name: image for image in images.values() for name in (*image.names, *image.digests)}
         self._catalogue = _Catalogue(images, by_name)
 
@@ -451,11 +483,9 @@ class ImageStore:
         pinned = any(fnmatch.fnmatchcase(n, p) for n in (*record.names, *record.digests) for p in self._pinned)
         if known:
             return replace(known, names=record.names, digests=record.digests, pinned=pinned)
-        config = json.loads(record.config)
-        layers = tuple(config["rootfs"]["diff_ids"])
-        unpacked = [layer for diff_id in dict.fromkeys(layers) if (layer := self._layers.get(diff_id))]
-        size = len(record.config) + sum(layer.bytes for layer in unpacked)
-        return Image(record.id, record.names, record.digests, size, config, record.manifest_digest, layers, pinned)
+        layers = dict.fromkeys(json.loads(record.config)["rootfs"]["diff_ids"])
+        size = sum(layer.bytes for diff_id in layers if (layer := self._layers.get(diff_id)))
+        return image_of(record, size, pinned=pinned)
 
     def _forget_incomplete(self) -> None:
         """Drop records whose layers are gone (somebody else's doing): the image can be pulled again."""
@@ -496,25 +526,3 @@ def _stoppable(pieces: Iterable[bytes], stop: Stop) -> Iterator[bytes]:
         stop.check()
         yield piece
         stop.progressed()
-
-
-def _make_upper_and_work(container_dir: Path, owner: tuple[int, int, int]) -> tuple[str, str]:
-    """Both or none.  owner: (mode, uid, gid) of upper."""
-    upper, work = container_dir / "upper", container_dir / "work"
-    made: list[Path] = []
-    try:
-        for directory in (upper, work):
-            directory.mkdir(mode=0o700)
-            made.append(directory)
-        mode, uid, gid = owner
-        os.chown(upper, uid, gid)
-        os.chmod(upper, mode)
-    except OSError as error:
-        for directory in made:
-            directory.rmdir()
-        if isinstance(error, FileExistsError):
-            raise AlreadyExists(f"{error.filename} exists: the container's root was prepared before") from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceExhausted(f"no space left on the device of {container_dir}; free some and retry") from None
-        raise Internal(f"cannot make {error.filename}: {error.strerror}") from None
-    return str(upper), str(work)

@@ -25,7 +25,7 @@ class Overlay:
     lowers: layer directories relative to base, topmost first.  upper, work: absolute, on one file system, both
     existing; upper "" makes a read-only root of the lowers alone.  mapped: the lowers' owners are shown as the
     container's user namespace maps them; upper has the host's numbers.  options: further mount data, as overlayfs
-    itself has it ("metacopy=on", "volatile").
+    itself has it ("metacopy=on", "volatile").  flags: MS_* of the mount.
     """
 
     base: str
@@ -34,6 +34,7 @@ class Overlay:
     work: str
     mapped: bool = False
     options: Sequence[str] = ()
+    flags: int = 0
 
     def data(self, label: str = "", base: str = "") -> str:
         """The mount data.  label: the files' SELinux label.  base: put before each lower name where the one who mounts

@@ -152,7 +152,7 @@ class FileTree:
         if overlay.mapped:
             out.add("map_layers", "linux.uidMappings, linux.gidMappings", base=overlay.base)
         data = overlay.data(self.linux.get("mountLabel", ""))
-        out.add("overlay_root", "root.path", path=self.root, base=overlay.base, data=data)
+        out.add("overlay_root", "root.path", path=self.root, base=overlay.base, data=data, flags=overlay.flags)
 
     def _translate(
         self, cgroup_directories: Mapping[str, str], notify_socket: str

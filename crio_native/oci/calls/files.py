@@ -49,11 +49,11 @@ def map_layers(base: str) -> list[str]:
 
 
 @describes
-def overlay_root(path: str, base: str, data: str) -> list[str]:
+def overlay_root(path: str, base: str, data: str, flags: int) -> list[str]:
     return [
         _private_parent(path),
         f"chdir({quoted(base)})",
-        f'mount("overlay", {quoted(path)}, "overlay", 0, {quoted(data)})',
+        f'mount("overlay", {quoted(path)}, "overlay", {mounts.flag_names(flags)}, {quoted(data)})',
         'chdir("/")',
     ]
 

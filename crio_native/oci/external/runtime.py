@@ -312,7 +312,7 @@ class ExternalRuntime(Monitored):
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
     label = (spec.get("linux") or {}).get("mountLabel", "")
-    return {"base": overlay.base, "path": spec["root"]["path"], "data": overlay.data(label)}
+    return {"base": overlay.base, "path": spec["root"]["path"], "data": overlay.data(label), "flags": overlay.flags}
 
 
 def _started(reply: socket.socket, what: str) -> tuple[dict[str, Any], int]:

@@ -32,7 +32,7 @@ def mount_root(overlay: Overlay, target: Path, label: str) -> None:
         data = overlay.data(label, overlay.base)
         if len(data) > _OPTIONS_MAX:
             data = overlay.data(label, f"/proc/self/fd/{base}")
-        syscalls.mount("overlay", str(target), "overlay", 0, data)
+        syscalls.mount("overlay", str(target), "overlay", overlay.flags, data)
     except OSError as error:
         raise StepFailed("overlay_root", error.errno or 0, str(target), "") from None
     finally:

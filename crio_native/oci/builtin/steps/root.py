@@ -42,11 +42,11 @@ def map_layers(context: Context, base: str) -> None:
     tree.close()
 
 
-def overlay_root(context: Context, path: str, base: str, data: str) -> None:
+def overlay_root(context: Context, path: str, base: str, data: str, flags: int) -> None:
     """The layers' names are relative to `base`, so that 127 of them fit the page that mount data is bounded to."""
     _make_parent_private(path)
     os.chdir(base)
-    syscalls.mount("overlay", path, "overlay", 0, data)
+    syscalls.mount("overlay", path, "overlay", flags, data)
     os.chdir("/")
     context.root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
