@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from crio_native.errors import StepFailed
@@ -22,6 +23,9 @@ from crio_native.network.sysctl import Sysctls
 
 log = logging.getLogger(__name__)
 
+_DELETIONS = 8  # at a time; more than that wait for each other
+_FIRST_LOOK, _LAST_LOOK = 0.0005, 0.008  # seconds between looks whether a link is gone
+
 
 class Bridges:
     """The bridges that this program makes on the node.  Thread-safe."""
@@ -32,6 +36,7 @@ class Bridges:
         self._sysctls = Sysctls(records)
         self._lock = threading.Lock()
         self._prepared: dict[BridgeConfig, int] = {}  # by this object; the bridge's index
+        self._deletions = ThreadPoolExecutor(_DELETIONS, "unlink")
 
     @staticmethod
     def check(config: BridgeConfig) -> None:
@@ -76,9 +81,16 @@ class Bridges:
             raise
 
     def disconnect(self, attachment: Attachment) -> None:
-        """The inverse.  Idempotent."""
-        with Netlink.open() as netlink:
-            links.delete(netlink, attachment.host_interface)
+        """The inverse.  Idempotent.
+
+        The kernel shuts a link, takes it from its tables, and then waits, still in the same system call, for readers
+        that may have seen it (RCU): 1 ms until the link is gone for everybody, 10 to 25 more until the call returns.
+        Those are for a thread that nobody waits for; the kernel completes the call even when this process is killed.
+        """
+        deletion = self._deletions.submit(_delete, attachment.host_interface)
+        pause = _FIRST_LOOK
+        while not _done(deletion, pause) and _link_index(attachment.host_interface):
+            pause = min(2 * pause, _LAST_LOOK)
 
     def let_loopback_out(self, names: Sequence[str]) -> None:
         """For the node's links of pods that plugin programs attached: 127.0.0.1:PORT leads to the pod."""
@@ -130,6 +142,17 @@ def attachment(
         port_mappings=ports,
         network=config.name,
     )
+
+
+def _delete(name: str) -> None:
+    with Netlink.open() as netlink:
+        links.delete(netlink, name)
+
+
+def _done(deletion: Future[None], seconds: float) -> bool:
+    """Whether it ends within that time.  Raises what it failed with."""
+    wait([deletion], seconds)
+    return deletion.done() and deletion.result() is None
 
 
 def _table_name(config: BridgeConfig) -> str:

@@ -62,9 +62,16 @@ class StateDatabase:
         """(id, record) of each row."""
         yield from self._connection.execute(f"SELECT id, record FROM {table}")
 
-    def write(self, deleted: Sequence[tuple[str, str]], written: Sequence[tuple[str, Row]]) -> CrioError | None:
-        """Delete rows by (table, id) and put rows of (table, columns), all or none; what it failed with, if it did."""
+    def write(
+        self, deleted: Sequence[tuple[str, str]], written: Sequence[tuple[str, Row]], *, flush: bool
+    ) -> CrioError | None:
+        """Delete rows by (table, id) and put rows of (table, columns), all or none; what it failed with, if it did.
+
+        flush: return when the medium has it, with all that was written before.  Without, the kernel has it: it survives
+        this process, but not always the machine.
+        """
         try:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
             with self._connection as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 for table in reversed(TABLES):
@@ -119,7 +126,7 @@ def _open(path: Path) -> sqlite3.Connection:
     """Raises sqlite3.DatabaseError for a damaged file, Internal for one of a later version."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     try:
-        database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        database.executescript("PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON;")
         (check,) = database.execute("PRAGMA quick_check(1)").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if check != "ok":

@@ -1,9 +1,14 @@
 """The durable records of pods and containers: an index in memory over one SQLite file (`state_database`).
 
-Readers use the index and take no lock.  A writer's change is in the index at once and on the disk when the call returns
+Readers use the index and take no lock.  A writer's change is in the index at once and in the file when the call returns
 (or soon after, with ``wait=False``).  Whoever gets to write commits whatever has queued up together: twenty pods at
 once cost a few flushes, not forty.  What is queued is only which records have changed: the disk gets them as the index
 has them then.  So what the disk did not take (it is full) is not lost: it goes with the next write that succeeds.
+
+The medium is waited for only when a record is added, which is before the kernel is touched: whatever happens then,
+somebody will know what to look for.  Later changes are the operating system's to keep: they survive a daemon that is
+killed.  A machine that loses power may lose the last of them, and has by then lost the processes that they tell of: a
+start finds the object in an earlier state, and removes it or goes on with removing it.
 
 `record` in the file is the JSON of `records.Pod` or `records.Container`; the other columns repeat what SQLite must
 watch over.  A record that cannot be read any more is set aside with its containers, and the rest serves.
@@ -46,6 +51,7 @@ class Store:
         self._names: dict[str, str] = {}
         self._listeners: list[Callable[[type, str, Record | None], None]] = []
         self._queue: deque[tuple[Key, Future[None]]] = deque()
+        self._added: set[Key] = set()  # of those in the queue, what the medium must have
         self._unwritten: set[Key] = set()  # what the disk did not take; touched by who holds `_writing`
         self._writing = threading.Lock()
         self._database = StateDatabase(path)
@@ -87,7 +93,7 @@ class Store:
                     listener(kind, object_id, record)
 
     def insert(self, record: Record) -> None:
-        """Add a record and so take its name; on the disk when this returns.
+        """Add a record and so take its name; flushed to the medium when this returns.
 
         Raises AlreadyExists, ResourceExhausted when the disk is full; then the name is free again.
         """
@@ -96,6 +102,7 @@ class Store:
             if holder is not None:
                 raise AlreadyExists(f"the name {record.name!r} is taken by {_word(type(record))} {holder}")
             self._names[record.name] = record.id
+            self._added.add((type(record), record.id))
             done = self._publish(type(record), record.id, record)
         try:
             self._flush(done)
@@ -107,7 +114,7 @@ class Store:
     def change(self, kind: type[R], object_id: str, make: Callable[[R], R], *, wait: bool = True) -> R:
         """Replace a record by what `make` makes of it, atomically.  Raises NotFound when it is gone.
 
-        wait: return only when it is on the disk.  `make` runs with the index locked.
+        wait: return only when it is in the file.  `make` runs with the index locked.
         """
         with self._lock:
             old = self.get(kind, object_id)
@@ -195,10 +202,16 @@ class Store:
     def _commit(self, keys: set[Key]) -> CrioError | None:
         with self._lock:
             records = {key: self._tables[key[0]].get(key[1]) for key in keys}
-        return self._database.write(
+            added = self._added & keys
+        error = self._database.write(
             deleted=[(_table(kind), object_id) for (kind, object_id), record in records.items() if record is None],
             written=[(_table(kind), _row(record)) for (kind, _), record in records.items() if record is not None],
+            flush=bool(added),
         )
+        if error is None and added:
+            with self._lock:
+                self._added -= added
+        return error
 
     def _load(self) -> None:
         kinds: tuple[type[Pod], type[Container]] = (Pod, Container)
