@@ -66,6 +66,13 @@ class PermissionRefused(CrioError):
     """Policy, or the kernel, forbids it."""
 
 
+class UntrustedImage(CrioError):
+    """The trust policy refuses an image; the message starts with the word by which the kubelet knows that (CRI)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"SignatureValidationFailed: {reason}")
+
+
 class Unimplemented(CrioError):
     """A call or feature that this version does not have."""
 

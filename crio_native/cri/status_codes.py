@@ -18,6 +18,7 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.ResourceExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.PermissionRefused, grpc.StatusCode.PERMISSION_DENIED),
     (errors.Unimplemented, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.UntrustedImage, grpc.StatusCode.UNKNOWN),  # only of this code the kubelet reads the message
 )
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 

@@ -8,6 +8,7 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
     sources      who has the image of a name, from:
       registries_conf, short_names, credentials, certificates, proxies
     registry     a source: OCI Distribution, over `transport` (HTTP) and `logins`
+    admission    what the trust policy says of an image, by trust/
     layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`
     conversion   what is no plain image made into one: `artifacts`, `schema1`, `encryption`
     chunked      zstd:chunked layers by their files

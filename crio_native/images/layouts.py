@@ -57,13 +57,15 @@ class Found:
     """An image on disk.
 
     names: complete ("registry/repository:tag"), as it is called there.  digests: of its index and its manifest, the
-    manifest's last; none in a docker-archive.
+    manifest's last; none in a docker-archive.  transport, tag: what kind of place it is in, and its name there.
     """
 
     names: tuple[str, ...]
     manifest: Manifest
     digests: tuple[str, ...]
     blobs: Blobs
+    transport: str
+    tag: str = ""
 
 
 def split_source(source: str) -> tuple[str, str, str]:
@@ -92,9 +94,10 @@ def opened(source: str, scratch: Path, platform: Platform) -> Iterator[list[Foun
     root = _open_directory(transport, path, scratch)
     try:
         if transport in ("", "oci", "oci-archive") and exists(root, "oci-layout"):
-            yield _Layout(root, path).images(tag, platform)
+            archive = os.path.isfile(path)
+            yield _Layout(root, path, "oci-archive" if archive else "oci").images(tag, platform)
         elif transport in ("", "dir") and exists(root, "version") and exists(root, "manifest.json"):
-            yield _Directory(root, path).images(tag, platform)
+            yield _Directory(root, path, "dir").images(tag, platform)
         elif transport in ("", STORAGE) and (driver := containers_storage.driver_of(root)):
             yield containers_storage.Storage(root, path, driver).images(tag)
         elif transport in ("", "docker-archive") and exists(root, "manifest.json"):
@@ -134,8 +137,8 @@ def _open_directory(transport: str, path: str, scratch: Path) -> int:
 class _Layout:
     """An OCI image layout."""
 
-    def __init__(self, root: int, path: str) -> None:
-        self._root, self._path = root, path
+    def __init__(self, root: int, path: str, transport: str) -> None:
+        self._root, self._path, self._transport = root, path, transport
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         with open_file(self._root, self._path_of(descriptor.digest)) as fd:
@@ -164,7 +167,7 @@ class _Layout:
         what = f"{self._path}: {name or 'image'}"
         chosen = choose(candidates, platform, what)
         manifest, digests = resolve(self._document, self._document(chosen), chosen.media_type, platform, what)
-        return Found(_names(name, self._path), manifest, digests, self)
+        return Found(_names(name, self._path), manifest, digests, self, self._transport, name)
 
     def size(self, digest: str) -> int:
         with open_file(self._root, self._path_of(digest)) as fd:
@@ -191,7 +194,7 @@ class _Directory(_Layout):
         if parse_document(raw, what).get("schemaVersion") == 1:
             raw = schema1.unsigned(raw)
         manifest, digests = resolve(self._document, raw, "", platform, what)
-        return [Found((), manifest, digests, self)]
+        return [Found((), manifest, digests, self, self._transport)]
 
     def _document(self, descriptor: Descriptor) -> bytes:
         raw = read_file(self._root, f"{descriptor.digest.partition(':')[2]}.manifest.json")
@@ -248,7 +251,7 @@ class _DockerArchive:
         self._paths[config.digest] = config_path
         blobs = tuple(self._layer(path, diff_id) for path, diff_id in zip(layers, diff_ids, strict=True))
         names = tuple(str(references.parse(name, f"{where}.RepoTags")) for name in tags)
-        return Found(names, Manifest(config, blobs), (), self)
+        return Found(names, Manifest(config, blobs), (), self, "docker-archive")
 
     def _layer(self, path: str, diff_id: str) -> Descriptor:
         """A plain layer's digest is its diff id; only of a compressed one it has to be found out."""

@@ -40,7 +40,7 @@ class Repository:
     """
 
     def __init__(self, reference: Reference, stop: Stop, **transport: Any) -> None:
-        self._reference, self._stop = reference, stop
+        self.reference, self._stop = reference, stop
         self._transport = Transport(reference, stop, **transport)
         self._path = f"/v2/{reference.repository}"
 
@@ -60,6 +60,17 @@ class Repository:
             raw = schema1.unsigned(raw)  # its digest does not cover the signatures
         return raw, media_type, stated if stated.partition(":")[0] in DIGEST_LENGTHS else ""
 
+    def signature_list(self, digest: str) -> bytes | None:
+        """What a registry with OpenShift's extension for signatures has for an image; None from one without it."""
+        if self._transport.get("/v2/", {}, _signature_mark) != "1":
+            return None
+        path = f"/extensions/v2/{self.reference.repository}/signatures/{digest}"
+        return self._transport.get(path, {}, lambda response: self._transport.read_all(response, MAX_DOCUMENT))
+
+    def elsewhere(self, url: str, most: int) -> bytes:
+        """What the node's configuration says is at an address, of up to so many bytes.  Raises NotFound, too."""
+        return self._transport.configured(url, lambda response: self._transport.read_all(response, most))
+
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """A blob's bytes, unchecked.  A connection that breaks is taken up where it broke.
 
@@ -78,7 +89,7 @@ class Repository:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         total = total if response.status == 206 else response.headers.get("Content-Length", "")
         if not total.isdigit():
-            raise Unavailable(f"registry {self._reference.registry} does not say how large {digest} is")
+            raise Unavailable(f"registry {self.reference.registry} does not say how large {digest} is")
         return int(total)
 
     def part(self, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
@@ -96,11 +107,11 @@ class Repository:
                 if done >= end:
                     return
                 problem = "the connection was closed"
-            log.info("blob %s of %s broke after %d bytes: %s", descriptor.digest, self._reference.name, done, problem)
+            log.info("blob %s of %s broke after %d bytes: %s", descriptor.digest, self.reference.name, done, problem)
             failures = 1 if done - mark >= WORTH_RESUMING else failures + 1
             if failures > RESUMES:
                 raise Unavailable(
-                    f"registry {self._reference.registry} cut {descriptor.digest} of {self._reference.repository} "
+                    f"registry {self.reference.registry} cut {descriptor.digest} of {self.reference.repository} "
                     f"short at {done} of {descriptor.size} bytes, {failures} times ({problem}); try again later"
                 )
             mark = done
@@ -115,7 +126,7 @@ class Repository:
             skip = 0 if ranged else start  # a server may answer a range with the whole
             if ranged and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise Unavailable(
-                    f"{self._reference.registry} answered another range than asked for of {descriptor.digest}"
+                    f"{self.reference.registry} answered another range than asked for of {descriptor.digest}"
                 )
             self._check_length(response, end - start if ranged else descriptor.size, descriptor)
             left = math.inf if whole else end - start  # of the whole the digest judges the length
@@ -137,15 +148,15 @@ class Repository:
                 try:
                     return self._transport.elsewhere(url, headers)
                 except CrioError as other:
-                    log.info("%s of %s: %s", descriptor.digest, self._reference.name, other)
+                    log.info("%s of %s: %s", descriptor.digest, self.reference.name, other)
             raise error
 
     def _check_length(self, response: BaseHTTPResponse, expected: int, descriptor: Descriptor) -> None:
         announced = response.headers.get("Content-Length", "")
         if announced.isdigit() and int(announced) != expected:
             raise Unavailable(
-                f"registry {self._reference.registry} announces {announced} bytes for {descriptor.digest} of "
-                f"{self._reference.repository}, whose manifest says {expected}: the image is damaged there"
+                f"registry {self.reference.registry} announces {announced} bytes for {descriptor.digest} of "
+                f"{self.reference.repository}, whose manifest says {expected}: the image is damaged there"
             )
 
     # Ranges at once
@@ -176,6 +187,11 @@ class Repository:
         data = b"".join(self.part(descriptor, start, end))
         if len(data) != end - start:
             raise Unavailable(
-                f"registry {self._reference.registry} gave {len(data)} bytes for {start}..{end} of {descriptor.digest}"
+                f"registry {self.reference.registry} gave {len(data)} bytes for {start}..{end} of {descriptor.digest}"
             )
         return data
+
+
+def _signature_mark(response: BaseHTTPResponse) -> str:
+    response.close()
+    return response.headers.get("X-Registry-Supports-Signatures", "")

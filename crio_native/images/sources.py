@@ -22,6 +22,7 @@ from crio_native.images.model import Credentials
 from crio_native.images.references import Reference
 from crio_native.images.registries_conf import Endpoint, Paths, Registries
 from crio_native.images.registry import Repository
+from crio_native.images.trust.judging import Trust
 from crio_native.images.work import Stop
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Settings:
     certificates are not checked.  short_names: "enforcing", or "disabled" to try all; registries.conf may say more
     exactly what enforcing is.  follow: read files anew when they have changed.  patience: seconds that a pull may
     stand still, None for ever.  keys: directory of private keys for encrypted images.
-    artifacts: whether OCI artifacts are taken.
+    artifacts: whether OCI artifacts are taken.  trust: None to accept every image.
     """
 
     paths: Paths | None = None
@@ -56,6 +57,7 @@ class Settings:
     patience: float | None = None
     keys: Path | None = None
     artifacts: bool = True
+    trust: Trust | None = None
 
 
 def from_config(config: Config) -> Settings:
@@ -74,6 +76,7 @@ def from_config(config: Config) -> Settings:
         patience=image.pull_progress_timeout or None,
         keys=Path(keys) if keys else None,
         artifacts=image.oci_artifact_mount_support,
+        trust=Trust(image.signature_policy, image.signature_policy_dir),
     )
 
 

@@ -108,6 +108,10 @@ class Transport:
         self._check_target(urlsplit(self.origin).scheme, url)
         return self._fetch(url, headers, lambda response: response, 1)
 
+    def configured(self, url: str, use: Callable[[BaseHTTPResponse], Result]) -> Result:
+        """From an address that the node's own configuration names.  Raises as `get`."""
+        return self._fetch(url, {}, use, ATTEMPTS)
+
     def _fetch(
         self, url: str, headers: Mapping[str, str], use: Callable[[BaseHTTPResponse], Result], attempts: int
     ) -> Result:

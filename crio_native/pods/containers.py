@@ -65,6 +65,9 @@ class Containers:
         if not config.image.image:
             raise InvalidArgument("config.image.image", "", "names no image")
         image = node.images.get(config.image.image)
+        stage("judging the image by the trust policy")
+        name_of_image = config.image.user_specified_image or config.image.image
+        node.images.authorize(image, name_of_image, pod.config.metadata.namespace)
         image_config = image.config.get("config") or {}
         container_id = names.new_id()
         container = Container(
@@ -76,7 +79,7 @@ class Containers:
             created_at=time.time_ns(),
             image_id=image.id,
             image_ref=image.digests[0] if image.digests else image.id,
-            image_volumes=image_volumes.resolve(config.mounts, node.images),
+            image_volumes=image_volumes.resolve(config.mounts, node.images, pod.config.metadata.namespace),
             log_path=self._log_path(pod, container_id, config),
             cgroup=node.cgroup_path(pod.cgroup, container_id),
             stop_signal=stop_signal(config.stop_signal, str(image_config.get("StopSignal") or "")),

@@ -28,8 +28,11 @@ _DIRECTORY = "volumes"  # below the bundle
 _FLAGS = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
 
 
-def resolve(asked: Sequence[Mount], images: ImageStore) -> tuple[ImageVolume, ...]:
-    """The images that mounts name.  Raises InvalidArgument with the mount's index, NotFound for an absent image."""
+def resolve(asked: Sequence[Mount], images: ImageStore, namespace: str) -> tuple[ImageVolume, ...]:
+    """The images that mounts name.  namespace: of the pod, whose trust policy counts.
+
+    Raises InvalidArgument with the mount's index, NotFound for an absent image, UntrustedImage.
+    """
     found = []
     for index, mount in enumerate(asked):
         if mount.image is None:
@@ -37,7 +40,9 @@ def resolve(asked: Sequence[Mount], images: ImageStore) -> tuple[ImageVolume, ..
                 _refuse(index, "image_sub_path", mount.image_sub_path, "belongs to an image")
             continue
         _check(mount, index)
-        found.append(ImageVolume(index, images.get(mount.image.image).id))
+        image = images.get(mount.image.image)
+        images.authorize(image, mount.image.user_specified_image or mount.image.image, namespace)
+        found.append(ImageVolume(index, image.id))
     return tuple(found)
 
 
