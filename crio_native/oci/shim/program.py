@@ -45,8 +45,10 @@ def run(
     stdin: bytes = b"",
     seconds: float,
     stdout: int = -1,
+    stderr: int = -1,
 ) -> Ended:
-    """Run it; stdout: a descriptor that it gets as its standard output instead of a pipe that is read here.
+    """Run it; stdout, stderr: descriptors that it gets instead of a pipe that is read here, as who goes on in the
+    background has to: a pipe of ours that stays open would be waited for.
 
     Raises DeadlineExceeded (its process group is killed then), StepFailed when it cannot be executed, Unavailable when
     its launcher died.
@@ -66,7 +68,8 @@ def run(
     try:
         os.write(memory, stdin)
         os.lseek(memory, 0, os.SEEK_SET)
-        given = [their_status.fileno(), memory, stdout if stdout >= 0 else outputs.write[0], outputs.write[1]]
+        streams = [ours if given < 0 else given for given, ours in zip((stdout, stderr), outputs.write, strict=True)]
+        given = [their_status.fileno(), memory, *streams]
         with launchers.conversation(request, given) as reply:
             their_status.close()
             outputs.close_write()

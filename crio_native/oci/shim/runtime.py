@@ -269,7 +269,9 @@ class ShimRuntime(Monitored):
             line += ["--log-size-max", str(container.log_size_max)]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            program.run(self._launchers, line, cwd="/", env={}, seconds=MONITOR_SECONDS, stdout=theirs.fileno())
+            program.run(
+                self._launchers, line, cwd="/", env={}, seconds=MONITOR_SECONDS, stdout=theirs.fileno(), stderr=2
+            )  # it keeps our stderr, for what it can tell nobody else
             theirs.close()
             return int(monitor.read_reply(ours, MONITOR_SECONDS)["monitor"])
 
