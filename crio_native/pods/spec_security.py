@@ -87,7 +87,8 @@ def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
     if security.privileged or wanted.profile_type is ProfileType.Unconfined:
         return "unconfined" if host.apparmor else ""
     if wanted.profile_type is ProfileType.Localhost:
-        name = wanted.localhost_ref
+        # A kubelet names the profile; other clients write here, too, what the deprecated field takes.
+        name = wanted.localhost_ref.removeprefix("localhost/")
         if not name or len(name) > 1024 or not name.isprintable():
             raise InvalidArgument(f"{_WHERE}.apparmor.localhost_ref", name, "must be the name of a loaded profile")
         if not host.apparmor:

@@ -306,7 +306,9 @@ def test_labels_that_the_host_cannot_give() -> None:
     for name in ("", "a\nb", "x" * 2000):
         with pytest.raises(InvalidArgument, match=r"apparmor\.localhost_ref"):
             build(security=ContainerSecurity(apparmor=SecurityProfile(ProfileType.Localhost, name)), host=able)
-    assert build(security=asked, host=able).spec["process"]["apparmorProfile"] == "mine"
+    prefixed = ContainerSecurity(apparmor=SecurityProfile(ProfileType.Localhost, "localhost/mine"))
+    for security in (asked, prefixed):
+        assert build(security=security, host=able).spec["process"]["apparmorProfile"] == "mine"
     assert build(host=able).spec["process"]["apparmorProfile"] == "crio-default"
     assert build().spec["process"]["apparmorProfile"] == ""
     labelled = ContainerSecurity(selinux_options=SELinuxOption(type="x_t", level="s0:c1,c2"))

@@ -109,9 +109,16 @@ def test_the_default_profile_binds_who_may_mount(cri: Client) -> None:
     assert cri.exec(free, *mount).exit_code == 0
 
 
-@pytest.mark.parametrize("field", ["apparmor", "apparmor_profile"])
+@pytest.mark.parametrize("field", ["apparmor", "apparmor with its prefix", "apparmor_profile"])
 def test_a_profile_by_name(cri: Client, mine: str, field: str) -> None:
-    container = sleeper(cri, **{field: localhost(mine) if field == "apparmor" else f"localhost/{mine}"})
+    prefixed = f"localhost/{mine}"
+    match field:
+        case "apparmor":
+            container = sleeper(cri, apparmor=localhost(mine))
+        case "apparmor with its prefix":
+            container = sleeper(cri, apparmor=localhost(prefixed))
+        case _:
+            container = sleeper(cri, apparmor_profile=prefixed)
     assert first_process(cri, container) == profile_of(cri, container) == f"{mine} (enforce)"
     answer = cri.exec(container, "sh", "-c", "echo x > /tmp/open && cat /tmp/open; echo y > /tmp/secret")
     assert answer.stdout == b"x\n" and b"Permission denied" in answer.stderr
