@@ -77,7 +77,7 @@ def opened(config: Config, launchers: Launchers) -> Iterator[Assembly]:
     """All stores, the network and the handlers.  Raises what each raises that cannot be opened."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from crio_native.images import ImageStore
+    from crio_native.images import ImageStore, roots
     from crio_native.images.sources import from_config
     from crio_native.network import PodNetwork
     from crio_native.pods.containers import Containers
@@ -97,7 +97,8 @@ def opened(config: Config, launchers: Launchers) -> Iterator[Assembly]:
         images = ImageStore(
             Path(crio.imagestore or layout.root / "images"),
             settings=from_config(config),
-            pinned=config.image.pinned_images,
+            pinned=roots.pinned(config),
+            options=roots.parse(crio.storage_driver, crio.storage_option),
         )
         stack.callback(images.close)
         network = PodNetwork.from_directory(

@@ -18,6 +18,7 @@ from crio_native.config import Config
 from crio_native.config.render import Difference, differences
 from crio_native.config.schema import Option, members
 from crio_native.errors import CrioError
+from crio_native.images import roots
 from crio_native.pods.node import Node
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ class Reloader:
         node.images.reload(keys=_path(config.runtime.decryption_keys_path))  # reads registries.conf, which may be wrong
         if config.runtime.runtimes != node.settings.runtimes or _default(config) != _default(node.config):
             node.handlers.reload(config.runtime)
-        if config.image.pinned_images != node.config.image.pinned_images:
-            node.images.pin(config.image.pinned_images)
+        if roots.pinned(config) != roots.pinned(node.config):
+            node.images.pin(roots.pinned(config))
         self._set_logging(config)
         node.config = config
         taken = [change for change in changes if change.reload]

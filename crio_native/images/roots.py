@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crio_native.errors import (
     AlreadyExists,
@@ -24,6 +25,9 @@ from crio_native.images.layers import EMPTY, Layer
 from crio_native.linux import quota
 from crio_native.linux.mounts import MS_NODEV
 from crio_native.oci.runtime import Overlay
+
+if TYPE_CHECKING:
+    from crio_native.config import Config
 
 FIELD = "crio.storage_option"
 # What overlayfs itself takes (Documentation/filesystems/overlayfs.rst) and what does not change where files are.
@@ -63,7 +67,10 @@ class Options:
 
 
 def parse(driver: str, given: Sequence[str]) -> Options:
-    """The options as containers/storage spells them: ``overlay.mountopt=nodev,metacopy=on``.  Raises InvalidArgument."""
+    """The options as containers/storage spells them: ``overlay.mountopt=nodev,metacopy=on``.
+
+    Raises InvalidArgument, also for an option that has no effect here.
+    """
     data: list[str] = []
     flags = size = inodes = 0
     stores: list[Path] = []
@@ -100,6 +107,11 @@ def stack(layers: Sequence[Layer]) -> tuple[tuple[str, ...], tuple[int, int, int
         if layer.opaque:  # the kernel does not look for this mark on a layer's own root
             break
     return tuple(lowers), owner
+
+
+def pinned(config: Config) -> tuple[str, ...]:
+    """Patterns of the images that no kubelet may remove: those that the operator names, and the pause image."""
+    return tuple(filter(None, (*config.image.pinned_images, config.image.pause_image)))
 
 
 def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay:
@@ -146,8 +158,8 @@ def _limit(container_dir: Path, directories: Sequence[Path], options: Options) -
         if error.errno != errno.ENOTSUP:
             raise
         raise FailedPrecondition(
-            f"{FIELD}: size and inodes need a file system with project quotas below {container_dir.parent} (ext4 or xfs "
-            "mounted with prjquota); mount it so, or remove the option"
+            f"{FIELD}: size and inodes need a file system with project quotas below {container_dir.parent}: "
+            "ext4 or xfs, mounted with prjquota; mount it so, or remove the option"
         ) from None
 
 

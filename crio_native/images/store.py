@@ -72,8 +72,9 @@ class ImageStore:
     """The images of one node.  Methods may be called from any thread; `list`, `get` and `usage` never wait.
 
     root: the store's directory, made if missing.  layers_in_parallel: of one pull.  settings: of registries.
-    pinned: patterns as for `pin`.  limits: bounds of one layer.  options: of the storage driver.  Raises InvalidArgument for wrong registry settings,
-    FailedPrecondition if another process uses the directory, StepFailed if it cannot be used.
+    pinned: patterns as for `pin`.  limits: bounds of one layer.  options: of the storage driver.
+    Raises InvalidArgument for wrong registry settings, FailedPrecondition if another process uses the directory,
+    StepFailed if it cannot be used.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class ImageStore:
         self._wanted: Counter[str] = Counter()  # diff ids that pulls in progress count on
         self._catalogue = _Catalogue()
         self._leaving = ""  # the image that is being removed
-        self._options, self._additional = options or roots.Options(), Additional()
+        self._options, self._offered = options or roots.Options(), Additional()
+        self._additional = self._offered  # of those the images that this store has not
         try:
             self._open()
         except OSError as error:
@@ -110,7 +112,7 @@ class ImageStore:
             self._records = Records(self._root / "images.db")
             undo.callback(self._records.close)
             self._admission = Admission(self._sources, self._records)
-            self._additional = Additional.read(self._options.stores)
+            self._offered = Additional.read(self._options.stores)
             self._forget_incomplete()
             self._refresh()
             Layers.delete(self._collect())
@@ -474,7 +476,7 @@ class ImageStore:
         """Read the records anew; the mutex is held."""
         known = self._catalogue.images
         own = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
-        self._additional = self._additional.without(own)
+        self._additional = self._offered.without(own)
         images = {**self._additional.images, **own}
         by_name = {name: image for image in images.values() for name in (*image.names, *image.digests)}
         self._catalogue = _Catalogue(images, by_name)

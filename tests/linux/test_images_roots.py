@@ -1,0 +1,267 @@
+"""Root file systems: options of the storage driver, additional stores, and images that go while somebody comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from crio_native.config import Config
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from crio_native.images import Image, ImageStore, roots
+from crio_native.linux.mounts import MS_NODEV
+from crio_native.oci.runtime import Overlay
+
+from ..images_support import (
+    BASE,
+    DIR,
+    TOP,
+    in_private_mounts,
+    load,
+    made_directory,
+    member,
+    picture,
+    tar,
+    write_layout,
+)
+from ..images_support import store as store
+
+pytestmark = pytest.mark.root
+
+
+def seen_in(overlay: Overlay, root: Path, look: str) -> str:
+    """What a shell sees in a root file system that is really mounted."""
+    return in_private_mounts(
+        """
+        import os, subprocess, sys
+        from crio_native.linux import syscalls
+        base, flags, data, root, look = sys.argv[1:]
+        os.chdir(base)
+        assert len(data) < 4096
+        syscalls.mount("overlay", root, "overlay", int(flags), data)
+        os.chdir(root)
+        subprocess.run(["sh", "-c", look], check=True)
+        """,
+        *(overlay.base, overlay.flags, overlay.data(), made_directory(root), look),
+    ).stdout
+
+
+# Options
+
+
+def test_options_are_read_as_containers_storage_spells_them(tmp_path: Path) -> None:
+    given = [
+        "overlay.mountopt=nodev,metacopy=on,volatile",
+        "overlay.size=10G",
+        "inodes=5000",
+        f"overlay.imagestore={tmp_path}",
+    ]
+    found = roots.parse("overlay", given)
+    assert found == roots.Options(("metacopy=on", "volatile"), MS_NODEV, 10 << 30, 5000, (tmp_path,))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("overlay.mountopt=lowerdir=/etc", "lowerdir"),
+        ("overlay.mountopt=metacopy=on,context=x", "context=x"),
+        ("overlay.size=much", "must be a size"),
+        ("overlay.inodes=-1", "must be a number"),
+        ("overlay.imagestore=here", "absolute path of a directory"),
+        ("overlay.imagestore=/no/such/place", "absolute path of a directory"),
+        ("overlay.ignore_chown_errors=true", "no option of the overlay driver"),
+        ("overlay.size", "NAME=VALUE"),
+    ],
+)
+def test_an_option_without_effect_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words) as caught:
+        roots.parse("overlay", ["overlay.size=1G", text])
+    assert "crio.storage_option[1]" in str(caught.value)
+
+
+def test_mount_options_reach_the_kernel(tmp_path: Path) -> None:
+    options = roots.parse("overlay", ["overlay.mountopt=nodev,metacopy=on,volatile"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        image = load(store, tmp_path, "one", BASE)
+        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        line = seen_in(overlay, tmp_path / "root", 'grep " $PWD " /proc/self/mounts')
+    words = set(line.split()[3].split(","))
+    assert {"nodev", "metacopy=on"} <= words and words & {"volatile", "fsync=volatile"}  # newer kernels name it so
+
+
+def test_a_quota_where_there_are_none_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    options = roots.parse("overlay", ["overlay.size=10M"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        image = load(store, tmp_path, "one", BASE)
+        with pytest.raises(FailedPrecondition, match="project quotas"):
+            store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_the_pause_image_is_pinned_with_what_the_operator_names() -> None:
+    config = Config()
+    assert config.image.pause_image in roots.pinned(config)
+
+
+# Images that go while somebody comes
+
+
+def test_a_container_that_is_being_made_keeps_its_image(store: ImageStore, tmp_path: Path) -> None:
+    """It is recorded, then asks for its layers; in between, and at the same time, somebody removes the image."""
+    image = load(store, tmp_path, "one", BASE, TOP)
+    recorded: set[str] = set()
+    with pytest.raises(FailedPrecondition, match="in use"):
+        store.remove(image.id, in_use=lambda: recorded | {image.id})
+    kept = gone = 0
+    for number in range(60):
+        image = load(store, made_directory(tmp_path / f"again{number}"), "one", BASE, TOP)
+        recorded.clear()
+        answers: list[object] = []
+        threads = [
+            threading.Thread(target=remove, args=(store, image, recorded, answers)),
+            threading.Thread(target=create, args=(store, image, recorded, tmp_path / f"c{number}", answers)),
+        ]
+        for thread in threads[:: 1 if number % 2 else -1]:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        made = [answer for answer in answers if isinstance(answer, Overlay)]
+        if made:
+            kept += 1
+            assert all((Path(made[0].base) / lower).is_dir() for lower in made[0].lowers)
+            assert any(isinstance(answer, FailedPrecondition) for answer in answers)
+            assert store.get(image.id)
+        else:
+            gone += 1
+            assert any(isinstance(answer, NotFound) for answer in answers)
+            assert store.list() == []
+    assert kept and gone  # both happened
+
+
+def remove(store: ImageStore, image: Image, recorded: set[str], answers: list[object]) -> None:
+    try:
+        store.remove(image.id, in_use=lambda: set(recorded))
+    except CrioError as error:
+        answers.append(error)
+
+
+def create(store: ImageStore, image: Image, recorded: set[str], directory: Path, answers: list[object]) -> None:
+    directory.mkdir()
+    recorded.add(image.id)
+    try:
+        answers.append(store.prepare_root(image.id, directory))
+    except NotFound as error:
+        recorded.discard(image.id)
+        answers.append(error)
+
+
+def test_removing_beside_pulls_of_the_same_layers_loses_none(store: ImageStore, tmp_path: Path) -> None:
+    """Every image that is there at any moment is whole; what nobody needs is gone in the end."""
+    layouts = [write_layout(tmp_path / f"i{n}", picture(BASE, TOP, tar(member(f"own{n}")))) for n in range(3)]
+    stop, problems = threading.Event(), list[str]()
+
+    def come_and_go(layout: Path) -> None:
+        while not stop.is_set():
+            (image,) = store.load(f"oci:{layout}")
+            overlay = store.view(image.id)
+            problems.extend(lower for lower in overlay.lowers if not (Path(overlay.base) / lower).is_dir())
+            store.remove(image.id)
+
+    threads = [threading.Thread(target=come_and_go, args=(layout,)) for layout in layouts]
+    for thread in threads:
+        thread.start()
+    time.sleep(4)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert problems == [] and store.list() == []
+    assert [path.name for path in (tmp_path / "store/layers").iterdir()] == ["empty"]
+
+
+# Many layers
+
+
+def test_a_root_of_100_layers_is_prepared_quickly(tmp_path: Path) -> None:
+    with contextlib.closing(ImageStore(tmp_path / "store", layers_in_parallel=4)) as store:
+        image = load(store, tmp_path, "one", *[tar(member(f"f{n}")) for n in range(100)])
+        times = []
+        for number in range(50):
+            directory = made_directory(tmp_path / f"c{number}")
+            before = time.perf_counter()
+            overlay = store.prepare_root(image.id, directory)
+            overlay.data()
+            times.append(time.perf_counter() - before)
+        assert sorted(times)[25] < 0.001
+        assert len(seen_in(overlay, tmp_path / "root", "ls").split()) == 100
+
+
+# Additional stores
+
+
+def test_a_store_of_ours_is_used_where_it_is(tmp_path: Path) -> None:
+    lower = tar(member("./", DIR, mode=0o711, uid=5, gid=6), member("etc/motd", data=b"old"))
+    with contextlib.closing(ImageStore(tmp_path / "baked")) as baked:
+        image = load(baked, tmp_path, "one", lower, TOP)
+        load(baked, tmp_path, "single", BASE)
+    before = sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "baked").rglob("*"))
+    options = roots.parse("overlay", [f"overlay.imagestore={tmp_path / 'baked'}"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        found = store.get("localhost/one:latest")
+        assert (found.id, found.layers, found.size) == (image.id, image.layers, image.size) and found.pinned
+        overlay = store.prepare_root(found.id, made_directory(tmp_path / "c"))
+        assert seen_in(overlay, tmp_path / "root", "ls etc; stat -c '%a %u %g' .").split() == "issue 711 5 6".split()
+        single = store.view(store.get("localhost/single:latest").id)
+        assert seen_in(single, tmp_path / "view", "cat etc/motd") == "old"
+        with pytest.raises(FailedPrecondition, match="additional store"):
+            store.remove(found.id)
+        with pytest.raises(Unimplemented, match="additional store"):
+            store.save(found.id, f"oci:{tmp_path / 'saved'}")
+        assert store.usage().bytes == 0
+        mine = load(store, made_directory(tmp_path / "mine"), "one", lower, TOP)  # the node's own comes first
+        assert mine.id == image.id and not store.get(image.id).pinned
+        store.remove(image.id)
+        assert store.get(image.id).pinned
+    assert before == sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "baked").rglob("*"))
+
+
+def test_a_storage_of_podman_and_skopeo_is_used_where_it_is(tmp_path: Path) -> None:
+    if not shutil.which("skopeo"):
+        pytest.skip("skopeo is not installed")
+    lower = tar(member("etc/motd", data=b"old"), member("keep", data=b"1"))
+    layout = write_layout(tmp_path / "layout", picture(lower, TOP))
+    storage = tmp_path / "storage"
+    target = f"containers-storage:[overlay@{storage}/root+{storage}/run]localhost/app:v1"
+    in_private_mounts(
+        "import sys; from tests.images_support import skopeo; skopeo('copy', '--quiet', *sys.argv[1:])",
+        *(f"oci:{layout}:latest", target),
+    )
+    options = roots.parse("overlay", [f"overlay.imagestore={storage}/root"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        image = store.get("localhost/app:v1")
+        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        assert seen_in(overlay, tmp_path / "root", "find . -type f | sort").split() == ["./etc/issue", "./keep"]
+        assert image.config["config"]["Cmd"] == ["/bin/true"] and image.pinned
+
+
+def test_an_additional_store_that_is_damaged_costs_only_its_own_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(ImageStore(tmp_path / "baked")) as baked:
+        load(baked, tmp_path, "one", BASE)
+        lost = load(baked, tmp_path, "two", TOP)
+        lower = baked.view(lost.id).lowers[0]
+    shutil.rmtree(tmp_path / "baked/layers" / os.path.dirname(lower))
+    made_directory(tmp_path / "nothing")
+    made_directory(tmp_path / "broken")
+    (tmp_path / "broken/images.db").write_bytes(b"no database " * 1000)
+    places = ":".join(str(tmp_path / name) for name in ("nothing", "broken", "baked"))
+    options = roots.parse("overlay", [f"overlay.imagestore={places}"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        assert [image.names for image in store.list()] == [("localhost/one:latest",)]
+    for words in ("nothing cannot be used", "broken cannot be used", "has lost layer"):
+        assert words in caplog.text
