@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        show.note(f"{error.format_message()}; see {context.command_path if context else 'crioctl'} --help")
+        show.note(f"{error.format_message().rstrip('.')}; see {context.command_path if context else 'crioctl'} --help")
         code = 2 if isinstance(error, click.UsageError) else 1
     except CrioError as error:
         show.note(str(error))

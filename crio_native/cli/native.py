@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from crio_native import __version__
 from crio_native.config import Config, Loaded, load
@@ -32,10 +33,11 @@ class Source:
     path: Path | None
     directory: Path | None
     overrides: Mapping[str, Any]
+    variables: Mapping[str, str]
 
     def load(self) -> Config:
         """The configuration; what is odd about it goes to stderr."""
-        loaded: Loaded = load(self.path, self.directory, self.overrides)
+        loaded: Loaded = load(self.path, self.directory, self.overrides, self.variables)
         for warning in loaded.warnings:
             click.echo(f"warning: {warning}", err=True)
         return loaded.config
@@ -87,6 +89,15 @@ def _flag(key: str, option: Option) -> Callable[..., Any]:
     )
 
 
+def _variables(ctx: click.Context) -> dict[str, str]:
+    """The variable of the environment by the key of each option that has its value from there."""
+    return {
+        str(parameter.name).replace("__", "."): str(parameter.envvar)
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.ENVIRONMENT
+    }
+
+
 def _overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
     given = {name.replace("__", "."): value for name, value in flags.items() if value not in (None, ())}
     return {
@@ -115,7 +126,7 @@ def main(ctx: click.Context, /, path: Path | None, directory: Path | None, **fla
 
     Every flag is an option of crio.conf and wins over it; a list's flag may be repeated, or hold commas.
     """
-    ctx.obj = Source(path, directory, _overrides(flags))
+    ctx.obj = Source(path, directory, _overrides(flags), _variables(ctx))
     if ctx.invoked_subcommand is None:
         ctx.invoke(serve)
 

@@ -134,5 +134,6 @@ CAPABILITY = Kind(str, 'a capability such as "NET_RAW"', values.parse_capability
 ENVIRONMENT = Kind(str, 'a variable "NAME=value"', values.parse_environment)
 CPUSET = Kind(str, 'a list of CPUs such as "0-3,7"', values.parse_cpuset)
 PORT_TEXT = Kind(str, 'a port number in quotes, "0" to "65535"', values.parse_port, str)
+IMAGE = Kind(str, 'an image such as "registry.k8s.io/pause:3.10"', values.parse_image)
 REGEX = Kind(str, "a regular expression", values.parse_regex)
 TIMEZONE = Kind(str, '"Local", a time zone such as "Europe/Berlin", or empty', values.parse_timezone)

@@ -64,12 +64,16 @@ class Setting(NamedTuple):
 
 
 def load(
-    path: Path | None = None, directory: Path | None = None, overrides: Mapping[str, Any] = MappingProxyType({})
+    path: Path | None = None,
+    directory: Path | None = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
     """The configuration of `path`, then of the files in `directory` in lexical order, then of `overrides`.
 
     None reads CRI-O's own places, as far as they exist; what is named must exist.  Later values win, key by key.
-    overrides: TOML values by dotted key ("crio.runtime.log_level").  Raises InvalidArgument whose field is
+    overrides: TOML values by dotted key ("crio.runtime.log_level").  variables: by the same keys, the variable of the
+    environment that such a value came from, where it was not the command line.  Raises InvalidArgument whose field is
     "FILE: KEY" (for a syntax error "FILE:LINE:COLUMN"), NotFound, FailedPrecondition for a file that cannot be read,
     ResourceExhausted for one that is too large.  Unknown keys only warn: files
     of other versions must load.
@@ -79,7 +83,8 @@ def load(
     settings: dict[Key, Setting] = {}
     for file in files:
         settings.update(scan(parse(file), str(file), warnings))
-    settings.update(scan(_nested(overrides), COMMAND_LINE, warnings))
+    for key, value in overrides.items():
+        settings.update(scan(_nested(key, value), variables.get(key, COMMAND_LINE), warnings))
     config = build(Config, settings, ())
     config = rules.settle(config, lambda key: _source(settings, key), warnings.add)
     return Loaded(config, warnings.lines(), files)
@@ -277,15 +282,12 @@ def _option(key: Key) -> Option:
     return found
 
 
-def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    raw: dict[str, Any] = {}
-    for dotted, value in overrides.items():
-        *tables, name = dotted.split(".")
-        inner = raw
-        for part in tables:
-            inner = inner.setdefault(part, {})
-        inner[name] = list(value) if isinstance(value, tuple) else value
-    return raw
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    """A value as TOML would have it: in its tables."""
+    raw: Any = list(value) if isinstance(value, tuple) else value
+    for name in reversed(dotted.split(".")):
+        raw = {name: raw}
+    return dict(raw)
 
 
 def build(cls: type, settings: Mapping[Key, Setting], at: Key) -> Any:

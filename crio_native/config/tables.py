@@ -20,6 +20,7 @@ from crio_native.config.kinds import (
     ENVIRONMENT,
     FLAG,
     ID_MAPPINGS,
+    IMAGE,
     OPTIONAL_PATH,
     PATH,
     PORT_TEXT,
@@ -366,7 +367,7 @@ class ImageTable:
         "Credentials by pod namespace: NAMESPACE-SHA256.json, the sum being the image's.",
     )
     pause_image: str = option(
-        "registry.k8s.io/pause:3.10.1", TEXT, "Image of pause containers, where a handler needs one.", reload=True
+        "registry.k8s.io/pause:3.10.1", IMAGE, "Image of pause containers, where a handler needs one.", reload=True
     )
     pause_image_auth_file: str = option("", OPTIONAL_PATH, "Credentials to pull it.", reload=True)
     pause_command: str = option("/pause", TEXT, "Its command; empty for the image's own.", reload=True)

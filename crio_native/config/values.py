@@ -24,6 +24,13 @@ _SYSCTL_KEY = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)+", re.ASCII)
 _SYSCTL_VALUE = re.compile(r"[A-Za-z0-9_.,:/-]+(?: [A-Za-z0-9_.,:/-]+)*", re.ASCII)
 _SYSCTL_IPC = re.compile(r"kernel\.(?:sem|(?:shm|msg)[a-z_]+)|fs\.mqueue\.[a-z_]+")
 _DEVICE_PATH = re.compile(r"/dev(?:/[A-Za-z0-9_.:@+=,-]+)+", re.ASCII)
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_WORD = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?/)?{_WORD}(?:/{_WORD})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha(?:256:[0-9a-f]{64}|512:[0-9a-f]{128}))?",
+    re.ASCII,
+)
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 _CPUSET = re.compile(r"\d{1,5}(?:-\d{1,5})?(?:,\d{1,5}(?:-\d{1,5})?)*", re.ASCII)
 
@@ -211,6 +218,13 @@ def parse_capability(text: str) -> str:
 
 def format_capability(name: str) -> str:
     return name.removeprefix("CAP_")
+
+
+def parse_image(text: str) -> str:
+    """The name of an image in a registry, as OCI Distribution has it; whether it means one, the images room says."""
+    if not _IMAGE.fullmatch(text):
+        raise ValueError("it is not lower-case words joined by '.', '_', '-' and '/', with a tag or digest or both")
+    return text
 
 
 def parse_environment(text: str) -> str:

@@ -126,6 +126,8 @@ def parse_manifest(raw: bytes, media_type: str, what: str) -> Manifest | tuple[D
     kind = own or media_type
     if document.get("schemaVersion") == 1:
         return Manifest(Descriptor("", "", 0), (), schema1=raw)
+    if document.get("schemaVersion") != 2:
+        raise InvalidArgument(f"{what}.schemaVersion", document.get("schemaVersion"), "must be 2")
     if own and media_type in ACCEPTED and own != media_type:
         raise InvalidArgument(f"{what}.mediaType", own, f"it was sent as {media_type}")
     if kind in INDEXES and not {"config", "layers"} & document.keys():

@@ -131,9 +131,9 @@ def load_profile(source: str | Path) -> dict[str, Any]:
     try:
         profile = json.loads(text)
     except RecursionError:
-        raise InvalidArgument(name, text, "is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidArgument(name, text[:80], f"is not JSON: {error}") from None
+        raise InvalidArgument(name, f"{len(text)} characters", "is nested too deeply") from None
+    except ValueError as error:  # never the text: the path came from a client, who may not read that file
+        raise InvalidArgument(name, f"{len(text)} characters", f"is not JSON: {error}") from None
     check_profile(profile, name)
     return dict(profile)
 

@@ -125,6 +125,15 @@ def test_run_translates_options(ctl, fake) -> None:
     assert security.namespace_options == api.NamespaceOption(network=api.POD, pid=api.NODE, ipc=api.NODE)
 
 
+def test_an_empty_entrypoint_sets_the_images_aside(ctl, fake) -> None:
+    assert ctl("run", "--rm", "--entrypoint", "", "busybox", "echo", "-n").code == 0
+    container = fake.runtime.asked(api.CreateContainerRequest)[0].config
+    assert (list(container.command), list(container.args)) == (["echo", "-n"], [])
+    result = ctl("run", "--rm", "--entrypoint", "", "busybox")
+    assert result.code == 2 and "needs a COMMAND" in result.err
+    assert len(fake.runtime.asked(api.RunPodSandboxRequest)) == 1
+
+
 def test_the_default_container_is_confined(ctl, fake) -> None:
     assert ctl("run", "--rm", "busybox", "true").code == 0
     security = fake.runtime.asked(api.CreateContainerRequest)[0].config.linux.security_context
@@ -449,6 +458,7 @@ def test_load_refuses_what_is_no_image(ctl, fake, tmp_path) -> None:
     ):
         result = ctl("load", path)
         assert result.code == 1 and word in result.err and result.err.count("\n") == 1
+        assert "method" not in result.err, "what each decompressor thinks of it helps nobody"
     assert ctl("load", tmp_path / "missing").code == 2
     assert fake.runtime.asked(api.PullImageRequest) == []
 

@@ -19,6 +19,7 @@ from fcntl import ioctl
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.pods.host import Host
 
 from .conftest import Client
 from .streams import eventually
@@ -106,6 +107,21 @@ def test_exec_of_what_does_not_exist(cri: Client, container: str) -> None:
     done = crioctl(cri, "exec", container, "/no/such")
     assert done.returncode == 1 and "/no/such" in done.stderr and done.stderr.startswith("crioctl: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_capability_that_the_node_lacks_is_told(cri: Client) -> None:
+    held = Host.read().bounding
+    result = crioctl(cri, "run", "--rm", "--cap-add", "sys_resource", "--cap-add", "NET_RAW", cri.image, "true")
+    assert result.returncode == 0, result.stderr
+    for name in ("CAP_SYS_RESOURCE", "CAP_NET_RAW"):
+        assert (name in result.stderr) == (name not in held), result.stderr
+
+
+def test_a_registry_that_is_down_is_not_called_the_runtime(cri: Client) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        result = crioctl(cri, "pull", f"127.0.0.1:{free.getsockname()[1]}/x:1")
+    assert result.returncode == 1 and "registry 127.0.0.1" in result.stderr and "the runtime at" not in result.stderr
 
 
 def test_options_that_exclude_each_other(cri: Client, container: str) -> None:

@@ -114,12 +114,13 @@ def spoil_layout(directory: Path, name: str, data: bytes | None) -> None:
     [
         ("oci-layout", None, InvalidArgument, "this is no OCI layout"),
         ("index.json", None, NotFound, "index.json"),
-        ("index.json", b"{}", InvalidArgument, "index.json.manifests"),
-        ("index.json", b'{"manifests":[]}', NotFound, "no image with a name"),
+        ("index.json", b"{}", InvalidArgument, "index.json.schemaVersion"),
+        ("index.json", b'{"schemaVersion":2}', InvalidArgument, "index.json.manifests"),
+        ("index.json", b'{"schemaVersion":2,"manifests":[]}', NotFound, "no image with a name"),
         ("index.json", b"x" * (5 << 20), InvalidArgument, "larger than"),
         (
             "index.json",
-            b'{"manifests":[{"mediaType":"x","size":1,"digest":"sha256:../../x"}]}',
+            b'{"schemaVersion":2,"manifests":[{"mediaType":"x","size":1,"digest":"sha256:../../x"}]}',
             InvalidArgument,
             "digest",
         ),

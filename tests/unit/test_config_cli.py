@@ -59,6 +59,15 @@ def test_the_environment_stands_between_files_and_flags() -> None:
     assert 'log_level = "trace"' in both
 
 
+def test_a_wrong_value_of_the_environment_names_its_variable() -> None:
+    result = invoke("config", CONTAINER_LOG_LEVEL="loud")
+    assert result.exit_code == 1
+    assert "Error: CONTAINER_LOG_LEVEL: crio.runtime.log_level: must be one of" in result.stderr
+    assert "command line" in invoke("--log-level", "louder", "config", CONTAINER_LOG_LEVEL="loud").stderr
+    result = invoke("config", CONTAINER_RUNROOT="/same", CONTAINER_ROOT="/same")
+    assert "Error: CONTAINER_RUNROOT: crio.runroot: must differ from crio.root" in result.stderr
+
+
 def test_every_option_outside_named_tables_has_one_flag() -> None:
     keys = [key for key, _ in native.all_options()]
     flags = [flag for parameter in native.main.params for flag in parameter.opts]
@@ -143,7 +152,7 @@ def test_nothing_heavy_is_imported_before_the_daemon_runs() -> None:
     """The daemon starts its launchers before it has threads and before gRPC is there."""
     code = (
         "import sys, threading; from crio_native.cli import native; from crio_native import daemon\n"
-        "native.Source(None, None, {}).load()\n"
+        "native.Source(None, None, {}, {}).load()\n"
         "heavy = {'grpc', 'asyncio', 'rich', 'tomlkit', 'pyroute2', 'sqlite3', 'urllib3', 'crio_native.api'}\n"
         "print(sorted(heavy & set(sys.modules)), threading.active_count())"
     )

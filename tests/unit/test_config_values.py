@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crio_native.config import values
+from crio_native.errors import InvalidArgument
+from crio_native.images import references
 from crio_native.linux import capabilities
 
 
@@ -144,6 +146,24 @@ def test_what_is_no_mapping(text: str) -> None:
     with pytest.raises(ValueError):
         values.parse_id_mappings(text)
     assert values.parse_id_mappings("0:4294967294:1") == ((0, 4294967294, 1),)
+
+
+IMAGES = "pause localhost/a:b registry.k8s.io/pause:3.9 Registry.K8s.io/a/b__c-d.e [::1]:5000/x:y 127.0.0.1:5000/x"
+NO_IMAGES = "Pause Pause:3 registry.k8s.io/Pause:3.9 a:b:c a@sha256:1 /a a/ a//b -a a..b a:-b http://a/b a_/b"
+
+
+@pytest.mark.parametrize("text", [*IMAGES.split(), f"a@sha256:{'0' * 64}", f"r.io/a:b@sha512:{'f' * 128}"])
+def test_an_image_is_what_the_images_room_takes(text: str) -> None:
+    assert values.parse_image(text) == text
+    references.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a\n", *NO_IMAGES.split(), "a-" * 2000])
+def test_what_is_no_image(text: str) -> None:
+    with pytest.raises(ValueError, match="lower-case"):
+        values.parse_image(text)
+    with pytest.raises(InvalidArgument):
+        references.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0-", "-1", "1,,2", "0-3,", "a", "3-1", "0 1", "1-2-3", "123456"])

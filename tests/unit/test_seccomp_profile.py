@@ -80,6 +80,14 @@ def test_text_that_is_not_json_is_refused(text: str) -> None:
         seccomp.load_profile(text)
 
 
+def test_a_file_that_is_no_profile_is_not_shown(tmp_path: Path) -> None:
+    """A client names the path, and may not be one who may read it."""
+    (tmp_path / "shadow").write_text("root:secret:19000::::::\n")
+    with pytest.raises(InvalidArgument, match="is not JSON") as caught:
+        seccomp.load_profile(tmp_path / "shadow")
+    assert "secret" not in str(caught.value)
+
+
 def test_files_are_named_in_errors(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=str(tmp_path / "none.json")):
         seccomp.load_profile(tmp_path / "none.json")

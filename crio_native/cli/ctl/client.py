@@ -30,7 +30,11 @@ CHANNEL_OPTIONS = (
 )
 NO_METHOD = ("", "Method not found!", "Method not implemented!")  # the last two are gRPC for Python's
 OWN_DEADLINE = "Deadline Exceeded"  # what gRPC says when the client gave up, not the runtime
-LOST = re.compile(r"connect|socket closed|goaway|reset by peer|broken pipe", re.IGNORECASE)  # gRPC's own words
+# How gRPC's own words begin; a runtime's, about a registry say, may hold the same further on.
+LOST = re.compile(
+    r"(?:unix:\S+ )?(?:failed to connect|connect|socket closed|goaway|recvmsg|sendmsg|broken pipe|transport)",
+    re.IGNORECASE,
+)
 CLASSES: dict[grpc.StatusCode, type[errors.CrioError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
@@ -118,7 +122,7 @@ class Client:
             if deadline is not None and details in ("", OWN_DEADLINE):
                 details = f"no answer within {deadline:g} s; raise it with --timeout"
             return errors.DeadlineExceeded(f"{name}: {details}")
-        if code == grpc.StatusCode.UNAVAILABLE and not LOST.search(details):
+        if code == grpc.StatusCode.UNAVAILABLE and not LOST.match(details):
             return errors.Unavailable(f"{name}: {details}")  # something that the runtime needs, a registry say
         if code == grpc.StatusCode.UNAVAILABLE:
             return errors.Unavailable(f"{name}: the runtime at {self.path} is unavailable: {details}")

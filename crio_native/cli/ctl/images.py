@@ -118,8 +118,10 @@ def _transport(path: str) -> str:
     try:
         with tarfile.open(path) as archive:
             names = {member.name.removeprefix("./") for member in islice(archive, MEMBERS_MAX)}
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise InvalidArgument("PATH", path, f"cannot be read as a directory or a tar file: {error}") from None
+    except OSError as error:
+        raise InvalidArgument("PATH", path, f"cannot be read: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError):
+        raise InvalidArgument("PATH", path, "cannot be read as a directory or a tar file") from None
     # docker save writes both; manifest.json is the one that has the names.
     if "manifest.json" in names:
         return "docker-archive"

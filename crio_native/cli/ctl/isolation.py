@@ -32,17 +32,17 @@ def isolation(client: Client, container: str, as_json: bool) -> None:
 
     found = Node.read(client).container(container)
     answer = client.call(api.ContainerStatusRequest(container_id=found.id, verbose=True))
-    pid, spec = _told(answer.info)
+    pid, spec = told(answer.info)
     if not pid:
         raise FailedPrecondition(f"{found} is not running: only a running container has an isolation to look at")
     sys.exit(print_report(pid, spec, as_json))
 
 
-def _told(info: Any) -> tuple[int, dict[str, Any]]:
+def told(info: Any) -> tuple[int, dict[str, Any]]:
     """(pid, config.json) of a verbose status.  Raises Unimplemented when the runtime does not tell them."""
     try:
-        told = json.loads(info.get("info", "{}"))
-        pid, spec = told["pid"], told["runtimeSpec"]
+        words = json.loads(info.get("info", "{}"))
+        pid, spec = words["pid"], words["runtimeSpec"]
     except (ValueError, RecursionError, KeyError, TypeError):
         pid, spec = None, None
     if not isinstance(pid, int) or not isinstance(spec, dict):

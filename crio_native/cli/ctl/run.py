@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,20 @@ from typing import Any
 import click
 
 from crio_native.api.runtime.v1 import api_pb2 as api
-from crio_native.cli.ctl import interactive, logs, parse, show
+from crio_native.cli.ctl import interactive, isolation, logs, parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import RUN_NAMESPACE, Node, Pod
 from crio_native.cli.ctl.images import pull_image
 from crio_native.cli.ctl.streams import Command, Streams
-from crio_native.errors import AlreadyExists, CrioError, DeadlineExceeded, NotFound, PermissionRefused, Unavailable
+from crio_native.errors import (
+    AlreadyExists,
+    CrioError,
+    DeadlineExceeded,
+    NotFound,
+    PermissionRefused,
+    Unavailable,
+    Unimplemented,
+)
 
 LOG_NAME = "container.log"
 CREATE_GRANT = 240  # seconds that making a pod or a container may take; the kubelet's own patience
@@ -83,6 +91,7 @@ class RunOptions:
             (self.host_pid and self.share_pid, "--host-pid and --share-pid exclude each other"),
             (self.host_network and self.ports, "--publish has no meaning with --host-network"),
             (self.host_network and self.hostname, "--hostname cannot be set with --host-network"),
+            (self.entrypoint == "" and not self.command, "an empty --entrypoint needs a COMMAND to run instead"),
             (self.workdir and not self.workdir.startswith("/"), "--workdir must be an absolute path"),
         ):
             if wrong:
@@ -126,6 +135,16 @@ def resources(options: RunOptions) -> api.LinuxContainerResources:
     return limits
 
 
+def command_line(options: RunOptions) -> tuple[Sequence[str], Sequence[str]]:
+    """The CRI's command, which replaces the image's entrypoint, and args.
+
+    An empty --entrypoint sets the image's aside, which the CRI can say only by giving the whole COMMAND in its place.
+    """
+    if options.entrypoint == "":
+        return options.command, ()
+    return [options.entrypoint] if options.entrypoint else (), options.command
+
+
 def container_config(options: RunOptions, image: str) -> api.ContainerConfig:
     """The container; `image` is the reference that the runtime gave."""
     security = api.LinuxContainerSecurityContext(
@@ -138,11 +157,12 @@ def container_config(options: RunOptions, image: str) -> api.ContainerConfig:
     )
     if options.user:
         security.MergeFrom(options.user)
+    program, arguments = command_line(options)
     return api.ContainerConfig(
         metadata=api.ContainerMetadata(name=options.name),
         image=api.ImageSpec(image=image, user_specified_image=options.image),
-        command=[options.entrypoint] if options.entrypoint else [],
-        args=options.command,
+        command=program,
+        args=arguments,
         working_dir=options.workdir,
         envs=options.env,
         mounts=options.volumes,
@@ -295,8 +315,23 @@ class Run:
         container = container_config(self.options, image)
         create = api.CreateContainerRequest(pod_sandbox_id=self.pod_id, config=container, sandbox_config=pod)
         self.container_id = self.client.call(create, grant=CREATE_GRANT).container_id
+        self._tell_lacking_capabilities()
         if not self.options.talks:
             self._start()
+
+    def _tell_lacking_capabilities(self) -> None:
+        """A runtime leaves out what the node's own processes lack, and the CRI has no word for that."""
+        wanted = {f"CAP_{name.removeprefix('CAP_')}" for name in self.options.cap_add} - {"CAP_ALL"}
+        if not wanted:
+            return
+        request = api.ContainerStatusRequest(container_id=self.container_id, verbose=True)
+        try:
+            _, spec = isolation.told(self.client.call(request).info)
+        except Unimplemented:
+            return
+        held = spec.get("process", {}).get("capabilities", {}).get("bounding", [])
+        if lacking := sorted(wanted - set(held)):
+            show.note(f"the node cannot give {', '.join(lacking)}: the container has to do without")
 
     def _start(self) -> None:
         self.client.call(api.StartContainerRequest(container_id=self.container_id), grant=CREATE_GRANT)
@@ -344,7 +379,7 @@ def _many(parse_one: Callable[[str], Any], metavar: str) -> Any:
 @click.option("-d", "--detach", is_flag=True, help="Print the container's id and leave it running.")
 @click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True)
 @click.option("--handler", default="", metavar="NAME", help="Runtime handler, as in a RuntimeClass.")
-@click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's entrypoint.")
+@click.option("--entrypoint", metavar="PROGRAM", help="Instead of the image's entrypoint; '' for COMMAND alone.")
 @click.option(
     "-e", "--env", help="Environment variable; KEY alone passes yours on.", **_many(parse.variable, "KEY[=VALUE]")
 )
