@@ -271,7 +271,7 @@ class BuiltinRuntime(Monitored):
     """The Runtime (see `oci.runtime`) that makes containers itself.
 
     clamp: give what the host permits, with a warning, where more is asked for (the CRI's way on a restricted host);
-    otherwise such a request is refused.  create_timeout: seconds.
+    otherwise such a request is refused.  create_timeout: seconds.  sync_log: see `monitor.client.arguments`.
     """
 
     def __init__(
@@ -281,8 +281,10 @@ class BuiltinRuntime(Monitored):
         cgroup_manager: str = "cgroupfs",
         clamp: bool = True,
         create_timeout: float = 240.0,
+        sync_log: bool = False,
     ) -> None:
         super().__init__(cgroup_manager)
+        self._sync_log = sync_log
         self._launchers = launchers
         self._clamp = clamp
         self._create_timeout = create_timeout
@@ -342,6 +344,7 @@ class BuiltinRuntime(Monitored):
             log_path=container.log_path,
             log_size_max=container.log_size_max,
             oom_file=cgroup.oom_file() if cgroup else "",
+            sync_log=self._sync_log,
         )
         request = {
             "op": "create",
