@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from crio_native.errors import CrioError, Unavailable
+from crio_native.errors import CrioError, NotFound, Unavailable
 from crio_native.images import schema1
 from crio_native.images.manifests import ACCEPTED, MAX_DOCUMENT, SCHEMA1, Descriptor
 from crio_native.images.references import DIGEST_LENGTHS, Reference
@@ -62,7 +62,11 @@ class Repository:
 
     def signature_list(self, digest: str) -> bytes | None:
         """What a registry with OpenShift's extension for signatures has for an image; None from one without it."""
-        if self._transport.get("/v2/", {}, _signature_mark) != "1":
+        try:
+            mark = self._transport.get("/v2/", {}, _signature_mark)
+        except NotFound:
+            return None
+        if mark != "1":
             return None
         path = f"/extensions/v2/{self.reference.repository}/signatures/{digest}"
         return self._transport.get(path, {}, lambda response: self._transport.read_all(response, MAX_DOCUMENT))

@@ -65,6 +65,8 @@ def verified(message: bytes, keys: bytes) -> bytes:
 
     Raises Invalid; FailedPrecondition where gpgv cannot be run.
     """
+    if not message[:1] or not message[0] & 0x80:  # armor and cleartext have room for text that nobody signed
+        raise Invalid("it is no signed OpenPGP message in its binary form")
     with _memory("message", message) as signed, _memory("keyring", keys) as ring, _memory("status") as status:
         files = [f"/proc/self/fd/{fd}" for fd in (ring, signed)]
         command = ["prlimit", *_LIMITS, "--", "setpriv", *_NOBODY, "--", "gpgv", "--quiet"]
