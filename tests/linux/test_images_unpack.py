@@ -430,7 +430,35 @@ def test_entries_are_bounded(target: Path) -> None:
     error = refusal(target, tar(*members))
     assert isinstance(error, ResourceExhausted)
     assert "more than 50 entries" in str(error)
+    for path in target.iterdir():
+        path.unlink()
     assert put(target, *members[:50]).inodes == 50
+
+
+def test_what_is_replaced_does_not_count(target: Path) -> None:
+    """bytes and inodes are what is there in the end, so that a layer can be checked by them."""
+    made = put(
+        target,
+        *[member("a/b/c", data=b"1" * 5000), member("a/b/d", data=b"1"), member("file", data=b"1" * 9000)],
+        *[member("twin", LNK, linkname="file"), member("file", data=b"2"), member("a", SYM, linkname="twin")],
+        *[member("x/y", data=b"1"), member("x/y", DIR), member("x/y/z", data=b"1" * 4097)],
+    )
+    there = [path.lstat() for path in target.rglob("*")]
+    assert made.inodes == len({info.st_ino for info in there}) == 6
+    assert made.bytes == sum(-(-info.st_size // 4096) * 4096 if stat.S_ISREG(info.st_mode) else 0 for info in there) + (
+        4096 * sum(stat.S_ISDIR(info.st_mode) for info in there)
+    )
+
+
+def test_files_of_many_directories_in_turn_land_where_they_belong(target: Path) -> None:
+    """More directories than descriptors are kept, and some are replaced on the way."""
+    limits = Limits(entries=5000, bytes=8 << 20, depth=20, ratio=1000, ratio_from=1 << 20)
+    first = [member(f"d{n % 700}/f{n}", data=b"%d" % n) for n in range(1400)]
+    anew = [member("d3", SYM, linkname="d4"), member("d3/late", data=b"1"), member("d5", data=b"1")]
+    put(target, *first, *anew, limits=limits)
+    assert (target / "d699/f1399").read_bytes() == b"1399" and (target / "d699/f699").read_bytes() == b"699"
+    assert (target / "d4/late").read_bytes() == b"1" and (target / "d5").read_bytes() == b"1"
+    assert not (target / "d4/f3").exists()
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

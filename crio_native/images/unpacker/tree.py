@@ -24,6 +24,7 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # as the kernel bounds one path
 _ALLOCATION = 4096
+_PARENTS = 512  # descriptors; twice the depth of a path is left of what the process may have
 
 Path = tuple[bytes, ...]
 
@@ -41,8 +42,8 @@ class Tree:
         self.owner: tuple[int, int, int] | None = None
         self._times: dict[Path, int] = {}
         self._opaque: set[Path] = set()
-        self._parent_path: Path | None = None  # of the descriptor kept open: neighbours in the archive share it
-        self._parent_fd = -1
+        self._parents: dict[Path, int] = {}  # descriptors kept open: entries of one directory come again and again
+        self._stale = False  # whether one of them may be of what is no longer there
 
     def add(self, entry: tar.Entry, stream: Stream) -> None:
         """Apply one entry.  Raises Refused with the entry's name, or OSError."""
@@ -111,12 +112,14 @@ class Tree:
 
     def _parent(self, path: Path) -> int:
         """A descriptor of a directory to make an entry in; missing ones on the way are made.  It stays ours."""
-        if path != self._parent_path:
-            fd = self._open(path, make=True)
-            if self._parent_fd >= 0:
-                os.close(self._parent_fd)
-            self._parent_fd, self._parent_path = fd, path
-        return self._parent_fd
+        if self._stale or len(self._parents) >= _PARENTS:
+            for fd in self._parents.values():
+                os.close(fd)
+            self._parents, self._stale = {}, False
+        fd = self._parents.get(path, -1)
+        if fd < 0:
+            fd = self._parents[path] = self._open(path, make=True)
+        return fd
 
     def _open(self, path: Path, *, make: bool) -> int:
         """Open a directory, following symlinks by hand: relative ones, that stay inside.  The caller closes it.
@@ -148,6 +151,7 @@ class Tree:
                 except NotADirectoryError:
                     if make and self._is_whiteout(chain[-1], step):
                         os.unlink(step, dir_fd=chain[-1])
+                        self.inodes -= 1
                         self._opaque.add((*walked, step))
                         steps.append(step)
                         continue
@@ -295,21 +299,28 @@ class Tree:
 
     def _remove(self, parent: int, name: bytes) -> None:
         """Remove what an earlier entry of this archive has put there."""
-        self._parent_path = None  # the descriptor may be of a directory below it
-        _remove_tree(parent, name)
+        self._stale = True
+        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(there.st_mode):
+            os.unlink(name, dir_fd=parent)
+        else:
+            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+            try:
+                for child in os.listdir(fd):
+                    self._remove(fd, os.fsencode(child))
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=parent)
+        if stat.S_ISDIR(there.st_mode) or there.st_nlink == 1:
+            self.inodes -= 1
+            self.bytes -= allocated(there)
 
 
-def _remove_tree(parent: int, name: bytes) -> None:
-    try:
-        os.unlink(name, dir_fd=parent)
-    except IsADirectoryError:
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-        try:
-            for child in os.listdir(fd):
-                _remove_tree(fd, os.fsencode(child))
-        finally:
-            os.close(fd)
-        os.rmdir(name, dir_fd=parent)
+def allocated(info: os.stat_result) -> int:
+    """What a file counts for: whole blocks, whatever the file system makes of it."""
+    if stat.S_ISDIR(info.st_mode):
+        return _ALLOCATION
+    return info.st_size + -info.st_size % _ALLOCATION if stat.S_ISREG(info.st_mode) else 0
 
 
 def _stat(parent: int, name: bytes) -> os.stat_result | None:
