@@ -19,8 +19,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.poly1305 import Poly1305
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from crio_native.images import ImageStore, Settings
@@ -281,46 +280,3 @@ class Log:
         canonical = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
         stamp = base64.b64encode(signed(self.key, canonical)).decode()
         return json.dumps({"SignedEntryTimestamp": stamp, "Payload": entry | spoilt})
-
-
-# The private keys that skopeo reads
-
-
-def encrypted_key(key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> bytes:
-    """A private key as cosign and skopeo keep it: PKCS 8 in NaCl's secretbox under scrypt."""
-    plain = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    salt, nonce = os.urandom(32), os.urandom(24)
-    secret = hashlib.scrypt(passphrase, salt=salt, n=32768, r=8, p=1, maxmem=64 << 20, dklen=32)
-    document = {
-        "kdf": {"name": "scrypt", "params": {"N": 32768, "r": 8, "p": 1}, "salt": base64.b64encode(salt).decode()},
-        "cipher": {"name": "nacl/secretbox", "nonce": base64.b64encode(nonce).decode()},
-        "ciphertext": base64.b64encode(_secretbox(plain, nonce, secret)).decode(),
-    }
-    text = base64.encodebytes(json.dumps(document).encode()).decode()
-    return f"-----BEGIN ENCRYPTED COSIGN PRIVATE KEY-----\n{text}-----END ENCRYPTED COSIGN PRIVATE KEY-----\n".encode()
-
-
-def _secretbox(plain: bytes, nonce: bytes, key: bytes) -> bytes:
-    """XSalsa20 and Poly1305 (cr.yp.to/highspeed/naclcrypto-20090310.pdf)."""
-    mixed = _salsa(key, nonce[:16], add=False)
-    subkey = b"".join(mixed[4 * n : 4 * n + 4] for n in (0, 5, 10, 15, 6, 7, 8, 9))
-    blocks = (_salsa(subkey, nonce[16:] + n.to_bytes(8, "little")) for n in range((len(plain) + 32) // 64 + 1))
-    stream = b"".join(blocks)
-    box = bytes(a ^ b for a, b in zip(plain, stream[32:], strict=False))
-    return Poly1305.generate_tag(stream[:32], box) + box
-
-
-def _salsa(key: bytes, middle: bytes, add: bool = True) -> bytes:
-    constant = b"expand 32-byte k"
-    whole = constant[:4] + key[:16] + constant[4:8] + middle + constant[8:12] + key[16:] + constant[12:]
-    start = [int.from_bytes(whole[n : n + 4], "little") for n in range(0, 64, 4)]
-    x = list(start)
-    columns = [(0, 4, 8, 12), (5, 9, 13, 1), (10, 14, 2, 6), (15, 3, 7, 11)]
-    rows = [(0, 1, 2, 3), (5, 6, 7, 4), (10, 11, 8, 9), (15, 12, 13, 14)]
-    for _ in range(10):
-        for a, b, c, d in columns + rows:
-            for target, p, q, shift in ((b, a, d, 7), (c, b, a, 9), (d, c, b, 13), (a, d, c, 18)):
-                total = (x[p] + x[q]) & 0xFFFFFFFF
-                x[target] ^= ((total << shift) | (total >> (32 - shift))) & 0xFFFFFFFF
-    added = [(a + b) & 0xFFFFFFFF for a, b in zip(x, start, strict=True)] if add else x
-    return b"".join(word.to_bytes(4, "little") for word in added)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from crio_native.errors import InvalidArgument, NotFound, PermissionRefused, Unavailable
+from crio_native.images import references
 from crio_native.images.layouts import read_file
-from crio_native.images.manifests import OCI_MANIFEST, Manifest, parse_manifest, verified
+from crio_native.images.manifests import OCI_MANIFEST, Descriptor, verified
 from crio_native.images.trust import documents, registries_d
 from crio_native.images.trust.documents import Fields
 from crio_native.images.trust.signatures import (
@@ -28,6 +29,7 @@ from crio_native.images.trust.signatures import (
     Signature,
     Unmet,
     from_blob,
+    texts,
 )
 
 if TYPE_CHECKING:
@@ -62,17 +64,13 @@ class FromRegistry:
         except NotFound:
             return
         try:
-            found = parse_manifest(raw, media_type, f"signatures {tag}")
+            layers = list(_payloads(raw, media_type, f"signatures {tag}"))
         except InvalidArgument as error:
             raise Unmet(f"its signatures are damaged: {error}") from None
-        if not isinstance(found, Manifest) or media_type != OCI_MANIFEST:
-            raise Unmet(f"its signatures, {tag}, are no OCI manifest but {media_type!r}")
-        for layer in found.layers[:MAX_SIGNATURES]:
-            if layer.media_type != SIGSTORE_PAYLOAD or layer.size > MAX_SIGNATURE:
-                continue
+        for layer in layers:
             try:
                 payload = b"".join(verified(self._repository.blob(layer), layer, f"signatures {tag}"))
-            except (InvalidArgument, NotFound) as error:
+            except NotFound as error:
                 log.warning("a signature of %s is passed over: %s", digest, error)
                 continue
             yield Signature(SIGSTORE, payload, layer.annotations)
@@ -111,6 +109,18 @@ class FromRegistry:
             return None
         except (PermissionRefused, Unavailable) as error:
             raise type(error)(f"the signature {url} cannot be fetched: {error}") from None
+
+
+def _payloads(raw: bytes, media_type: str, what: str) -> Iterator[Descriptor]:
+    """The layers of an OCI manifest that are payloads of signatures; the others are nothing to us."""
+    if media_type != OCI_MANIFEST:
+        raise InvalidArgument(what, media_type, "is no OCI manifest")
+    for number, entry in enumerate(documents.parse(raw, what).take("layers", list)[:MAX_SIGNATURES]):
+        fields = Fields(entry, f"{what}: layers[{number}]", top=False)
+        kind, size = fields.text("mediaType"), fields.take("size", int)
+        digest = references.check_digest(fields.text("digest"), fields.path("digest"))
+        if kind == SIGSTORE_PAYLOAD and 0 < size <= MAX_SIGNATURE:
+            yield Descriptor(kind, digest, size, annotations=texts(fields.take("annotations", dict, {})))
 
 
 def _bounded(found: Iterator[Signature]) -> Iterator[Signature]:
