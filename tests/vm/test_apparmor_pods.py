@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
-from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import FailedPrecondition
 from crio_native.pods import apparmor
 
 from ..cri.conftest import Client, refused
+from .conftest import daemon
 
 pytestmark = pytest.mark.vm(lsm="apparmor")
 
@@ -43,22 +42,8 @@ def remove(profile: str) -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    daemon = ScratchDaemon(Path(tempfile.gettempdir()))
-    try:
-        daemon.start()
-        client = Client(daemon)
-        client.load_image()
+    with daemon() as client:
         yield client
-    finally:
-        problems = daemon.close()
-    assert not problems
-
-
-@pytest.fixture
-def cri(shared: Client) -> Iterator[Client]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
-from crio_native.cli.scratch import ScratchDaemon
 
 from ..cri.conftest import Client, refused
 from ..oci.selinux_policy import load
+from .conftest import daemon
 
 pytestmark = pytest.mark.vm(lsm="selinux", memory="1025M")  # the boot of all tests that load the policy
 
@@ -46,22 +45,8 @@ def prepare_host(directory: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     prepare_host(tmp_path_factory.mktemp("host"))
-    daemon = ScratchDaemon(Path(tempfile.gettempdir()))
-    try:
-        daemon.start()
-        client = Client(daemon)
-        client.load_image()
+    with daemon() as client:
         yield client
-    finally:
-        problems = daemon.close()
-    assert not problems
-
-
-@pytest.fixture
-def cri(shared: Client) -> Iterator[Client]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
 
 
 def configure(cri: Client, lines: str) -> None:
