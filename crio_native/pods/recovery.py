@@ -85,6 +85,9 @@ def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
         case PodState.READY if not _whole(node, sandboxes, pod):
             log.warning("pod %s has lost its namespaces; it is not ready any more", pod.id)
             sandboxes.stop(pod.id)
+        case PodState.NOT_READY if pod.infra is not None or node.layout.pod_run_dir(pod.id).exists():
+            log.info("pod %s was being stopped when the daemon was; finishing it", pod.id)
+            sandboxes.stop(pod.id)
 
 
 def _whole(node: Node, sandboxes: Sandboxes, pod: Pod) -> bool:
