@@ -94,7 +94,9 @@ def _serve(config: Config, launchers: Launchers, serving: Callable[[], None], re
     import asyncio
 
     from crio_native import history
+    from crio_native.images import upkeep
     from crio_native.pods.recovery import recover, wipe_images, wipe_pods
+    from crio_native.pods.store import images_in_use
 
     past = history.read(config.crio)
     with assembly.opened(config, launchers) as parts:
@@ -105,6 +107,8 @@ def _serve(config: Config, launchers: Launchers, serving: Callable[[], None], re
                 wipe_pods(parts.node, parts.sandboxes, stopped_only=True)
             if past.upgraded:
                 wipe_images(parts.node)
+        if config.crio.internal_repair and past.unclean and past.booted:  # a daemon's own end damages no file
+            upkeep.repair(parts.images, in_use=images_in_use(parts.node.store))
         asyncio.run(_loop(config, parts, serving, read))
     history.end(config.crio)
 

@@ -242,9 +242,13 @@ def wipe(source: Source, force: bool) -> None:
 
 
 @main.command()
+@click.option("--images", is_flag=True, help="Look at the files of every image, too; the daemon must not run.")
+@click.option(
+    "--repair", is_flag=True, help="As --images; remove images with damaged layers, so that they are pulled anew."
+)
 @click.pass_obj
-def check(source: Source) -> None:
-    """Look whether this host has what the daemon needs; exit with 1 if something is missing."""
+def check(source: Source, images: bool, repair: bool) -> None:
+    """Look whether this host has what the daemon needs; exit with 1 if something is missing, or damage is left."""
     _require_root()
     config = source.load()
     from crio_native.cli import host
@@ -252,8 +256,23 @@ def check(source: Source) -> None:
     findings = host.examine(config)
     for finding in findings:
         click.echo(f"{finding.state:<9}{finding.subject}: {finding.detail}")
-    if any(finding.state == host.MISSING for finding in findings):
+    damaged = _examine_images(config, repair=repair) if images or repair else False
+    if damaged or any(finding.state == host.MISSING for finding in findings):
         raise click.exceptions.Exit(1)
+
+
+def _examine_images(config: Config, *, repair: bool) -> bool:
+    """Whether damage is left."""
+    from crio_native import repairing
+
+    damage, left = repairing.examine(config, repair=repair)
+    for found in damage:
+        click.echo(f"damaged  {found}")
+    for reason in left:
+        click.echo(f"left     {reason}")
+    if not damage:
+        click.echo("ok       images: every layer has its files")
+    return bool(left) if repair else bool(damage)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from crio_native.errors import CrioError, InvalidArgument, NotFound
 from crio_native.images import Credentials, Image, ImageStore
 from crio_native.images.credentials import decode
 from crio_native.images.model import Progress
-from crio_native.pods.store import Store
+from crio_native.pods.store import Store, images_in_use
 
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
 IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:")
@@ -132,16 +132,9 @@ class ImageService:
 
     def _remove(self, reference: str) -> None:
         try:
-            self._images.remove(reference, in_use=self._in_use)
+            self._images.remove(reference, in_use=lambda: images_in_use(self._store))
         except NotFound:
             pass  # removed already
-
-    def _in_use(self) -> dict[str, str]:
-        return {
-            image_id: f"container {container.id}"
-            for container in list(self._store.containers.values())
-            for image_id in (container.image_id, *(volume.image_id for volume in container.image_volumes))
-        }
 
 
 def _reference(spec: Any) -> str:

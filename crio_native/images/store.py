@@ -126,6 +126,11 @@ class ImageStore:
 
     # Looking
 
+    @property
+    def layers(self) -> Layers:
+        """The unpacked layers, for `upkeep`."""
+        return self._layers
+
     def list(self) -> Sequence[Image]:
         """All images, oldest first."""
         return [*self._catalogue.images.values()]

@@ -261,3 +261,12 @@ def _table(kind: type) -> str:
 
 def _word(kind: type) -> str:
     return "pod" if kind is Pod else "container"
+
+
+def images_in_use(store: Store) -> dict[str, str]:
+    """The ids of images that containers stand on, and what uses each, in words."""
+    return {
+        image_id: f"container {container.id}"
+        for container in list(store.containers.values())
+        for image_id in (container.image_id, *(volume.image_id for volume in container.image_volumes))
+    }
