@@ -82,12 +82,16 @@ class ScratchDaemon:
     def start(self) -> str:
         """Start the daemon and wait until it serves; returns its version."""
         self._write_config()
+        self.launch()
+        return self._wait_until_serving()
+
+    def launch(self) -> None:
+        """Start the daemon's process on what there is: for who has killed the one before and wants to wait himself."""
         command: list[str | Path] = [Path(sys.executable).with_name("crio-native")]
         command += ["--config", self.directory / "crio.conf", "--config-dir", self.directory / "crio.conf.d"]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C is for us, who then stop it in order.
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
-        return self._wait_until_serving()
 
     def wait(self) -> None:
         """Until the daemon ends."""

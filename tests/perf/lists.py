@@ -1,22 +1,30 @@
-"""What a kubelet asks all the time, with 500 containers present: lists and statistics, beside containerd."""
+"""A node with 500 containers: what a kubelet asks all the time, lists and statistics, beside containerd; and how long
+a daemon that was killed takes to be there for them again."""
 
 from __future__ import annotations
 
+import socket
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from crio_native.api.runtime.v1 import api_pb2 as cri
-from crio_native.cli.scratch import ScratchDaemon
+from crio_native.api.runtime.v1 import api_pb2_grpc
+from crio_native.cli.scratch import MESSAGE_SIZE, ScratchDaemon, wait_for
 from tests.perf.containerd import IMAGE, Containerd
 from tests.perf.daemon import Client
 from tests.perf.peers import SLEEP
 from tests.perf.report import Result
 
+OPTIONS = [("grpc.max_receive_message_length", MESSAGE_SIZE)]
 PODS, EACH = 50, 10
 LISTS, STATS = 100, 10  # rounds
+STARTS = 5
+START_GOAL = 2000  # ms
 CALLS = {"ListContainers": LISTS, "ListPodSandbox": LISTS, "ListContainerStats": STATS, "ListPodSandboxStats": STATS}
 
 
@@ -42,9 +50,35 @@ def measure(daemon: ScratchDaemon, directory: Path, progress: Callable[[str], No
             for word, pick in (("median", statistics.median), ("p99", _p99)):
                 mine, its = (pick(found) * 1e3 for found in samples)
                 results.append(Result(f"{title}, {word}", "ms", mine, its, "containerd", 1.0))
-        return results
     finally:
         peer.close()
+    progress("the daemon's start")
+    seconds = [_restart(daemon) for _ in range(STARTS)]
+    spread = f"{min(seconds) * 1e3:.0f}..{max(seconds) * 1e3:.0f}"
+    name = f"killed daemon's start until it lists {PODS * EACH} containers"
+    return [*results, Result(name, "ms", statistics.median(seconds) * 1e3, None, None, START_GOAL, spread=spread)]
+
+
+def _restart(daemon: ScratchDaemon) -> float:
+    """Seconds from the process's start to an answer that has all containers running."""
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process.wait()
+    began = time.perf_counter()
+    daemon.launch()
+    wait_for(lambda: _connects(daemon.socket), 30, "the daemon's socket")  # gRPC itself would look once a second
+    with grpc.insecure_channel(f"unix://{daemon.socket}", options=OPTIONS) as channel:
+        listed = api_pb2_grpc.RuntimeServiceStub(channel).ListContainers(cri.ListContainersRequest(), timeout=30)
+    seconds = time.perf_counter() - began
+    running = sum(container.state == cri.CONTAINER_RUNNING for container in listed.containers)
+    if running != PODS * EACH:
+        raise RuntimeError(f"{running} of {PODS * EACH} containers run after the start")
+    return seconds
+
+
+def _connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _p99(samples: list[float]) -> float:

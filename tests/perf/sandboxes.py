@@ -1,7 +1,7 @@
 """Pods as a node makes them, with the default network: one at a time and eight, beside containerd with its CNI bridge.
 
 A pod's life is timed in two parts, as a kubelet sees it: RunPodSandbox, CreateContainer and StartContainer; then
-StopPodSandbox and RemovePodSandbox, which kill and remove the container too.
+StopPodSandbox and RemovePodSandbox, which kill and remove the container too.  Storage is on one disk for both.
 """
 
 from __future__ import annotations

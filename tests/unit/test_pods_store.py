@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -222,11 +223,36 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "s.db")
 
 
-def test_durability_settings(tmp_path: Path) -> None:
+def pragma(store: Store, name: str) -> Any:
+    return store._database._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def test_the_medium_is_waited_for_when_a_record_is_added(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.db")
-    pragma = {
-        n: store._database._connection.execute(f"PRAGMA {n}").fetchone()[0]
-        for n in ("journal_mode", "synchronous", "foreign_keys")
-    }
-    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    assert (pragma(store, "journal_mode"), pragma(store, "foreign_keys")) == ("wal", 1)
+    store.insert(pod(1))
+    assert pragma(store, "synchronous") == 2  # FULL: the commit was flushed
+    store.update(Pod, pod(1).id, state=PodState.READY)
+    assert pragma(store, "synchronous") == 1  # NORMAL: written
+    store.insert(container(1, pod(1)))
+    assert pragma(store, "synchronous") == 2
+    store.delete(container(1, pod(1)))
+    assert pragma(store, "synchronous") == 1
+    store.close()
+
+
+def test_a_change_survives_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            store = Store(tmp_path / "s.db")
+            store.insert(pod(1))
+            store.insert(pod(2))
+            store.update(Pod, pod(1).id, state=PodState.READY)
+            store.delete(pod(2))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    store = Store(tmp_path / "s.db")
+    assert dict(store.pods) == {pod(1).id: replace(pod(1), state=PodState.READY)}
     store.close()
