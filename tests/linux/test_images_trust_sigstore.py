@@ -83,9 +83,11 @@ def test_what_openssl_signed_is_pulled(registry: Registry, node: Node, app: tupl
     raw = run("openssl", "dgst", "-sha256", "-sign", private, stdin=claim(app))
     attach(registry, *app, (claim(app), {"dev.cosignproject.cosign/signature": data(raw)}))
     node.require({"type": "sigstoreSigned", "keyPath": public}, scope=f"{registry.address}/sigstore")
-    assert judge(node, app[0]) == ""
+    right = Path(public).read_bytes()
     Path(public).write_bytes(public_pem(new_key()))
     assert "it was made with another key" in judge(node, app[0])
+    Path(public).write_bytes(right)
+    assert judge(node, app[0]) == ""
 
 
 def test_without_attachments_in_registries_d_there_are_none(

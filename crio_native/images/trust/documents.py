@@ -79,8 +79,8 @@ class Fields:
             return default
         value = self._left.pop(key)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            words = {str: "text", int: "whole number", list: "list", dict: "object", bool: "boolean"}
-            raise InvalidArgument(self.path(key), value, f"not a {words[kind]}")
+            words = {str: "a text", int: "a whole number", list: "a list", dict: "an object", bool: "a boolean"}
+            raise InvalidArgument(self.path(key), value, f"not {words[kind]}")
         return value
 
     def text(self, key: str) -> str:
