@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from tests.perf.report import Result
 EXECUTOR = ("run", "volumes", "crowd", "exec", "monitor")
 KINDS = (*EXECUTOR, "daemon", "sandboxes", "probes", "handlers", "lists", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
@@ -40,6 +42,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
     """Measure ours beside crun, runc and conmon; without KINDS, everything."""
     chosen = kinds or KINDS
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     console.print(
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors: much load blurs all that follows"
     )
@@ -50,6 +54,13 @@ def main(kinds: Sequence[str], rounds: int, pods: int) -> None:
     report.show(results, console)
     report.write(results)
     console.print(f"written: {report.BENCH_FILE}")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Leave by way of every `finally`; a second signal must not cut that short."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:

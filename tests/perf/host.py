@@ -107,7 +107,10 @@ def _hugetlb() -> tuple[int, int]:
 
 
 def _remove_cgroups() -> None:
-    """Ours, also from hierarchies that only a peer uses; a container that lives on keeps its own and is told."""
+    """Ours, with what an interrupted measurement left running in it; also from hierarchies that only a peer uses."""
+    cgroup = Cgroup(CGROUP)
+    cgroup.kill()
+    cgroup.remove()
     mounted = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line)
     for row in mounted:
         for directory, _, _ in os.walk(f"{row[4]}{CGROUP}", topdown=False):

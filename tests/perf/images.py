@@ -1,7 +1,9 @@
-"""A pull of 500 MB in 12 layers and 30,000 files: ours by the CRI, beside `skopeo copy` into containers-storage.
+"""Pulls by the CRI beside `skopeo copy` into containers-storage and containerd's: 500 MB in 12 layers and 30,000
+files, and many small images at once.
 
-Both read from one Debian registry on the loopback, and both wait until what they wrote is on the disk, as far as each
-does so itself.
+All read from one Debian registry on the loopback, and all wait until what they wrote is on the disk, as far as each
+does so itself.  Nothing is removed before the end: ext4 does not use the inodes of removed files again for minutes,
+and whoever comes next would have to look past them.
 """
 
 from __future__ import annotations
@@ -11,24 +13,27 @@ import io
 import os
 import random
 import resource
-import shutil
 import statistics
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from isal import igzip
 
 from crio_native.api.runtime.v1 import api_pb2 as cri
+from crio_native.api.runtime.v1 import api_pb2_grpc
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.linux import syscalls
-from tests.images_support import Registry, picture, running_registry
+from tests.images_support import member, picture, running_registry, tar
+from tests.perf.containerd import Containerd
 from tests.perf.peers import run
 from tests.perf.report import Result
 
 LAYERS, FILES, BYTES = 12, 30_000, 500 << 20
+SMALL = 50  # images
 OTHER_CALLS_EVERY = 0.02  # seconds
 GOAL_WALL, GOAL_CPU, GOAL_PEAK, GOAL_CALL = 0.8, 1.1, 150, 20
 Samples = list[tuple[float, float]]  # (wall, CPU) in seconds
@@ -39,64 +44,85 @@ CLOCK = os.sysconf("SC_CLK_TCK")
 def measure(directory: Path, rounds: int, say: Callable[[str], None]) -> list[Result]:
     say("making an image of 500 MB")
     layers = [_layer(number) for number in range(LAYERS)]
-    with running_registry(_made(directory / "registry")) as registry:
+    with running_registry(_made(directory / "registry")) as registry, contextlib.ExitStack() as end:
         image = picture(*layers, compress=lambda data: igzip.compress(data, 2))
         name = registry.push("bench/large", "v1", image)
         last = picture(*layers[:-1], _layer(LAYERS), compress=lambda data: igzip.compress(data, 2))
         changed = registry.push("bench/large", "v2", last)
         del layers, image, last
-        return _measure(registry, directory, name, changed, rounds, say)
+        small = [registry.push(f"bench/small{n}", "v1", picture(_small_layer(n))) for n in range(SMALL)]
+        return _measure(directory, (name, changed, small), rounds, end, say)
 
 
 def _measure(
-    registry: Registry, directory: Path, name: str, changed: str, rounds: int, say: Callable[[str], None]
+    directory: Path,
+    images: tuple[str, str, list[str]],
+    rounds: int,
+    end: contextlib.ExitStack,
+    say: Callable[[str], None],
 ) -> list[Result]:
-    ours, theirs, again, calls, peaks = [], [], [], [], []
+    """end: removes what was made, when all is measured."""
+    name, changed, small = images
+    ours, skopeo, containerd, again, many, their_many, calls, peaks = [], [], [], [], [], [], [], []
     for number in range(rounds):
         say(f"pulling, round {number + 1} of {rounds}")
-        theirs.append(_skopeo(directory / "storage", name))
-        with _daemon() as daemon:
-            server = Ours(daemon)
-            ours.append(server.pull(name))
-            again.append(server.pull(changed))
-            calls += server.calls
-            peaks.append(server.peak())
+        skopeo.append(_skopeo(directory / f"storage{number}", name, end))
+        peer = Containerd(directory / f"containerd{number}")
+        end.callback(peer.close)
+        theirs = Puller(peer.process.pid, peer.runtime, api_pb2_grpc.ImageServiceStub(peer.channel))
+        containerd.append(theirs.pull(name))
+        their_many.append(theirs.pull_all(small))
+        daemon = end.enter_context(_daemon())
+        assert daemon.process
+        mine = Puller(daemon.process.pid, daemon.runtime, daemon.images)
+        ours.append(mine.pull(name))
+        again.append(mine.pull(changed))
+        calls += mine.calls
+        peaks.append(mine.peak())
+        many.append(mine.pull_all(small))
     return [
-        _compared("pull of 500 MB, 12 layers", ours, theirs, 0, GOAL_WALL),
-        _compared("the same, CPU", ours, theirs, 1, GOAL_CPU),
+        _compared("pull of 500 MB, 12 layers", ours, skopeo, 0, GOAL_WALL, "skopeo copy"),
+        _compared("the same, CPU", ours, skopeo, 1, GOAL_CPU, "skopeo copy"),
+        _compared("the same", ours, containerd, 0, GOAL_WALL, "containerd"),
+        _compared("the same, CPU", ours, containerd, 1, GOAL_CPU, "containerd"),
         Result("the same, daemon's peak (RSS)", "MiB", max(peaks), None, None, GOAL_PEAK),
         Result("the same, other CRI calls, 99th of 100", "ms", _percentile(calls, 99), None, None, GOAL_CALL),
         Result("pull of it with one changed layer", "s", _middle(again, 0), _middle(ours, 0), "the whole", 2 / LAYERS),
+        _compared(f"pull of {SMALL} small images at once", many, their_many, 0, 1.0, "containerd"),
     ]
 
 
-class Ours:
+class Puller:
     """A daemon that pulls, and how it answers meanwhile.  calls: ms of each other call."""
 
-    def __init__(self, daemon: ScratchDaemon) -> None:
-        assert daemon.process
-        self._daemon, self._pid = daemon, daemon.process.pid
+    def __init__(self, pid: int, runtime: Any, images: Any) -> None:
+        self._pid, self._runtime, self._images = pid, runtime, images
         self.calls: list[float] = []
 
     def pull(self, name: str) -> tuple[float, float]:
         """Seconds of wall time and of CPU, the children's included."""
         done = threading.Event()
         caller = threading.Thread(target=self._call_meanwhile, args=(done,))
-        before, began = self._cpu(), time.perf_counter()
         caller.start()
         try:
-            self._daemon.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name)), timeout=600)
-            wall = time.perf_counter() - began
+            return self.pull_all([name])
         finally:
             done.set()
             caller.join()
-        return wall, self._cpu() - before
+
+    def pull_all(self, names: Sequence[str]) -> tuple[float, float]:
+        """The same, of several at once."""
+        before, began = self._cpu(), time.perf_counter()
+        requests = [cri.PullImageRequest(image=cri.ImageSpec(image=name)) for name in names]
+        for answer in [self._images.PullImage.future(request, timeout=600) for request in requests]:
+            answer.result()
+        return time.perf_counter() - began, self._cpu() - before
 
     def _call_meanwhile(self, done: threading.Event) -> None:
         request = cri.ListContainersRequest()
         while not done.wait(OTHER_CALLS_EVERY):
             began = time.perf_counter()
-            self._daemon.runtime.ListContainers(request, timeout=60)
+            self._runtime.ListContainers(request, timeout=60)
             self.calls.append((time.perf_counter() - began) * 1e3)
 
     def _cpu(self) -> float:
@@ -108,18 +134,19 @@ class Ours:
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def _skopeo(storage: Path, name: str) -> tuple[float, float]:
+def _skopeo(storage: Path, name: str, end: contextlib.ExitStack) -> tuple[float, float]:
     """Seconds of wall time and of CPU of a copy into an empty storage."""
     _made(storage)
     before, began = _children(), time.perf_counter()
     target = f"containers-storage:[overlay@{storage}/root+{storage}/run]bench:v1"
-    try:
-        run("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", f"docker://{name}", target)
-        return time.perf_counter() - began, _children() - before
-    finally:
-        with contextlib.suppress(OSError):  # the storage binds its directory onto itself
-            syscalls.umount2(str(storage / "root/overlay"), MNT_DETACH)
-        shutil.rmtree(storage)
+    end.callback(_unmount, storage / "root/overlay")  # the storage binds its directory onto itself
+    run("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", f"docker://{name}", target)
+    return time.perf_counter() - began, _children() - before
+
+
+def _unmount(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        syscalls.umount2(str(directory), MNT_DETACH)
 
 
 def _children() -> float:
@@ -156,6 +183,13 @@ def _layer(number: int) -> bytes:
     return buffer.getvalue()
 
 
+def _small_layer(number: int) -> bytes:
+    """An image as many pods have: a program and some files."""
+    chance = random.Random(-number)
+    files = [member(f"srv/{number}/{n}", data=chance.randbytes(chance.randrange(40_000))) for n in range(30)]
+    return tar(member("bin/program", data=chance.randbytes(1 << 20), mode=0o755), *files)
+
+
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
@@ -165,11 +199,11 @@ def _percentile(samples: list[float], which: int) -> float:
     return statistics.quantiles(samples, n=100)[which - 1]
 
 
-def _compared(name: str, ours: Samples, theirs: Samples, which: int, goal: float) -> Result:
+def _compared(name: str, ours: Samples, theirs: Samples, which: int, goal: float, peer: str) -> Result:
     spread = " / ".join(
         f"{min(values):.2f}..{max(values):.2f}" for values in ([s[which] for s in ours], [s[which] for s in theirs])
     )
-    return Result(name, "s", _middle(ours, which), _middle(theirs, which), "skopeo copy", goal, spread)
+    return Result(name, "s", _middle(ours, which), _middle(theirs, which), peer, goal, spread)
 
 
 def _middle(samples: Samples, which: int) -> float:
