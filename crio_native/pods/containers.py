@@ -28,7 +28,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
-from crio_native.pods import image_volumes, names, pausing, preparation, spec, spec_security, trees
+from crio_native.pods import exit_files, image_volumes, names, pausing, preparation, spec, spec_security, trees
 from crio_native.pods.commands import Heritages
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
@@ -165,6 +165,7 @@ class Containers:
             self._await_end(container_id)
             node.store.update(Container, container_id, wait=False, state=ContainerState.REMOVING)
             self._free(container)
+            exit_files.remove(node.settings.container_exits_dir, container_id)
             trees.remove_tree(layout.logs / container_id)  # only where the pod named no directory for its logs
             node.store.delete(container)
             with self._ends_lock:
@@ -447,6 +448,7 @@ class Containers:
 
         try:
             self._node.store.change(Container, container_id, ended, wait=False)
+            exit_files.write(self._node.settings.container_exits_dir, container_id, status.code)
         except NotFound:
             pass
         with self._ends_lock:
