@@ -1,11 +1,18 @@
-"""The handlers that the life-cycle tests run with beside the built-in one, and what this host lacks for them."""
+"""The handlers that the tests of pods and containers run with beside the built-in one, as fixtures in place of
+`conftest`'s, and what this host lacks for them."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Client, close, new_client
 
 HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 PROGRAMS = {
@@ -13,6 +20,7 @@ PROGRAMS = {
     "crun": "crun",
     "conmon": "runc",
     "crio-oci": str(Path(sys.executable).with_name("crio-oci")),
+    "shim": "containerd-shim-runc-v2",  # over runc
 }
 
 
@@ -21,6 +29,7 @@ def settings(handler: str) -> str:
     program = PROGRAMS[handler]
     path = "" if program == handler else f'runtime_path = "{shutil.which(program)}"'
     path += f'\nmonitor_path = "{shutil.which("conmon")}"' if handler == "conmon" else ""
+    path += '\nruntime_type = "vm"' if handler == "shim" else ""
     return f"""
 [crio.runtime]
 container_exits_dir = "{{directory}}/run/exits"
@@ -38,3 +47,23 @@ def prepare_host() -> None:
     if Path("/sys/fs/cgroup/cpu").is_dir() and not HUGETLB.is_mount():
         HUGETLB.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", HUGETLB], check=True)
+
+
+@pytest.fixture(scope="module", params=sorted(PROGRAMS))
+def handler(request: Any) -> str:
+    prepare_host()
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(handler: str) -> Iterator[Client]:
+    client = new_client(settings=settings(handler))
+    yield client
+    close(client)
+
+
+@pytest.fixture
+def fresh(handler: str) -> Iterator[Client]:
+    client = new_client(settings=settings(handler))
+    yield client
+    close(client)

@@ -17,6 +17,8 @@ import pytest
 from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli import busybox
+from crio_native.errors import NotFound
+from crio_native.monitor.client import Connection
 
 from .conftest import Client, log_text, refused
 
@@ -34,6 +36,7 @@ def test_containers_go_on(fresh: Client, number: int) -> None:
     fresh.ended(ended)
     before = {c: fresh.status(c) for c in (counter, created, ended)}
     before_pod = fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status
+    ending_pid = json.loads(fresh.call("ContainerStatus", container_id=ending, verbose=True).info["info"])["pid"]
     log = Path(before[counter].log_path)
     code = fresh.stop_daemon(number)
     assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
@@ -41,8 +44,7 @@ def test_containers_go_on(fresh: Client, number: int) -> None:
     fresh.until(lambda: log.stat().st_size > size + 50)
     shm = fresh.daemon.directory / "run" / "sandboxes" / pod / "shm" / "end"
     shm.touch()
-    exit_file = fresh.daemon.directory / "run" / "containers" / ending / "exit"
-    fresh.until(exit_file.exists)
+    fresh.until(lambda: not alive(ending_pid))
 
     fresh.start_daemon()
     assert fresh.call("PodSandboxStatus", pod_sandbox_id=pod).status == before_pod
@@ -111,11 +113,31 @@ def reboot(client: Client) -> None:
     run, state = client.daemon.directory / "run", client.daemon.network_state
     client.stop_daemon()
     Cgroup(client.daemon.cgroup_parent).kill()
-    client.until(lambda: not list(run.glob("containers/*/control")))
+    kill_helpers(client.daemon.directory)
+    client.until(lambda: not any(has_monitor(run_dir) for run_dir in run.glob("containers/*")))
     PodNetwork.from_directory(network_dir=client.daemon.directory / "net.d", state_dir=state).collect([])
-    for target in reversed(mounts_below(run)):
+    for target in reversed(mounts_below(client.daemon.directory)):
         syscalls.umount2(target, mounts.MNT_DETACH)
     shutil.rmtree(run)
+
+
+def kill_helpers(directory: Path) -> None:
+    """Shims, and the monitors of their containers, which wait for a daemon: what works in, or names, the directory."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            where, line = os.readlink(process / "cwd"), (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if where.startswith(f"{directory}/") or (b"\0remote\0" in line and os.fsencode(directory) in line):
+            os.kill(int(process.name), signal.SIGKILL)
+
+
+def has_monitor(run_dir: Path) -> bool:
+    try:
+        Connection.connect(run_dir).close()
+    except NotFound:
+        return False
+    return True
 
 
 def set_option(client: Client, text: str) -> None:
