@@ -100,9 +100,12 @@ def unmount_all(bundle: Path) -> None:
 
 
 def _mount(image: Overlay, place: Path, user_namespace: str, label: str) -> None:
-    """By descriptor of the layers' directory: 127 layers by their whole paths would not fit the page of mount data."""
+    """By descriptor of the layers' directory: 127 layers by their whole paths would not fit the page of mount data.
+
+    A name may be absolute: the empty layer's is, as it is not an additional store's.
+    """
     with _layers(image.base, place.with_suffix(".layers"), user_namespace) as base:
-        lowers = ":".join(f"/proc/self/fd/{base}/{lower}" for lower in image.lowers)
+        lowers = ":".join(os.path.join(f"/proc/self/fd/{base}", lower) for lower in image.lowers)
         context = f',context="{label}"' if label else ""
         syscalls.mount("overlay", str(place), "overlay", _FLAGS, f"lowerdir={lowers}{context}")
 
