@@ -28,7 +28,7 @@ def read(kind: str, message: bytes) -> Stats:
 
 
 def _v1(metrics: metrics1_pb2.Metrics) -> Stats:
-    memory, cpu = metrics.memory, metrics.cpu.usage
+    memory, cpu, throttling = metrics.memory, metrics.cpu.usage, metrics.cpu.throttling
     usage = memory.usage.usage
     return Stats(
         timestamp=time.time_ns(),
@@ -42,8 +42,14 @@ def _v1(metrics: metrics1_pb2.Metrics) -> Stats:
         swap_usage=max(memory.swap.usage - usage, 0) if memory.HasField("swap") else None,
         pids=metrics.pids.current,
         extra={
-            "cpu": {"user": cpu.user, "system": cpu.kernel},
-            "memory": {"cache": memory.total_cache, "mapped_file": memory.total_mapped_file},
+            "cpu": {
+                "user": cpu.user,
+                "system": cpu.kernel,
+                "periods": throttling.periods,
+                "throttled_periods": throttling.throttled_periods,
+                "throttled_time": throttling.throttled_time,
+            },
+            "memory": {"total_cache": memory.total_cache, "total_mapped_file": memory.total_mapped_file},
             "memory_peak": memory.usage.max,
             "pids_limit": metrics.pids.limit or None,
         },
@@ -64,7 +70,13 @@ def _v2(metrics: metrics2_pb2.Metrics) -> Stats:
         swap_usage=memory.swap_usage,
         pids=metrics.pids.current,
         extra={
-            "cpu": {"user": cpu.user_usec * _MICROSECOND, "system": cpu.system_usec * _MICROSECOND},
+            "cpu": {
+                "user": cpu.user_usec * _MICROSECOND,
+                "system": cpu.system_usec * _MICROSECOND,
+                "periods": cpu.nr_periods,
+                "throttled_periods": cpu.nr_throttled,
+                "throttled_time": cpu.throttled_usec * _MICROSECOND,
+            },
             "memory": {"file": memory.file, "file_mapped": memory.file_mapped},
             "memory_peak": memory.max_usage,
             "pids_limit": metrics.pids.limit or None,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crio_native/api/shim/v1/metrics1.proto\x12\x18io.containerd.cgroups.v1\"\xa1\x01\n\x07Metrics\x12\x30\n\x04pids\x18\x02 \x01(\x0b\x32\".io.containerd.cgroups.v1.PidsStat\x12.\n\x03\x63pu\x18\x03 \x01(\x0b\x32!.io.containerd.cgroups.v1.CPUStat\x12\x34\n\x06memory\x18\x04 \x01(\x0b\x32$.io.containerd.cgroups.v1.MemoryStat\"*\n\x08PidsStat\x12\x0f\n\x07\x63urrent\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"<\n\x07\x43PUStat\x12\x31\n\x05usage\x18\x01 \x01(\x0b\x32\".io.containerd.cgroups.v1.CPUUsage\"7\n\x08\x43PUUsage\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x0e\n\x06kernel\x18\x02 \x01(\x04\x12\x0c\n\x04user\x18\x03 \x01(\x04\"\xc2\x02\n\nMemoryStat\x12\x13\n\x0btotal_cache\x18\x12 \x01(\x04\x12\x11\n\ttotal_rss\x18\x13 \x01(\x04\x12\x19\n\x11total_mapped_file\x18\x15 \x01(\x04\x12\x16\n\x0etotal_pg_fault\x18\x1a \x01(\x04\x12\x1a\n\x12total_pg_maj_fault\x18\x1b \x01(\x04\x12\x1b\n\x13total_inactive_file\x18\x1e \x01(\x04\x12\x34\n\x05usage\x18! \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\x12\x33\n\x04swap\x18\" \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\x12\x35\n\x06kernel\x18# \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\"I\n\x0bMemoryEntry\x12\r\n\x05limit\x18\x01 \x01(\x04\x12\r\n\x05usage\x18\x02 \x01(\x04\x12\x0b\n\x03max\x18\x03 \x01(\x04\x12\x0f\n\x07\x66\x61ilcnt\x18\x04 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crio_native/api/shim/v1/metrics1.proto\x12\x18io.containerd.cgroups.v1\"\xa1\x01\n\x07Metrics\x12\x30\n\x04pids\x18\x02 \x01(\x0b\x32\".io.containerd.cgroups.v1.PidsStat\x12.\n\x03\x63pu\x18\x03 \x01(\x0b\x32!.io.containerd.cgroups.v1.CPUStat\x12\x34\n\x06memory\x18\x04 \x01(\x0b\x32$.io.containerd.cgroups.v1.MemoryStat\"*\n\x08PidsStat\x12\x0f\n\x07\x63urrent\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"t\n\x07\x43PUStat\x12\x31\n\x05usage\x18\x01 \x01(\x0b\x32\".io.containerd.cgroups.v1.CPUUsage\x12\x36\n\nthrottling\x18\x02 \x01(\x0b\x32\".io.containerd.cgroups.v1.Throttle\"N\n\x08Throttle\x12\x0f\n\x07periods\x18\x01 \x01(\x04\x12\x19\n\x11throttled_periods\x18\x02 \x01(\x04\x12\x16\n\x0ethrottled_time\x18\x03 \x01(\x04\"7\n\x08\x43PUUsage\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x0e\n\x06kernel\x18\x02 \x01(\x04\x12\x0c\n\x04user\x18\x03 \x01(\x04\"\xc2\x02\n\nMemoryStat\x12\x13\n\x0btotal_cache\x18\x12 \x01(\x04\x12\x11\n\ttotal_rss\x18\x13 \x01(\x04\x12\x19\n\x11total_mapped_file\x18\x15 \x01(\x04\x12\x16\n\x0etotal_pg_fault\x18\x1a \x01(\x04\x12\x1a\n\x12total_pg_maj_fault\x18\x1b \x01(\x04\x12\x1b\n\x13total_inactive_file\x18\x1e \x01(\x04\x12\x34\n\x05usage\x18! \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\x12\x33\n\x04swap\x18\" \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\x12\x35\n\x06kernel\x18# \x01(\x0b\x32%.io.containerd.cgroups.v1.MemoryEntry\"I\n\x0bMemoryEntry\x12\r\n\x05limit\x18\x01 \x01(\x04\x12\r\n\x05usage\x18\x02 \x01(\x04\x12\x0b\n\x03max\x18\x03 \x01(\x04\x12\x0f\n\x07\x66\x61ilcnt\x18\x04 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIDSSTAT']._serialized_start=232
   _globals['_PIDSSTAT']._serialized_end=274
   _globals['_CPUSTAT']._serialized_start=276
-  _globals['_CPUSTAT']._serialized_end=336
-  _globals['_CPUUSAGE']._serialized_start=338
-  _globals['_CPUUSAGE']._serialized_end=393
-  _globals['_MEMORYSTAT']._serialized_start=396
-  _globals['_MEMORYSTAT']._serialized_end=718
-  _globals['_MEMORYENTRY']._serialized_start=720
-  _globals['_MEMORYENTRY']._serialized_end=793
+  _globals['_CPUSTAT']._serialized_end=392
+  _globals['_THROTTLE']._serialized_start=394
+  _globals['_THROTTLE']._serialized_end=472
+  _globals['_CPUUSAGE']._serialized_start=474
+  _globals['_CPUUSAGE']._serialized_end=529
+  _globals['_MEMORYSTAT']._serialized_start=532
+  _globals['_MEMORYSTAT']._serialized_end=854
+  _globals['_MEMORYENTRY']._serialized_start=856
+  _globals['_MEMORYENTRY']._serialized_end=929
 # @@protoc_insertion_point(module_scope)

@@ -24,10 +24,22 @@ class PidsStat(_message.Message):
     def __init__(self, current: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class CPUStat(_message.Message):
-    __slots__ = ("usage",)
+    __slots__ = ("usage", "throttling")
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    THROTTLING_FIELD_NUMBER: _ClassVar[int]
     usage: CPUUsage
-    def __init__(self, usage: _Optional[_Union[CPUUsage, _Mapping]] = ...) -> None: ...
+    throttling: Throttle
+    def __init__(self, usage: _Optional[_Union[CPUUsage, _Mapping]] = ..., throttling: _Optional[_Union[Throttle, _Mapping]] = ...) -> None: ...
+
+class Throttle(_message.Message):
+    __slots__ = ("periods", "throttled_periods", "throttled_time")
+    PERIODS_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_PERIODS_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_TIME_FIELD_NUMBER: _ClassVar[int]
+    periods: int
+    throttled_periods: int
+    throttled_time: int
+    def __init__(self, periods: _Optional[int] = ..., throttled_periods: _Optional[int] = ..., throttled_time: _Optional[int] = ...) -> None: ...
 
 class CPUUsage(_message.Message):
     __slots__ = ("total", "kernel", "user")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crio_native/api/shim/v1/metrics2.proto\x12\x18io.containerd.cgroups.v2\"\xa1\x01\n\x07Metrics\x12\x30\n\x04pids\x18\x01 \x01(\x0b\x32\".io.containerd.cgroups.v2.PidsStat\x12.\n\x03\x63pu\x18\x02 \x01(\x0b\x32!.io.containerd.cgroups.v2.CPUStat\x12\x34\n\x06memory\x18\x04 \x01(\x0b\x32$.io.containerd.cgroups.v2.MemoryStat\"*\n\x08PidsStat\x12\x0f\n\x07\x63urrent\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"E\n\x07\x43PUStat\x12\x12\n\nusage_usec\x18\x01 \x01(\x04\x12\x11\n\tuser_usec\x18\x02 \x01(\x04\x12\x13\n\x0bsystem_usec\x18\x03 \x01(\x04\"\xd8\x01\n\nMemoryStat\x12\x0c\n\x04\x61non\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ile_mapped\x18\x07 \x01(\x04\x12\x15\n\rinactive_file\x18\r \x01(\x04\x12\x0f\n\x07pgfault\x18\x12 \x01(\x04\x12\x12\n\npgmajfault\x18\x13 \x01(\x04\x12\r\n\x05usage\x18  \x01(\x04\x12\x13\n\x0busage_limit\x18! \x01(\x04\x12\x12\n\nswap_usage\x18\" \x01(\x04\x12\x12\n\nswap_limit\x18# \x01(\x04\x12\x11\n\tmax_usage\x18$ \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&crio_native/api/shim/v1/metrics2.proto\x12\x18io.containerd.cgroups.v2\"\xa1\x01\n\x07Metrics\x12\x30\n\x04pids\x18\x01 \x01(\x0b\x32\".io.containerd.cgroups.v2.PidsStat\x12.\n\x03\x63pu\x18\x02 \x01(\x0b\x32!.io.containerd.cgroups.v2.CPUStat\x12\x34\n\x06memory\x18\x04 \x01(\x0b\x32$.io.containerd.cgroups.v2.MemoryStat\"*\n\x08PidsStat\x12\x0f\n\x07\x63urrent\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"\x87\x01\n\x07\x43PUStat\x12\x12\n\nusage_usec\x18\x01 \x01(\x04\x12\x11\n\tuser_usec\x18\x02 \x01(\x04\x12\x13\n\x0bsystem_usec\x18\x03 \x01(\x04\x12\x12\n\nnr_periods\x18\x04 \x01(\x04\x12\x14\n\x0cnr_throttled\x18\x05 \x01(\x04\x12\x16\n\x0ethrottled_usec\x18\x06 \x01(\x04\"\xd8\x01\n\nMemoryStat\x12\x0c\n\x04\x61non\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x04\x12\x13\n\x0b\x66ile_mapped\x18\x07 \x01(\x04\x12\x15\n\rinactive_file\x18\r \x01(\x04\x12\x0f\n\x07pgfault\x18\x12 \x01(\x04\x12\x12\n\npgmajfault\x18\x13 \x01(\x04\x12\r\n\x05usage\x18  \x01(\x04\x12\x13\n\x0busage_limit\x18! \x01(\x04\x12\x12\n\nswap_usage\x18\" \x01(\x04\x12\x12\n\nswap_limit\x18# \x01(\x04\x12\x11\n\tmax_usage\x18$ \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICS']._serialized_end=230
   _globals['_PIDSSTAT']._serialized_start=232
   _globals['_PIDSSTAT']._serialized_end=274
-  _globals['_CPUSTAT']._serialized_start=276
-  _globals['_CPUSTAT']._serialized_end=345
-  _globals['_MEMORYSTAT']._serialized_start=348
-  _globals['_MEMORYSTAT']._serialized_end=564
+  _globals['_CPUSTAT']._serialized_start=277
+  _globals['_CPUSTAT']._serialized_end=412
+  _globals['_MEMORYSTAT']._serialized_start=415
+  _globals['_MEMORYSTAT']._serialized_end=631
 # @@protoc_insertion_point(module_scope)

@@ -24,14 +24,20 @@ class PidsStat(_message.Message):
     def __init__(self, current: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class CPUStat(_message.Message):
-    __slots__ = ("usage_usec", "user_usec", "system_usec")
+    __slots__ = ("usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec")
     USAGE_USEC_FIELD_NUMBER: _ClassVar[int]
     USER_USEC_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_USEC_FIELD_NUMBER: _ClassVar[int]
+    NR_PERIODS_FIELD_NUMBER: _ClassVar[int]
+    NR_THROTTLED_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_USEC_FIELD_NUMBER: _ClassVar[int]
     usage_usec: int
     user_usec: int
     system_usec: int
-    def __init__(self, usage_usec: _Optional[int] = ..., user_usec: _Optional[int] = ..., system_usec: _Optional[int] = ...) -> None: ...
+    nr_periods: int
+    nr_throttled: int
+    throttled_usec: int
+    def __init__(self, usage_usec: _Optional[int] = ..., user_usec: _Optional[int] = ..., system_usec: _Optional[int] = ..., nr_periods: _Optional[int] = ..., nr_throttled: _Optional[int] = ..., throttled_usec: _Optional[int] = ...) -> None: ...
 
 class MemoryStat(_message.Message):
     __slots__ = ("anon", "file", "file_mapped", "inactive_file", "pgfault", "pgmajfault", "usage", "usage_limit", "swap_usage", "swap_limit", "max_usage")
