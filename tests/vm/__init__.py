@@ -1,11 +1,12 @@
 """The second kernel: tests marked ``vm`` run inside a user-mode-linux guest that one pytest session boots once.
 
-Here belong the rig (`packages` fetches, `guest` boots, `init` is the guest's first process, `plugin` is pytest's side)
-and the tests that need cgroup v2 or a kernel with a security module.  Tests that the host's kernel can serve do not.
+Here belong the rig (`packages` fetches, `guest` boots, `init` is the guest's first process, `plugin` is pytest's
+side, `conftest` the daemon in there) and the tests that need cgroup v2 or a kernel with a security module.  Tests that
+the host's kernel can serve do not.
 
     @pytest.mark.vm                              cgroup v2, no security module
     @pytest.mark.vm(cgroup="v1")                 or "hybrid"
-    @pytest.mark.vm(lsm="apparmor")              or "selinux", whose policy a test brings
+    @pytest.mark.vm(lsm="apparmor")              or "selinux"; with a policy: memory="1025M", a boot of its own
     @pytest.mark.vm(memory="1500M")              the guest's memory, default 1024M
 
 There is one boot for each distinct configuration in a session, of 2 to 3 seconds.  What the guest is like:
