@@ -96,10 +96,9 @@ class Gpg:
     def gpg(self, *arguments: object, stdin: bytes = b"") -> bytes:
         return run("gpg", "--batch", "--quiet", "--yes", *arguments, home=self.home, stdin=stdin)
 
-    def key(self, user: str, expires: str = "0", algorithm: str = "ed25519") -> str:
+    def key(self, user: str, *options: str, expires: str = "0", algorithm: str = "ed25519") -> str:
         """Make a key; its fingerprint."""
-        command = ("--passphrase", "", "--quick-gen-key", user, algorithm, "sign", expires)
-        self.gpg(*command)
+        self.gpg(*options, "--passphrase", "", "--quick-gen-key", user, algorithm, "sign", expires)
         listed = self.gpg("--list-keys", "--with-colons", user).decode()
         return next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr:"))
 

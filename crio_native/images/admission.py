@@ -20,6 +20,7 @@ from crio_native.images.trust.fetching import FromRegistry, of_directory
 from crio_native.images.trust.judging import Judgement
 from crio_native.images.work import Stop
 
+MIN_PREFIX = 12  # hex digits of an id; fewer are a name
 PATIENCE = 60.0  # seconds that fetching signatures for a container may stand still
 
 Check = Callable[[Sequence[str], Repository], str]  # (an image's digests, where its signatures are) -> a fingerprint
@@ -56,17 +57,22 @@ class Admission:
         """
         trust = self._sources.settings.trust
         if trust is None or not trust.judges_use(namespace):
-            return
-        refusal = UntrustedImage(f"image {image.id} has no name that a policy could be for")
-        for reference in self._meant(image, name):
+            return None
+        refusals = []
+        meant: Sequence[Reference | None] = self._meant(image, name) or [None]
+        for reference in meant:
             try:
-                self._authorize(image, reference, trust.pulled(reference, namespace), namespace, stop)
-                return
+                return self._authorize(image, reference, trust.pulled(reference, namespace), namespace, stop)
             except UntrustedImage as error:
-                refusal = error
-        raise refusal
+                refusals.append(error)
+        raise refusals[0]
 
-    def _authorize(self, image: Image, reference: Reference, judgement: Judgement, namespace: str, stop: Stop) -> None:
+    def _authorize(
+        self, image: Image, reference: Reference | None, judgement: Judgement, namespace: str, stop: Stop
+    ) -> None:
+        if reference is None:
+            judgement.check((image.manifest_digest,), lambda kind, digest: ())
+            return
         met = judgement.fingerprint()
         if not met or self._records.judged(image.id, str(reference), met):
             return
@@ -92,7 +98,9 @@ class Admission:
     def _meant(self, image: Image, name: str) -> Sequence[Reference]:
         """The complete names that an image was asked for by; an id alone means any that it has."""
         known = [references.parse(key) for key in (*image.names, *image.digests)]
-        if not name or image.id.removeprefix("sha256:").startswith(name.removeprefix("sha256:")):
+        digits = name.removeprefix("sha256:")
+        is_id = len(digits) >= MIN_PREFIX and image.id.removeprefix("sha256:").startswith(digits)
+        if not name or is_id:
             return known
         asked = self._sources.names(name)
         here = {reference.name for reference in known}

@@ -229,7 +229,8 @@ def logged(key: Any, text: bytes, log: Log, key_pem: bytes, **spoilt: Any) -> di
         ("another signature", "about another signature"),
         ("another key", "about another key"),
         ("another kind", "no hashedrekord"),
-        ("no key", "the log's entry is unusable"),
+        ("no key", "it cannot be read"),
+        ("unknown curve", "it cannot be read"),
     ],
 )
 def test_the_logs_word(registry: Registry, node: Node, app: tuple[str, str], how: str, why: str) -> None:
@@ -245,10 +246,18 @@ def test_the_logs_word(registry: Registry, node: Node, app: tuple[str, str], how
         "another key": lambda: logged(key, text, log, public_pem(new_key())),
         "another kind": lambda: logged(key, text, log, own, body={"kind": "intoto"}),
         "no key": lambda: logged(key, text, log, b"-----"),
+        "unknown curve": lambda: logged(key, text, log, unknown_curve(own)),
     }[how]()
     attach(registry, *app, (text, notes))
     node.require(by_key(key, rekorPublicKeyData=data(public_pem(log.key))))
     assert why in (found := judge(node, app[0])) and bool(found) == bool(why)
+
+
+def unknown_curve(text: bytes) -> bytes:
+    """The same key or certificate, on a curve that nobody knows."""
+    first, *lines, last = text.decode().splitlines()
+    der = base64.b64decode("".join(lines)).replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d03017f"))
+    return f"{first}\n{base64.encodebytes(der).decode()}{last}\n".encode()
 
 
 # Certificates
@@ -272,7 +281,8 @@ def test_the_logs_word(registry: Registry, node: Node, app: tuple[str, str], how
         ("a leaf that issues", "its certificate does not count"),
         ("no certificate", "no certificates in dev.sigstore.cosign/certificate"),
         ("two certificates", "2 certificates in dev.sigstore.cosign/certificate"),
-        ("damaged", "dev.sigstore.cosign/certificate is damaged"),
+        ("damaged", "it cannot be read"),
+        ("unknown curve", "it cannot be read"),
         ("a hundred in the chain", "more than 16 certificates"),
         ("not logged", "the log's entry is unusable"),
         ("logged for another certificate", "about another key"),
@@ -309,6 +319,7 @@ def test_fulcios_certificates(registry: Registry, node: Node, app: tuple[str, st
         "no certificate": {"dev.sigstore.cosign/certificate": ""},
         "two certificates": {"dev.sigstore.cosign/certificate": pem(leaf, leaf)},
         "damaged": {"dev.sigstore.cosign/certificate": pem(leaf)[:200]},
+        "unknown curve": {"dev.sigstore.cosign/certificate": unknown_curve(pem(leaf).encode()).decode()},
         "not logged": {"dev.sigstore.cosign/bundle": "{}"},
     }.get(how, {})
     attach(registry, *app, (text, notes))

@@ -131,7 +131,7 @@ def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
         policy.load(str(tmp_path / "none"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

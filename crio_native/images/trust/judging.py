@@ -36,11 +36,13 @@ class Trust:
     namespaces: str = ""
     registries_d: str = registries_d.DIRECTORY
 
-    def pulled(self, reference: Reference, namespace: str) -> Judgement:
-        """What counts for an image of a registry, for a pod of a namespace.
+    def pulled(self, reference: Reference | None, namespace: str) -> Judgement:
+        """What counts for an image of a registry, for a pod of a namespace.  reference: None for one without a name.
 
         Raises UntrustedImage where it is rejected unread; InvalidArgument, FailedPrecondition for the policy itself.
         """
+        if reference is None:
+            return self._judgement("docker", iter(()), None, "without a name", namespace)
         return self._judgement("docker", policy.of_reference(reference), reference, str(reference), namespace)
 
     def loaded(self, transport: str, path: str, tag: str, namespace: str) -> Judgement:

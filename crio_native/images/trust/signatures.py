@@ -14,7 +14,7 @@ from crio_native.images.trust import documents
 from crio_native.images.trust.documents import Fields
 
 MAX_SIGNATURE = 1 << 20  # bytes, of one with all that belongs to it
-MAX_SIGNATURES = 128  # of one image and kind that are looked at
+MAX_SIGNATURES = 64  # of one image and kind that are looked at
 SIMPLE, SIGSTORE = "simple signing", "sigstore"
 SIGSTORE_PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 _SIGSTORE_HEAD, _SIMPLE_HEAD = b"\0sigstore-json\n", b"\0simple-signing\n"

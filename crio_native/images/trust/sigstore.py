@@ -7,10 +7,11 @@ while it lived; one of an organisation's own PKI has to be valid now.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def by_key(signature: Signature, keys: Named, logs: Named | None) -> bytes:
     for key in [public_key(pem, what) for what, pem in keys]:
         if _signed(key, raw, signature.data):
             if logs is not None:
-                _logged(signature, raw, _der(key), logs)
+                with _foreign():
+                    _logged(signature, raw, _der(key), logs)
             return signature.data
     raise Invalid("it was made with another key")
 
@@ -63,13 +65,14 @@ def by_fulcio(signature: Signature, roots: Named, signer: Signer, logs: Named) -
 
     Raises Invalid; FailedPrecondition for roots or keys that are none.
     """
-    leaf, chain, raw = _certificate(signature), _certificates(signature, CHAIN), _raw(signature)
-    time = _logged(signature, raw, _der(leaf.public_key()), logs, leaf)
-    _check_chain(leaf, chain, trusted(roots), time)
-    if _issuer(leaf) != signer.issuer:
-        raise Invalid(f"its certificate is for an identity of {_issuer(leaf)!r}, not of {signer.issuer!r}")
-    _check_names(leaf, signer)
-    return _by(leaf, raw, signature.data)
+    with _foreign():
+        leaf, chain, raw = _certificate(signature), _certificates(signature, CHAIN), _raw(signature)
+        time = _logged(signature, raw, _der(leaf.public_key()), logs, leaf)
+        _check_chain(leaf, chain, trusted(roots), time)
+        if _issuer(leaf) != signer.issuer:
+            raise Invalid(f"its certificate is for an identity of {_issuer(leaf)!r}, not of {signer.issuer!r}")
+        _check_names(leaf, signer)
+        return _by(leaf, raw, signature.data)
 
 
 def by_pki(signature: Signature, roots: Named, intermediates: Named, signer: Signer) -> bytes:
@@ -77,11 +80,24 @@ def by_pki(signature: Signature, roots: Named, intermediates: Named, signer: Sig
 
     Raises Invalid; FailedPrecondition for roots that are none.
     """
-    leaf, chain, raw = _certificate(signature), _certificates(signature, CHAIN), _raw(signature)
-    now = datetime.datetime.now(datetime.UTC)
-    _check_chain(leaf, [*chain, *(trusted(intermediates) if intermediates else ())], trusted(roots), now)
-    _check_names(leaf, signer)
-    return _by(leaf, raw, signature.data)
+    with _foreign():
+        leaf, chain, raw = _certificate(signature), _certificates(signature, CHAIN), _raw(signature)
+        now = datetime.datetime.now(datetime.UTC)
+        _check_chain(leaf, [*chain, *trusted(intermediates)], trusted(roots), now)
+        _check_names(leaf, signer)
+        return _by(leaf, raw, signature.data)
+
+
+@contextlib.contextmanager
+def _foreign() -> Iterator[None]:
+    """What a stranger's certificate or key makes the library raise is a signature that does not count."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.x509 import DuplicateExtension
+
+    try:
+        yield
+    except (ValueError, UnsupportedAlgorithm, DuplicateExtension) as error:
+        raise Invalid(f"it cannot be read: {error}") from None
 
 
 # What the policy names
@@ -141,10 +157,7 @@ def _certificates(signature: Signature, annotation: str) -> list[Certificate]:
         return []
     if pem.count(b"-----BEGIN") > MAX_CERTIFICATES:
         raise Invalid(f"{annotation} has more than {MAX_CERTIFICATES} certificates")
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise Invalid(f"{annotation} is damaged: {error}") from None
+    return x509.load_pem_x509_certificates(pem)
 
 
 def _der(key: Any) -> bytes:
@@ -216,7 +229,7 @@ def _check_chain(
         builder = PolicyBuilder().store(Store([*roots])).time(time)
         policies = builder.extension_policies(ca_policy=authority, ee_policy=signer)
         policies.build_client_verifier().verify(leaf, [*chain])
-    except (VerificationError, ValueError, x509.DuplicateExtension) as error:
+    except VerificationError as error:
         raise Invalid(f"its certificate does not count at {time:%Y-%m-%dT%H:%M:%SZ}: {error}") from None
 
 
@@ -288,7 +301,7 @@ def _logged(
         body = documents.parse(documents.decoded(said["body"], "body"), "log entry")
         _check_entry(body, raw, signature.data, key, leaf)
         return datetime.datetime.fromtimestamp(said["integratedTime"], datetime.UTC)
-    except (InvalidArgument, OverflowError, OSError, ValueError) as error:
+    except (InvalidArgument, OverflowError, OSError) as error:
         raise Invalid(f"the log's entry is unusable: {error}") from None
 
 
