@@ -34,7 +34,7 @@ _GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
 _LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 _WORKERS = 16  # threads for calls and changes; each spends its time in system calls
 _POD_WORKERS = 32  # threads for changes of pods, which may wait for the network's plugins
-_PULLS = 6
+_PULLS = 32  # threads for pulls, which may wait for registries
 _STOP_SECONDS = 10.0
 
 

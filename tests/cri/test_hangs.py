@@ -1,0 +1,126 @@
+"""Registries and plugins that never answer: only the calls that need them wait, and lists never do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cli import busybox
+
+from .conftest import Client
+
+pytestmark = pytest.mark.root
+HUNG = 10
+LISTS = 300
+# What a list takes on a machine with other work to do; a list that waits for what hangs takes seconds.
+P99_MAX = 0.5
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a registry that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_registry_that_hangs(fresh: Client, silent: str) -> None:
+    pod = fresh.pod()
+    container = fresh.start(pod, "sleep", "600")
+
+    def pull(number: int) -> None:
+        fresh.call("PullImage", image=pb.ImageSpec(image=f"{silent}/image:{number}"), seconds=20)
+
+    with hanging(pull) as ended:
+        time.sleep(0.5)
+        p99 = lists(fresh)
+        began = time.monotonic()
+        other = busybox.build_layout(fresh.daemon.directory / "other", "other", command=("true",))
+        fresh.call("PullImage", image=pb.ImageSpec(image=other))
+        assert fresh.exec(container, "echo", "here").stdout == b"here\n"
+        fresh.remove_pod(fresh.pod())
+        took = time.monotonic() - began
+        assert not ended, "the registry answered"
+    assert len(ended) == HUNG and {error.code() for error in ended} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert p99 < P99_MAX and took < 15, (p99, took)
+    print(f"lists beside {HUNG} pulls that hang: p99 {p99 * 1000:.1f} ms")
+
+
+def test_a_network_plugin_that_hangs(fresh: Client) -> None:
+    directory = fresh.daemon.directory
+    good = fresh.pod()
+    container = fresh.start(good, "sleep", "600")
+    programs = directory / "plugins"
+    programs.mkdir()
+    write_plugin(programs / "slow")
+    (directory / "crio.conf.d/70-plugins.conf").write_text(f'[crio.network]\nplugin_dirs = ["{programs}"]\n')
+    conflist = {"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}]}
+    (directory / "net.d/05-slow.conflist").write_text(json.dumps(conflist))
+    fresh.restart()
+
+    def run(number: int) -> None:
+        fresh.pod(name=f"hung{number}", seconds=15)
+
+    with hanging(run) as ended:
+        time.sleep(0.5)
+        p99 = lists(fresh)
+        assert fresh.exec(container, "echo", "here").stdout == b"here\n"
+        assert not ended, "the plugin answered"
+        fresh.remove_pod(good)
+    assert len(ended) == HUNG and {error.code() for error in ended} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert p99 < P99_MAX, p99
+    print(f"lists beside {HUNG} plugins that hang: p99 {p99 * 1000:.1f} ms")
+    (programs / "stop").touch()
+    fresh.until(lambda: fresh.pods() == [] or all(p.state == pb.SANDBOX_READY for p in fresh.pods()))
+
+
+def write_plugin(path: Path) -> None:
+    """Says no to what it can do; its ADD waits for a file."""
+    path.write_text(
+        '#!/bin/sh\nhere=${0%/*}\ncase "$CNI_COMMAND" in\n'
+        'VERSION) echo \'{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}\';;\n'
+        'ADD) while [ ! -e "$here/stop" ]; do sleep 0.1; done; echo \'{"cniVersion":"1.0.0","ips":[]}\';;\n'
+        "*) exit 0;;\nesac\n"
+    )
+    path.chmod(0o755)
+
+
+class hanging:
+    """`with hanging(act) as ended:` HUNG threads do it; the errors of those that came back are in the list."""
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self._ended: list[grpc.RpcError] = []
+        self._threads = [threading.Thread(target=self._run, args=(act, number)) for number in range(HUNG)]
+
+    def _run(self, act: Callable[[int], None], number: int) -> None:
+        try:
+            act(number)
+        except grpc.RpcError as error:
+            self._ended.append(error)
+
+    def __enter__(self) -> list[grpc.RpcError]:
+        for thread in self._threads:
+            thread.start()
+        return self._ended
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join(60)
+
+
+def lists(client: Client) -> float:
+    """The 99th percentile of ListContainers and ListPodSandbox, in seconds."""
+    taken = []
+    for _ in range(LISTS):
+        began = time.monotonic()
+        client.containers()
+        client.pods()
+        taken.append((time.monotonic() - began) / 2)
+    return sorted(taken)[LISTS * 99 // 100]
