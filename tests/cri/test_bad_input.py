@@ -140,7 +140,6 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"security": {"masked_paths": ["x"]}}, INVALID, f"{SECURITY}.masked_paths[0]"),
     ({"security": {"apparmor_profile": "localhost/x"}}, Code.FAILED_PRECONDITION, "AppArmor"),
     ({"security": {"apparmor_profile": "nonsense"}}, INVALID, f"{SECURITY}.apparmor_profile"),
-    ({"security": {"selinux_options": pb.SELinuxOption(type="x_t")}}, Code.FAILED_PRECONDITION, "SELinux"),
     (
         {"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="/no/such.json")}},
         INVALID,
