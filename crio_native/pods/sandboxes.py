@@ -233,7 +233,8 @@ class Sandboxes:
         )
         if "ipc" in pins:
             size = _shm_size(pod, node.handlers.usable(pod.handler).settings, node.settings)
-            _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns), size, labels.files)
+            label = selinux.of_shared_memory(labels, node.host)
+            _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns), size, label)
         infra = None
         pause = self._pause_runtime(pod)
         if pause is not None:

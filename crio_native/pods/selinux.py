@@ -26,6 +26,7 @@ from crio_native.pods.store import Store
 from crio_native.pods.values import ContainerSecurity, NamespaceMode, PodConfig, SELinuxOption
 
 CATEGORIES = 1024
+UNSEPARATED = "s0:c1022,c1023"  # the level of files of pods that are not separated, as in other runtimes
 _PART = {
     "user": re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII),
     "role": re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII),
@@ -80,7 +81,7 @@ class Levels:
     def allot(self, pod_id: str) -> str:
         """A level that no other pod has.  Raises ResourceExhausted when there is none."""
         with self._lock:
-            taken = set(self._held.values())
+            taken = {UNSEPARATED, *self._held.values()}
             for _ in range(1000):  # half a million pairs: chance finds a free one long before it gives up
                 first, second = sorted((secrets.randbelow(CATEGORIES), secrets.randbelow(CATEGORIES)))
                 level = f"s0:c{first},c{second}"
@@ -137,6 +138,17 @@ def of_container(pod: Pod, security: ContainerSecurity | None, settings: Runtime
     level = _first("level", options) or pod.selinux_level or "s0"
     parts = {part: _first(part, options) for part in ("user", "role", "type")}
     return Labels(_with_parts(defaults.process, range=level, **parts), _with_parts(defaults.files, range=level))
+
+
+def of_shared_memory(labels: Labels, host: Host) -> str:
+    """The file label of a pod's /dev/shm, "" on a host without SELinux.
+
+    labels: of the pod's own files.  A pod that is not separated, whose processes the policy lets do anything, has one
+    too, at a level that no separated pod has.
+    """
+    if labels.files or not host.selinux:
+        return labels.files
+    return _with_parts(Defaults.read().files, range=UNSEPARATED)
 
 
 def _with_parts(label: str, **parts: str) -> str:

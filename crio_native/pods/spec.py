@@ -169,7 +169,9 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
     """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces.
 
     It has no SELinux label: it executes the host's own program, which a policy lets no container's domain begin with.
+    The pod's files have one, and who looks for it looks at process 1's mounts: so the pod's /dev/shm is there.
     """
+    labelled = node.host.selinux and pod.config.namespaces.ipc is not NamespaceMode.NODE
     options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
     user = userns.pause_user(pod.userns)
     none: dict[str, list[str]] = {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")}
@@ -185,7 +187,7 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "oomScoreAdj": max(-998, node.host.oom_score_adj),
         },
         "root": {"path": str(node.layout.bundle(pod.id) / "rootfs"), "readonly": True},
-        "mounts": [],
+        "mounts": [spec_mounts.shared_memory(node.layout.shm(pod.id))] if labelled else [],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, ""),
             **_id_mappings(pod),

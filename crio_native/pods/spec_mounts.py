@@ -49,7 +49,11 @@ def pod_files(pod_dir: Path, shm: Path | str, *, readonly: bool) -> list[OciMoun
         _bind(f"/etc/{name}", pod_dir / name, "nosuid", "nodev", "noexec", access)
         for name in ("hosts", "resolv.conf", "hostname")
     ]
-    return [*files, _bind("/dev/shm", shm, "nosuid", "nodev", "noexec", "rw")]
+    return [*files, shared_memory(shm)]
+
+
+def shared_memory(shm: Path | str) -> OciMount:
+    return _bind("/dev/shm", shm, "nosuid", "nodev", "noexec", "rw")
 
 
 def configured_mounts(file: str, timezone: str) -> list[OciMount]:

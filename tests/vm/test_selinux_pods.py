@@ -138,6 +138,15 @@ def test_an_exec_has_the_containers_label(cri: Client) -> None:
     )
 
 
+@pytest.mark.parametrize("privileged", [False, True])
+def test_the_pods_first_process_shows_the_label_of_its_files(cri: Client, privileged: bool) -> None:
+    pod = pod_with(cri, privileged=privileged, namespaces={"pid": pb.POD})
+    level = "s0:c1022,c1023" if privileged else level_of(cri, sleeper(cri, pod))
+    told = json.loads(cri.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True).info["info"])
+    mounts = Path(f"/proc/{told['pid']}/mountinfo").read_text()
+    assert f',context="{FILES}:{level}",' in mounts
+
+
 def test_labels_of_the_request(cri: Client) -> None:
     pod = pod_with(cri, pb.SELinuxOption(level="s0:c5,c9"))
     assert label_of(cri, sleeper(cri, pod)) == f"{PROCESS}:s0:c5,c9"
