@@ -72,7 +72,11 @@ class RootTable:
         "/var/lib/crio-native", PATH, "Directory of images, layers and all state that survives a reboot."
     )
     runroot: str = option("/run/crio-native", PATH, "Directory of state that is gone after a reboot; on a tmpfs.")
-    storage_driver: str = option("overlay", choice("overlay"), "How layers become a root file system.")
+    storage_driver: str = option(
+        "overlay",
+        choice("overlay", "vfs"),
+        'How layers become a root file system; "vfs" copies them for each container.',
+    )
     storage_option: tuple[str, ...] = option((), many(TEXT), "Options of the storage driver.", flag="storage-opt")
     imagestore: str = option("", OPTIONAL_PATH, "Directory of images, where it is not below root.")
     log_dir: str = option("/var/log/crio/pods", PATH, "Container logs, where the kubelet names no directory for them.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import subprocess
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +18,17 @@ from typing import TYPE_CHECKING
 
 from crio_native.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
     ResourceExhausted,
+    StepFailed,
 )
+from crio_native.images.flattening import flatten
 from crio_native.images.layers import EMPTY, Layer
-from crio_native.linux import quota
-from crio_native.linux.mounts import MS_NODEV
+from crio_native.linux import quota, syscalls
+from crio_native.linux.mounts import MNT_DETACH, MS_NODEV
 from crio_native.oci.runtime import Overlay
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ _DATA = re.compile(
     r"metacopy=(on|off)|volatile|index=(on|off)|xino=(on|off|auto)|redirect_dir=(on|off|follow|nofollow)"
 )
 _SIZE = re.compile(r"(\d{1,15})(?:([kmgt])i?)?b?", re.IGNORECASE)
+_MOUNT_SECONDS = 30.0
 _FIRST_PROJECT = 1 << 20  # above what /etc/projid usually gives out
 
 
@@ -55,10 +61,13 @@ class Tree:
 class Options:
     """Options of the storage driver.
 
-    data: further mount data of overlayfs.  flags: MS_* of the mount.  size, inodes: bounds of what a container may
-    change, 0 for none.  stores: directories of images that are only read.
+    driver: "overlay" or "vfs".  program: mounts overlays instead of the kernel (fuse-overlayfs).  data: further mount
+    data of overlayfs.  flags: MS_* of the mount.  size, inodes: bounds of what a container may change, 0 for none.
+    stores: directories of images that are only read.
     """
 
+    driver: str = "overlay"
+    program: str = ""
     data: tuple[str, ...] = ()
     flags: int = 0
     size: int = 0
@@ -73,6 +82,7 @@ def parse(driver: str, given: Sequence[str]) -> Options:
     """
     data: list[str] = []
     flags = size = inodes = 0
+    program = ""
     stores: list[Path] = []
     for index, text in enumerate(given):
         field = f"{FIELD}[{index}]"
@@ -80,7 +90,7 @@ def parse(driver: str, given: Sequence[str]) -> Options:
         name = key.removeprefix(f"{driver}.").removeprefix("overlay2.").removeprefix(".")
         if not equals or not value:
             raise InvalidArgument(field, text, "must be NAME=VALUE")
-        if name == "mountopt":
+        if name == "mountopt" and driver == "overlay":
             found, more = _mount_options(value, field)
             data, flags = [*data, *found], flags | more
         elif name == "size":
@@ -89,12 +99,16 @@ def parse(driver: str, given: Sequence[str]) -> Options:
             inodes = (
                 int(value) if value.isascii() and value.isdigit() and len(value) < 16 else _refuse_number(value, field)
             )
+        elif name == "mount_program" and driver == "overlay":
+            program = _program(value, field)
         elif name in ("imagestore", "additionalimagestore"):
             stores += [_directory(path, field) for path in value.split(":")]
         else:
-            known = "mountopt, size, inodes, imagestore"
+            known = "size, inodes, imagestore" + (", mountopt, mount_program" if driver == "overlay" else "")
             raise InvalidArgument(field, text, f"no option of the {driver} driver here; there are {known}")
-    return Options(tuple(dict.fromkeys(data)), flags, size, inodes, tuple(dict.fromkeys(stores)))
+    if program and (data or flags):
+        raise InvalidArgument(FIELD, given, "mountopt is for overlays of the kernel, and mount_program makes others")
+    return Options(driver, program, tuple(dict.fromkeys(data)), flags, size, inodes, tuple(dict.fromkeys(stores)))
 
 
 def stack(layers: Sequence[Layer]) -> tuple[tuple[str, ...], tuple[int, int, int] | None]:
@@ -114,31 +128,67 @@ def pinned(config: Config) -> tuple[str, ...]:
     return tuple(filter(None, (*config.image.pinned_images, config.image.pause_image)))
 
 
-def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay:
-    """Make `upper` and `work` in a container's directory, both or none.
+def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay | None:
+    """Make what a container's root file system needs in the container's directory, all or nothing of it.
 
-    The upper directory gets mode and owner of the image's root directory: the mounted root shows its own.
+    Returns the overlay that the runtime mounts; None where `rootfs` in that directory already is the root file system:
+    a copy (vfs), or mounted by a program, which `release` then undoes.
     Raises AlreadyExists (it was prepared before), ResourceExhausted, FailedPrecondition (no quotas there), Internal.
     """
-    upper, work = container_dir / "upper", container_dir / "work"
+    rootfs = container_dir / "rootfs"
     made: list[Path] = []
     try:
-        for directory in (upper, work):
-            directory.mkdir(mode=0o700)
+        for name in ("upper", "work") if options.driver == "overlay" else ("rootfs",):
+            directory = container_dir / name
+            directory.mkdir(mode=0o700, exist_ok=name == "rootfs")
             made.append(directory)
         mode, uid, gid = tree.owner or (0o755, 0, 0)
-        os.chown(upper, uid, gid)
-        os.chmod(upper, mode)
+        os.chown(made[0], uid, gid)
+        os.chmod(made[0], mode)
         if options.size or options.inodes:
-            _limit(container_dir, (upper, work), options)
+            _limit(container_dir, made, options)
+        if options.driver == "vfs":
+            flatten([os.path.join(tree.base, lower) for lower in tree.lowers], os.fspath(rootfs))
+            return None
+        lowers = tree.lowers or (f"{EMPTY}/fs",)
+        upper, work = map(str, made)
+        overlay = Overlay(tree.base, lowers, upper, work, options=options.data, flags=options.flags)
+        if not options.program:
+            return overlay
+        rootfs.mkdir(mode=0o700, exist_ok=True)
+        _mount_by_program(options.program, overlay, rootfs)
+        return None
     except BaseException as error:
         for directory in made:
-            directory.rmdir()
+            shutil.rmtree(directory, ignore_errors=True)
         if isinstance(error, OSError):
             raise _translated(error, container_dir) from None
         raise
-    lowers = tree.lowers or (f"{EMPTY}/fs",)
-    return Overlay(tree.base, lowers, str(upper), str(work), options=options.data, flags=options.flags)
+
+
+def release(container_dir: Path) -> None:
+    """Undo a mount of `rootfs` by a program; nothing happens where there is none."""
+    while True:
+        try:
+            syscalls.umount2(os.fspath(container_dir / "rootfs"), MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
+            return
+
+
+def _mount_by_program(program: str, overlay: Overlay, target: Path) -> None:
+    """The program stays in the background for as long as the mount is there."""
+    command = [program, "-o", overlay.data(), os.fspath(target)]
+    try:
+        done = subprocess.run(
+            command, cwd=overlay.base, env={}, stdin=subprocess.DEVNULL, capture_output=True, timeout=_MOUNT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise DeadlineExceeded(f"{program} has not mounted {target} within {_MOUNT_SECONDS:g} s") from None
+    if done.returncode or not os.path.ismount(target):
+        said = done.stderr[-500:].decode(errors="replace").strip() or f"status {done.returncode}"
+        raise StepFailed("overlay_root", 0, os.fspath(target), f"{program}: {said}")
 
 
 def view(tree: Tree, empty: str) -> Overlay:
@@ -193,6 +243,12 @@ def _bytes(value: str, field: str) -> int:
 
 def _refuse_number(value: str, field: str) -> int:
     raise InvalidArgument(field, value, "must be a number")
+
+
+def _program(value: str, field: str) -> str:
+    if not os.path.isabs(value) or not os.access(value, os.X_OK) or os.path.isdir(value):
+        raise InvalidArgument(field, value, "must be the absolute path of a program, such as /usr/bin/fuse-overlayfs")
+    return value
 
 
 def _directory(value: str, field: str) -> Path:

@@ -432,8 +432,9 @@ class ImageStore:
 
     # Using
 
-    def prepare_root(self, image_id: str, container_dir: Path) -> Overlay:
-        """Make `upper` and `work` in a container's directory, and say how to mount its root file system.
+    def prepare_root(self, image_id: str, container_dir: Path) -> Overlay | None:
+        """Make what a container's root file system needs in its directory, and say how to mount it; None where
+        `rootfs` there already is it (see `roots.prepare`).
 
         Whoever is to keep the image must be in `in_use` of `remove` before this is called.
         Raises NotFound, AlreadyExists (container_dir has been prepared before), ResourceExhausted, FailedPrecondition

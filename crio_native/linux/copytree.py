@@ -13,6 +13,11 @@ import stat
 MAX_DEPTH = 128  # of directories: each holds two descriptors and a frame of ours
 
 
+def copy_entry(source: int, target: int, name: str) -> None:
+    """Copy what is no directory from one directory to another, which has nothing of that name.  Raises OSError."""
+    _copy_entry(source, target, name, 0)
+
+
 def copy(source: int, target: int, depth: int = 0) -> None:
     """Copy all entries below the directory `source` into the empty directory `target`.  OSError names the entry."""
     if depth > MAX_DEPTH:
@@ -53,14 +58,19 @@ def _copy_content(source: int, target: int, name: str, directory: bool, status: 
             new = os.open(name, creating, 0o600, dir_fd=target)
             while os.sendfile(new, old, None, 1 << 20):
                 pass
-        os.fchown(new, status.st_uid, status.st_gid)
-        os.fchmod(new, stat.S_IMODE(status.st_mode))
-        _copy_attributes(old, new)
-        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+        copy_metadata(old, new, status)
     finally:
         os.close(old)
         if new >= 0:
             os.close(new)
+
+
+def copy_metadata(old: int, new: int, status: os.stat_result) -> None:
+    """Owner, mode, attributes and times of an open file.  Raises OSError."""
+    os.fchown(new, status.st_uid, status.st_gid)
+    os.fchmod(new, stat.S_IMODE(status.st_mode))
+    _copy_attributes(old, new)
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _copy_attributes(old: int, new: int) -> None:

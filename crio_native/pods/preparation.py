@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crio_native.config.tables import RuntimeHandler
+from crio_native.errors import FailedPrecondition
+from crio_native.images import roots
 from crio_native.oci.runtime import Overlay, UserRequest
 from crio_native.pods import apparmor, image_volumes, pod_annotations, selinux, spec, trees, userns
 from crio_native.pods.node import Node, Stage
@@ -29,7 +31,7 @@ class Prepared:
 
     spec: dict[str, Any]
     user: UserRequest
-    overlay: Overlay
+    overlay: Overlay | None
     absent_sources: list[str]
 
 
@@ -76,6 +78,10 @@ def prepare(
     stage("preparing the root file system")
     overlay = node.images.prepare_root(container.image_id, bundle)
     if pod.userns is not None:
+        if overlay is None:
+            raise FailedPrecondition(
+                "a user namespace needs overlays of the kernel: crio.storage_driver vfs and mount_program have none"
+            )
         overlay = userns.map_root(overlay, pod.userns)
     (bundle / "config.json").write_text(json.dumps(built.spec))
     return Prepared(built.spec, built.user, overlay, built.absent_sources)
@@ -108,4 +114,5 @@ def release(layout: Layout, container_id: str) -> None:
     """Remove the bundle with all that is mounted in it; nothing happens when it is gone."""
     bundle = layout.bundle(container_id)
     image_volumes.unmount_all(bundle)
+    roots.release(bundle)
     trees.remove_tree(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from crio_native.config import Config
-from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound, StepFailed, Unimplemented
 from crio_native.images import Image, ImageStore, roots
 from crio_native.linux.mounts import MS_NODEV
 from crio_native.oci.runtime import Overlay
@@ -62,7 +63,9 @@ def test_options_are_read_as_containers_storage_spells_them(tmp_path: Path) -> N
         f"overlay.imagestore={tmp_path}",
     ]
     found = roots.parse("overlay", given)
-    assert found == roots.Options(("metacopy=on", "volatile"), MS_NODEV, 10 << 30, 5000, (tmp_path,))
+    assert found == roots.Options(
+        data=("metacopy=on", "volatile"), flags=MS_NODEV, size=10 << 30, inodes=5000, stores=(tmp_path,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,7 @@ def test_options_are_read_as_containers_storage_spells_them(tmp_path: Path) -> N
         ("overlay.imagestore=here", "absolute path of a directory"),
         ("overlay.imagestore=/no/such/place", "absolute path of a directory"),
         ("overlay.ignore_chown_errors=true", "no option of the overlay driver"),
+        ("overlay.mount_program=fuse-overlayfs", "absolute path of a program"),
         ("overlay.size", "NAME=VALUE"),
     ],
 )
@@ -181,6 +185,46 @@ def test_removing_beside_pulls_of_the_same_layers_loses_none(store: ImageStore, 
         thread.join()
     assert problems == [] and store.list() == []
     assert [path.name for path in (tmp_path / "store/layers").iterdir()] == ["empty"]
+
+
+# Other drivers
+
+
+def test_copied_layers_are_what_the_kernel_shows(tmp_path: Path) -> None:
+    lower = tar(
+        *[member("./", DIR, mode=0o711, uid=5, gid=6), member("gone", data=b"1"), member("kept", data=b"1", uid=7)],
+        *[member("dir/hidden", data=b"1"), member("whole/x/y", data=b"1"), member("file", data=b"1")],
+        *[member("become", DIR), member("become/old", data=b"1"), member("link", b"2", linkname="../outside")],
+        *[member("setuid", data=b"1", mode=0o4755, mtime=77), member("pipe", b"6"), member("tty", b"3", devmajor=5)],
+    )
+    upper = tar(
+        *[member(".wh.gone"), member("dir/.wh..wh..opq"), member("dir/shown", data=b"2"), member(".wh.whole")],
+        *[member("become", data=b"2"), member("file/is/dir", data=b"2")],
+        *[member("dir", DIR, mode=0o1777, mtime=99), member("d/e/f/.wh.nothing")],
+    )
+    with contextlib.closing(ImageStore(tmp_path / "store")) as store:
+        image = load(store, tmp_path, "one", lower, upper)
+        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        assert overlay
+    with contextlib.closing(ImageStore(tmp_path / "store", options=roots.parse("vfs", []))) as store:
+        assert store.prepare_root(image.id, made_directory(tmp_path / "copied")) is None
+    look = "find . | sort | xargs stat -c '%n %F %a %u %g %s %t %T' | sed '/directory/s/ [0-9]* 0 0$//'; cat dir/shown"
+    shown = seen_in(overlay, tmp_path / "root", look)
+    copied = subprocess.run(
+        ["sh", "-c", look], cwd=tmp_path / "copied/rootfs", capture_output=True, text=True, check=True
+    )
+    assert copied.stdout == shown and "./file/is/dir" in shown
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
+def test_a_program_that_does_not_mount_is_told_and_leaves_nothing(tmp_path: Path, program: str) -> None:
+    options = roots.parse("overlay", [f"overlay.mount_program={program}"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        image = load(store, tmp_path, "one", BASE)
+        (made_directory(tmp_path / "c") / "rootfs").mkdir()
+        with pytest.raises(StepFailed, match=f"{program}: status"):
+            store.prepare_root(image.id, tmp_path / "c")
+        assert [path.name for path in (tmp_path / "c").iterdir()] == ["rootfs"]
 
 
 # Many layers

@@ -51,15 +51,16 @@ _PLUGINS = Path("/usr/lib/cni")
 class Containerd:
     """Raises NotFound without the package, Unavailable when it does not come up.  `close` removes everything."""
 
-    def __init__(self, directory: Path, network: Any = cri.NODE) -> None:
-        """network: the namespace mode of the pods' network, cri.NODE or cri.POD."""
+    def __init__(self, directory: Path, network: Any = cri.NODE, *, pulls: bool = False) -> None:
+        """network: the namespace mode of the pods' network, cri.NODE or cri.POD.  pulls: it has the host's own network,
+        to reach a registry there, and no pods."""
         self.directory, self._network = directory, network
         directory.mkdir()
         if network == cri.POD:
             _write_network(directory)
         self.socket = directory / "containerd.sock"
         (directory / "config.toml").write_text(_CONFIG.format(directory=directory, image=IMAGE))
-        command = [program("unshare"), "--net", program("containerd")]
+        command = [program("containerd")] if pulls else [program("unshare"), "--net", program("containerd")]
         command += ["--config", str(directory / "config.toml"), "--log-level", "error"]
         with (directory / "log").open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)

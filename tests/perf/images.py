@@ -67,7 +67,7 @@ def _measure(
     for number in range(rounds):
         say(f"pulling, round {number + 1} of {rounds}")
         skopeo.append(_skopeo(directory / f"storage{number}", name, end))
-        peer = Containerd(directory / f"containerd{number}")
+        peer = Containerd(directory / f"containerd{number}", pulls=True)
         end.callback(peer.close)
         theirs = Puller(peer.process.pid, peer.runtime, api_pb2_grpc.ImageServiceStub(peer.channel))
         containerd.append(theirs.pull(name))
