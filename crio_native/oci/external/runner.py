@@ -32,6 +32,7 @@ WORDS_MAX = 64 << 10  # bytes kept of what a runtime says, from its end
 CHUNK = 64 << 10
 DRAIN_SECONDS = 0.5  # for what a runtime that has ended left in its pipes, should a child of it keep them open
 PID_FILE_MAX = 32
+FINISH_SECONDS = 1.0  # for a command to end by itself when nobody waits for it any more
 END_SECONDS = 10.0  # for killed processes to be gone
 STATUSES_MAX = 1024  # ends that are kept of processes that nobody asked for yet
 SAID_MAX = 4096  # bytes of a refusal's words that are passed on; JSON may make six of one
@@ -165,6 +166,16 @@ def wait_for(
             tail.read()
 
 
+def let_finish(pid: int, children: Children, tails: Sequence[Tail]) -> None:
+    """Time for a command whose asker has gone, before it is killed: a runtime that is killed in `start` leaves a
+    container that runs, and that it takes for a created one for ever."""
+    end = time.monotonic() + FINISH_SECONDS
+    while children.reap(pid) is None and time.monotonic() < end:
+        for tail in tails:
+            tail.read()
+        time.sleep(0.005)
+
+
 def read_to_end(tail: Tail, reply: _socket.socket) -> None:
     """Raises Unwanted when the asker goes before."""
     poll = select.poll()
@@ -195,7 +206,11 @@ def run(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) 
     os.close(out[1])
     os.close(err[1])
     tails = [Tail(out[0], request["output_max"], end=False), Tail(err[0], WORDS_MAX, end=True)]
-    status = wait_for(pid, children, reply, tails, {})
+    try:
+        status = wait_for(pid, children, reply, tails, {})
+    except Unwanted:
+        let_finish(pid, children, tails)
+        raise
     drain(tails)
     code = os.waitstatus_to_exitcode(status)
     told = {"code": max(code, 0), "signal": max(-code, 0), "stdout": tails[0].data, "stderr": tails[1].data}
