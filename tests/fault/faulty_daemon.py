@@ -1,8 +1,8 @@
-"""The real daemon, with places where it can be made to die or to fail.
+"""The real daemon, with places where it can be made to fail.
 
-`python -m tests.fault.faulty_daemon FILE CONFIG DIRECTORY`.  FILE says ``POINT before|after kill|fail NUMBER``: at the
-NUMBERth passage of that point the process gets SIGKILL, or the act raises "disk full".  FILE is removed when that
-happens, so every fault happens once.  The points are the functions by which the daemon touches disk and kernel.
+`python -m tests.fault.faulty_daemon FILE CONFIG DIRECTORY`.  FILE says ``POINT before|after NUMBER``: at the NUMBERth
+passage of that point the act raises "disk full".  FILE is removed when that happens, so every fault happens once.  The
+points are the functions by which the daemon touches disk and kernel.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native import daemon
-from crio_native.config import Config, load
+from crio_native.config import load
 from crio_native.errors import StepFailed
 
 POINTS = (
@@ -60,7 +58,7 @@ class Faults:
     def _trip(self, name: str, when: str) -> None:
         with self._lock:
             try:
-                wanted, moment, action, number = self._file.read_text().split()
+                wanted, moment, number = self._file.read_text().split()
             except FileNotFoundError:
                 self._passed = 0
                 return
@@ -71,8 +69,6 @@ class Faults:
                 return
             self._passed = 0
             self._file.unlink()
-        if action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
         raise StepFailed(f"injected at {name}", errno.ENOSPC)
 
 
@@ -104,9 +100,9 @@ def install(faults: Faults) -> None:
 def main(file: str, config: str, directory: str) -> int:
     serve = daemon._serve
 
-    def faulty_serve(config: Config, launchers: Any, ready: Any) -> None:
+    def faulty_serve(*arguments: Any) -> None:
         install(Faults(Path(file)))
-        serve(config, launchers, ready)
+        serve(*arguments)
 
     daemon._serve = faulty_serve  # after the launchers have started, as for real
     return daemon.main(load(Path(config), Path(directory)).config)
