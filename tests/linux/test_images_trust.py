@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, UntrustedImage
+from crio_native.images import ImageStore, Settings
 from crio_native.images.manifests import OCI_INDEX
+from crio_native.images.registries_conf import Paths
 
 from ..images_support import (
     BASE,
@@ -30,6 +32,8 @@ from ..images_support import (
 from ..trust_support import ACCEPT, REJECT, Gpg, Node, lookaside_file, payload, run
 
 __all__ = ["hostile", "registry"]
+
+pytestmark = pytest.mark.root
 
 ALICE, BOB = "alice@example.com", "bob@example.com"
 
@@ -493,6 +497,31 @@ def test_signatures_come_by_the_registrys_extension(hostile: HostileRegistry, no
         store.pull(name)
 
 
+def test_a_mirrors_image_is_judged_by_its_own_name(
+    registry: Registry, hostile: HostileRegistry, node: Node, gpg: Gpg
+) -> None:
+    """What a signature is for is the name that was asked for; where it is kept goes with who served the image."""
+    image = picture(BASE, config={"author": "mirrored"})
+    registry.push("cache/app", "v1", image)
+    digest, name = image.manifest["digest"], "vendor.invalid/team/app:v1"
+    mirror = (
+        f'[[registry]]\nlocation = "vendor.invalid/team"\n[[registry.mirror]]\nlocation = "{registry.address}/cache"\n'
+    )
+    conf = Path(node.keep("registries.conf", mirror.encode()))
+    signature = lookaside_file(node, f"{registry.address}/cache/app:v1", digest)
+    node.require(signed_by(node), scope="vendor.invalid")
+    paths = Paths(conf, node.directory / "none", node.directory / "none")
+    store = ImageStore(node.directory / "store", settings=Settings(paths, trust=node.trust))
+    try:
+        signature.write_bytes(gpg.sign(ALICE, payload(digest, f"{registry.address}/cache/app:v1")))
+        with pytest.raises(UntrustedImage, match=r"image vendor.invalid/team/app:v1 .*does not accept"):
+            store.pull(name)
+        signature.write_bytes(gpg.sign(ALICE, payload(digest, name)))
+        assert store.pull(name).names == (name,)
+    finally:
+        store.close()
+
+
 def test_a_signature_of_the_index_is_one_of_its_images(registry: Registry, node: Node, gpg: Gpg) -> None:
     _, digest, image = push(registry, "signed/index")
     config = json.loads(image.blobs[json.loads(image.blobs[digest])["config"]["digest"]])
@@ -532,6 +561,18 @@ def test_a_docker_archive_has_no_scopes_but_one(node: Node, tmp_path: Path) -> N
             store.load(f"docker-archive:{tmp_path}/a.tar")
         node.require(ACCEPT, transport="docker-archive")
         store.load(f"{tmp_path}/a.tar")
+
+
+def test_an_archive_of_a_layout_is_judged_by_its_file(node: Node, tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", picture(BASE))
+    skopeo("copy", f"oci:{layout}:latest", f"oci-archive:{tmp_path}/a.tar:v1")
+    node.require(ACCEPT, scope=f"{tmp_path}/b.tar", transport="oci-archive")
+    with node.store() as store:
+        for source in (f"oci-archive:{tmp_path}/a.tar", f"{tmp_path}/a.tar"):
+            with pytest.raises(UntrustedImage, match=f"image oci-archive:{tmp_path}/a.tar:v1 is refused"):
+                store.load(source)
+        (tmp_path / "a.tar").rename(tmp_path / "b.tar")
+        store.load(f"{tmp_path}/b.tar")
 
 
 def test_a_directory_brings_its_signatures(node: Node, gpg: Gpg, tmp_path: Path) -> None:

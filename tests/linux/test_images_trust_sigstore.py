@@ -35,6 +35,8 @@ from ..trust_support import (
 
 __all__ = ["registry"]
 
+pytestmark = pytest.mark.root
+
 MAIL, ISSUER = "dev@example.com", "https://oidc.example"
 
 
