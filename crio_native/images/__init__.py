@@ -21,10 +21,10 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, which the unpacker would import for nothing
 if TYPE_CHECKING:
+    from typing import Any
+
     from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
     from crio_native.images.sources import Settings
     from crio_native.images.store import ImageStore
@@ -36,5 +36,7 @@ def __getattr__(name: str) -> Any:
     # The unpacker imports this package, too, and must not pay for the store.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     module = {"ImageStore": "store", "Settings": "sources"}.get(name, "model")
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 from collections.abc import Iterable
 
 from crio_native.linux import capabilities, syscalls
@@ -16,15 +15,16 @@ _NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWI
 # Not from `mounts`: what that imports to parse options would double the start of such a short process.
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
+_SIGKILL = 9  # signal itself would make enumerations first, at every start of such a process
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 
 def die_with_parent(parent: int) -> None:
     """SIGKILL for the caller when the thread that started it ends; at once if its process already has."""
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), _SIGKILL)
 
 
 def alone() -> None:
@@ -36,7 +36,7 @@ def alone() -> None:
     syscalls.unshare(syscalls.CLONE_NEWPID)
     child = os.fork()
     if child == 0:
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _SIGKILL)
         return
     syscalls.close_range(0)
     _, status = os.waitpid(child, 0)
