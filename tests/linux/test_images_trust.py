@@ -79,7 +79,7 @@ def refusal(node: Node, name: str, namespace: str = "") -> str:
         assert not store.list()
         assert_nothing_left(node.directory / "store")
     text = str(caught.value)
-    assert text.startswith("SignatureValidationFailed: ")
+    assert text.startswith("SignatureValidationFailed: ") and len(text) < 1500 and text.isprintable()
     return text
 
 
@@ -184,6 +184,7 @@ def spoil(gpg: Gpg, digest: str, name: str, how: str) -> bytes:
         "another tag": lambda: gpg.sign(ALICE, payload(digest, name[:-1] + "2")),
         "no tag": lambda: gpg.sign(ALICE, payload(digest, name.rpartition(":")[0])),
         "no name": lambda: gpg.sign(ALICE, payload(digest, "not a name")),
+        "a long digest": lambda: gpg.sign(ALICE, payload("sha256:\n\ud800" + "0" * 100_000, name)),
         "another type": lambda: gpg.sign(ALICE, payload(digest, name, "something else")),
         "more that is critical": lambda: gpg.sign(ALICE, payload(digest, name, critical={"expires": 1})),
         "a field twice": lambda: gpg.sign(ALICE, good[:-1] + b',"critical":{}}'),
@@ -204,6 +205,7 @@ def spoil(gpg: Gpg, digest: str, name: str, how: str) -> bytes:
         ("another tag", "which matchRepoDigestOrExact does not accept"),
         ("no tag", "which matchRepoDigestOrExact does not accept"),
         ("no name", "which matchRepoDigestOrExact does not accept"),
+        ("a long digest", "it is for the image sha256:??0000"),
         ("another type", "not 'atomic container signature'"),
         ("more that is critical", "is no field of what is critical"),
         ("a field twice", "comes twice"),

@@ -14,15 +14,24 @@ from hypothesis import strategies as st
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, UntrustedImage
 from crio_native.images import references
 from crio_native.images.sources import from_config
-from crio_native.images.trust import gpg, identities, judging, policy, registries_d, signatures
+from crio_native.images.trust import gpg, identities, judging, policy, registries_d, signatures, sigstore
 from crio_native.images.trust.documents import Fields
 from crio_native.images.trust.judging import Trust
 from crio_native.images.trust.registries_d import DEFAULT_LOOKASIDE, Place
+from crio_native.images.trust.sigstore import Signer
+
+from ..trust_support import Authority, annotations, pem, public_pem, signed
 
 ACCEPT, REJECT = {"type": "insecureAcceptAnything"}, {"type": "reject"}
 GPG = {"type": "signedBy", "keyType": "GPGKeys"}
 SIGSTORE = {"type": "sigstoreSigned"}
 KEY = {"keyPath": "/key"}
+AUTHORITY = Authority()
+LEAF = AUTHORITY.issue(AUTHORITY.key)
+
+
+def data(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
 
 
 def load(tmp_path: Path, document: object) -> policy.Policy:
@@ -321,3 +330,25 @@ def test_any_bytes_are_a_signature_or_none(data: bytes, head: bytes) -> None:
 def test_what_is_no_keyring_is_named(key: bytes) -> None:
     with pytest.raises(FailedPrecondition, match="the key "):
         gpg.keyring(key, "the key")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=60), st.text(max_size=60), st.data())
+def test_any_annotations_are_a_signature_that_does_not_count(
+    certificate: str, chain: str, bundle: str, more: st.DataObject
+) -> None:
+    key, text = AUTHORITY.key, b"{}"
+    leaf = pem(LEAF)
+    cut = more.draw(st.integers(0, len(leaf)))
+    spoilt = more.draw(st.sampled_from([certificate, leaf, leaf[:cut] + certificate + leaf[cut + 1 :], leaf[:cut]]))
+    entry = {"body": data(bundle.encode("utf-8", "replace")), "integratedTime": 1, "logIndex": 1, "logID": "00"}
+    stamp = data(signed(key, json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()))
+    word = more.draw(st.sampled_from([bundle, json.dumps({"SignedEntryTimestamp": stamp, "Payload": entry})]))
+    found = signatures.Signature("sigstore", text, annotations(key, text, certificate=spoilt, chain=chain, bundle=word))
+    public, roots = [("log", public_pem(key))], [("root", pem(AUTHORITY.root).encode())]
+    with pytest.raises(signatures.Invalid):
+        sigstore.by_key(found, public, public)
+    with pytest.raises(signatures.Invalid):
+        sigstore.by_fulcio(found, roots, Signer("a@b", issuer="c"), public)
+    with pytest.raises(signatures.Invalid):
+        sigstore.by_pki(found, roots, [], Signer("a@b"))

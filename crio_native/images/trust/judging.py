@@ -19,6 +19,7 @@ from crio_native.images.trust.rules import Accept, Reject
 from crio_native.images.trust.signatures import Signature, Unmet
 
 DEFAULT_POLICY = "/etc/containers/policy.json"
+MAX_REASON = 1000  # characters
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 
 Fetch = Callable[[str, str], Iterable[Signature]]  # (kind, digest) -> its signatures
@@ -134,4 +135,6 @@ class Judgement:
 
     def _refusal(self, number: int, why: str) -> UntrustedImage:
         rule = self.found.rules[number][0]
+        # Reasons repeat what strangers wrote: it must neither fill a gRPC status nor a log, nor start lines in one.
+        why = "".join(c if c.isprintable() else "?" for c in why[:MAX_REASON]) + ("..." if why[MAX_REASON:] else "")
         return UntrustedImage(f"image {self.what} is refused by {self.found.where}[{number}] ({rule.kind}): {why}")
