@@ -2,7 +2,7 @@
 
     values       what a caller asks for, in the CRI's words
     records      what the program knows of a pod and a container, and where their things are
-    store        the records on disk
+    store        the records on disk (state_database: the file)
     names        names, ids
     sandboxes    the life of a pod
     containers   the life of a container
