@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -132,9 +133,9 @@ class ScratchDaemon:
         (network_dir / "10-scratch.conflist").write_text(json.dumps(self._conflist(), indent=2))
 
     def _conflist(self) -> dict[str, object]:
-        """A subnet by our pid, so that two daemons at once seldom meet; the bridge's name never does."""
-        number = os.getpid() % 256
-        ranges = [[{"subnet": f"10.199.{number}.0/24"}], [{"subnet": f"fd00:10:199:{number:x}::/64"}]]
+        """A subnet by chance, so that two daemons at once hardly ever meet; the bridge's name never does."""
+        high, low = 128 + secrets.randbelow(64), secrets.randbelow(256)
+        ranges = [[{"subnet": f"10.{high}.{low}.0/24"}], [{"subnet": f"fd00:10:{high:x}:{low:x}::/64"}]]
         bridge = {
             "type": "bridge",
             "bridge": self.bridge,

@@ -101,7 +101,7 @@ def test_pod_status_and_addresses(cri: Client) -> None:
     status = cri.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True)
     assert status.status.state == pb.SANDBOX_READY
     assert status.status.metadata == config.metadata
-    assert status.status.network.ip.startswith("10.199.")
+    assert status.status.network.ip.startswith("10.")
     assert status.status.network.additional_ips[0].ip.startswith("fd00:")
     assert status.status.linux.namespaces.options.pid == pb.CONTAINER
     code, output = cri.run("sh", "-c", "hostname; cat /etc/hosts /etc/hostname; ip -4 addr show eth0", pod=pod)
