@@ -381,7 +381,7 @@ def test_port_forward(cri: Client, web: str) -> None:
 
 def test_port_forward_half_close_and_many_at_once(cri: Client, web: str) -> None:
     forward = Forward(cri, web)
-    streams = [forward.open(9000)[0] for _ in range(20)]
+    streams = [forward.open(9000)[0] for _ in range(8)]  # busybox nc listens for ten at most
     content = {stream: os.urandom(4_000) for stream in streams}  # little enough for one who sends all, then reads
     for stream in streams:
         forward.link.send(stream, content[stream])
