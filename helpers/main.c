@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum {
-	INIT_PATIENCE_MS = 1000, /* for an init that said it failed, or went silent, to end by itself */
+	INIT_PATIENCE_MS = 1000, /* for an init that went silent to end by itself */
 	DRAIN_MS = 500,          /* for processes that outlive the init to close its output */
 };
 

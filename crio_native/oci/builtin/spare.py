@@ -167,12 +167,11 @@ def _serve_create(
             namespaces.keep(0)
             _bear_with_duties(request, flags, born_in, sync, stdio)
             os._exit(0)
-        else:
-            made = namespaces.keep(_unshared(request["steps"]))
-            pid = donation.donate(donor.switch, flags, cgroup=born_in)
-            sync.send(b"B%d" % pid)
-            donor.switch.wait()
-            init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson, made)
+        made = namespaces.keep(_unshared(request["steps"]))
+        pid = donation.donate(donor.switch, flags, cgroup=born_in)
+        sync.send(b"B%d" % pid)
+        donor.switch.wait()
+        init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson, made)
     except parent.Failed as failure:
         os.kill(failure.init, _signal.SIGKILL)
         os.waitpid(failure.init, 0)
