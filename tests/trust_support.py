@@ -174,6 +174,7 @@ def attach(registry: Registry, name: str, digest: str, *layers: tuple[bytes, Map
     registry.push(repository, digest.replace(":", "-") + ".sig", made, document=document)
 
 
+# The certificates outlast the longest run of the tests.
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 MINUTE = datetime.timedelta(minutes=1)
 
@@ -211,8 +212,8 @@ class Authority:
         host: str = "",
         issuer: str = "https://oidc.example",
         *,
-        start: datetime.datetime = NOW - 5 * MINUTE,
-        end: datetime.datetime = NOW + 5 * MINUTE,
+        start: datetime.datetime = NOW - 500 * MINUTE,
+        end: datetime.datetime = NOW + 500 * MINUTE,
         usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CODE_SIGNING,
         unknown: bool = False,
         contradiction: str = "",
