@@ -5,6 +5,7 @@ On a machine that others use too, what is theirs comes and goes; only what stays
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -62,8 +63,20 @@ def _mounts() -> dict[str, str]:
     return {row[4]: row[row.index("-") + 1] for row in rows}
 
 
+@functools.cache
+def _foreign_cgroups(root: str) -> frozenset[str]:
+    """The top groups of a hierarchy that somebody else had when the first test looked; what they hold is theirs."""
+    return frozenset(entry.path for entry in os.scandir(root) if entry.is_dir() and "crio" not in entry.name)
+
+
 def _cgroups(roots: list[str]) -> set[str]:
-    return {directory for root in roots for directory, _, _ in os.walk(root)}
+    found: set[str] = set()
+    for root in roots:
+        foreign = _foreign_cgroups(root)
+        for directory, children, _ in os.walk(root):
+            children[:] = [child for child in children if f"{directory}/{child}" not in foreign]
+            found.add(directory)
+    return found
 
 
 def _stat(pid: str) -> tuple[str, str, int, str] | None:
