@@ -67,7 +67,7 @@ class Launcher:
             "create": Spare(creates, lambda runs: spare.for_create(monitor, creates, self.tell, runs)),
             "exec": Spare(execs, lambda runs: spare.for_exec(execs, self.tell, runs)),
             # Who has no OCI runtime does not pay for one.
-            "external": Spare(externals, lambda _: spare.for_external(externals, self.tell), wanted=False),
+            "external": Spare(externals, lambda runs: spare.for_external(externals, self.tell, runs), wanted=False),
         }
         self.execs: dict[int, Exec] = {}  # by pid
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -81,13 +81,15 @@ def for_exec(execs: _socket.socket, news: _socket.socket, runs: Runs | None) -> 
     _serve_exec(*_wait("exec", execs, news, runs))
 
 
-def for_external(externals: _socket.socket, news: _socket.socket) -> NoReturn:
+def for_external(externals: _socket.socket, news: _socket.socket, runs: Runs | None) -> NoReturn:
     """In a clone of the launcher, that becomes a runner.  It stays when the launcher does not: a container's monitor
     may come of it."""
     from crio_native.oci.external import runner
 
+    lesson = Lesson("external", news) if runs is None else None
+    donation.write_pages(runs or [])
     request, descriptors = _receive("external", externals, news)
-    runner.main(request, descriptors)
+    runner.main(request, descriptors, lesson)
 
 
 class Namespaces:

@@ -44,6 +44,10 @@ class Lesson:
         return {**steps.STEPS, "note_pages": self._note}
 
     def _note(self, context: steps.Context) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        """The pages that were written until now; nothing of the lesson stays open."""
         news = wire.channel(self._news)
         try:
             wire.send(news, marshal.dumps(("pages", self._kind, self._pages.written())))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
+    from crio_native.oci.builtin.warmth import Lesson
+
 PR_SET_CHILD_SUBREAPER = 36
 WORDS_MAX = 64 << 10  # bytes kept of what a runtime says, from its end
 CHUNK = 64 << 10
@@ -43,14 +45,16 @@ class Unwanted(Exception):
     """The asker has gone."""
 
 
-def main(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """descriptors: the reply socket, then the act's own."""
+def main(request: dict[str, Any], descriptors: list[int], lesson: Lesson | None) -> NoReturn:
+    """descriptors: the reply socket, then the act's own.  lesson: what somebody wants to learn from an exec."""
     reply = wire.channel(descriptors[0])
     try:
         _prctl.prctl(_prctl.PR_SET_NAME, "crio-runner")
         _prctl.prctl(PR_SET_CHILD_SUBREAPER, 1)
         os.chdir("/")
         act(request["act"])(request, reply, descriptors[1:])
+        if lesson is not None and request["act"] == "exec":
+            lesson.tell()
     except Unwanted:
         kill_children()
     except BaseException as error:
