@@ -408,7 +408,7 @@ def test_wrong_arguments(tmp_path: Path, extra: list[str], words: str) -> None:
         assert container.reap() == 1
 
 
-@pytest.mark.parametrize("pid", [1, 2, os.getpid()])
+@pytest.mark.parametrize("pid", [1, 2, pytest.param(os.getpid(), id="our own")])
 def test_a_process_that_is_not_its_child_is_left_alone(tmp_path: Path, pid: int) -> None:
     with Container(tmp_path / "c", "true", pid_argument=pid) as container:
         with pytest.raises(StepFailed, match="must name a child"):
