@@ -188,15 +188,19 @@ class ScratchDaemon:
         cgroup.remove()
 
     def _remove_network(self) -> None:
-        """What the daemon's own records name: also what a daemon that was killed left attached."""
-        from crio_native.network import PodNetwork
+        """What the daemon's own records name: also what a daemon that was killed left attached.
 
-        if not self.network_state.exists():
-            return
-        network = PodNetwork.from_directory(network_dir=self.directory / "net.d", state_dir=self.network_state)
-        network.collect([])
-        if not network.shutdown(remove=True):
-            raise OSError(f"pods are still attached to {self.bridge}")
+        Then the bridge and its table by name: a daemon that lost its records (as in a test of a reboot) met a bridge
+        that was there already, and does not count it as its own.
+        """
+        from crio_native.network import PodNetwork, bridges
+
+        if self.network_state.exists():
+            network = PodNetwork.from_directory(network_dir=self.directory / "net.d", state_dir=self.network_state)
+            network.collect([])
+            if not network.shutdown(remove=True):
+                raise OSError(f"pods are still attached to {self.bridge}")
+        bridges.remove(self.bridge)
 
     def _unmount(self) -> None:
         for target in reversed(mounts_below(self.directory)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -11,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from crio_native.errors import StepFailed
-from crio_native.network import links
+from crio_native.network import links, nftables
 from crio_native.network.config import BridgeConfig, Network, Range
 from crio_native.network.keys import Address
 from crio_native.network.model import Attachment, PortMapping
@@ -24,6 +25,7 @@ from crio_native.network.sysctl import Sysctls
 log = logging.getLogger(__name__)
 
 _DELETIONS = 8  # at a time; more than that wait for each other
+_TABLE = "crio_native_{}"
 _FIRST_LOOK, _LAST_LOOK = 0.0005, 0.008  # seconds between looks whether a link is gone
 
 
@@ -144,6 +146,14 @@ def attachment(
     )
 
 
+def remove(name: str) -> None:
+    """A bridge of ours and its table by name alone, where the records of them are lost.  Idempotent."""
+    _delete(name)
+    with contextlib.suppress(StepFailed):  # a kernel without nf_tables has no table of ours
+        with nftables.open_netlink() as netlink:
+            nftables.remove(netlink, _TABLE.format(name))
+
+
 def _delete(name: str) -> None:
     with Netlink.open() as netlink:
         links.delete(netlink, name)
@@ -156,7 +166,7 @@ def _done(deletion: Future[None], seconds: float) -> bool:
 
 
 def _table_name(config: BridgeConfig) -> str:
-    return f"crio_native_{config.bridge}"
+    return _TABLE.format(config.bridge)
 
 
 def _link_index(name: str) -> int:

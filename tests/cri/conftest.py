@@ -220,6 +220,7 @@ def close(client: Client) -> None:
     client.channel.close()
     problems = client.daemon.close()
     assert not problems, problems
+    assert not Path("/sys/class/net", client.daemon.bridge).exists(), "the daemon's bridge is left"
 
 
 @pytest.fixture(scope="module")
