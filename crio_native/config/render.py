@@ -77,6 +77,15 @@ def differences(old: Config, new: Config) -> list[Difference]:
     return found
 
 
+def inert(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, reason) of each option that is not at its default and has no effect."""
+    for table in tables(config):
+        for name, option in _options(type(table.values)):
+            value = getattr(table.values, name)
+            if option.inert and value != getattr(table.defaults, name):
+                yield f"{table.key}.{name}", option.kind.write(value), option.inert
+
+
 def _reloads_whole(key: str) -> bool:
     return key.startswith("crio.runtime.runtimes.")
 
@@ -98,6 +107,8 @@ def _commented(table: Table) -> str:
     parts = [f"{_comment(_summary(type(table.values)))}\n[{table.key}]"]
     for name, option in _options(type(table.values)):
         doc, line = option.doc, _line(table, name, option)
+        if option.inert:
+            doc += f" No effect here: {option.inert}."
         if getattr(table.values, name) == getattr(table.defaults, name):
             line = f"# {line}"
             if option.deprecated:
@@ -172,6 +183,7 @@ def _row(cls: type, name: str, option: Option) -> str:
     default = _toml_value(option.kind.write(default_of(cls, name)))
     marks = f" Deprecated: {option.deprecated}." if option.deprecated else ""
     marks += f" At least {option.floor} is used." if option.floor is not None else ""
+    marks += f" **No effect here**: {option.inert}." if option.inert else ""
     marks += " *(reload)*" if option.reload else ""
     cells = (
         f"`{name}`",

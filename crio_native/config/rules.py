@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from crio_native.config.render import inert
 from crio_native.config.tables import Config, NetworkTable, RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
 
@@ -29,6 +30,8 @@ def settle(config: Config, where: Where, warn: Warn) -> Config:
     _check_state(config, where)
     _check_tls(config, where)
     _check_handlers(config.runtime, where, warn)
+    for key, value, reason in inert(config):
+        warn(f"{where(key)}: {value!r} has no effect: {reason}")
     return config
 
 
@@ -115,9 +118,6 @@ def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
             )
         if handler.runtime_type == "builtin" and handler.runtime_path:
             warn(f"{where(f'{at}.runtime_path')}: has no effect with runtime_type builtin")
-        for key in ("stream_websockets", "runtime_pull_image"):
-            if getattr(handler, key) and handler.runtime_type != "vm":
-                warn(f"{where(f'{at}.{key}')}: has no effect with runtime_type {handler.runtime_type}")
         if handler.runtime_type != "vm" and handler.runtime_config_path:
             raise InvalidArgument(
                 where(f"{at}.runtime_config_path"),

@@ -21,6 +21,8 @@ class Option:
 
     reload: a running daemon takes a new value on SIGHUP.  deprecated: what to do instead, "" while it is current.
     flag: the command line's name for it, without dashes.  floor: smaller values are raised to it, with a warning.
+    inert: why nothing here follows from it, "" for an option that has an effect; a value other than the default is
+    warned about with that reason.
     """
 
     kind: Kind
@@ -29,6 +31,7 @@ class Option:
     deprecated: str = ""
     flag: str = ""
     floor: int | None = None
+    inert: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ METRICS = (
     "processes_defunct",
     "resources_stalled_at_stage",
 )
+_PAUSE = "a pod's first process is a program of the daemon's own, and no image is pulled for it"
+_NRI = "this version serves no NRI plugins"
+_LATER = "this version does not have it"
+_TRACES = "this version sends no traces"
 POD_METRICS = "all cpu disk diskIO hugetlb memory network oom pressure process spec".split()
 
 
@@ -164,7 +168,12 @@ class RuntimeHandler:
         240, integer(0, 86400), "Seconds that making a container may take.", floor=30
     )
     no_sync_log: bool = option(False, FLAG, "Do not flush a container's log to the disk when it is rotated or ends.")
-    stream_websockets: bool = option(False, FLAG, "Let the runtime serve streams by WebSocket (vm only).")
+    stream_websockets: bool = option(
+        False,
+        FLAG,
+        "Let the runtime serve streams by WebSocket.",
+        inert="only conmon-rs can; the daemon serves WebSockets itself, for every handler",
+    )
     exec_cpu_affinity: str = option(
         "", choice("", "first"), '"first": an exec starts on the first CPU of the container\'s set.'
     )
@@ -172,7 +181,12 @@ class RuntimeHandler:
     platform_runtime_paths: Mapping[str, str] = option(
         no_entries, mapping(PATH), 'Runtime programs for other platforms, by "os/arch".'
     )
-    runtime_pull_image: bool = option(False, FLAG, "The runtime pulls the image itself (confidential containers).")
+    runtime_pull_image: bool = option(
+        False,
+        FLAG,
+        "The runtime pulls the image itself (confidential containers).",
+        inert="the daemon pulls every image, and the runtime gets the files",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +234,9 @@ class RuntimeTable:
         "info", choice("trace", "debug", "info", "warn", "error", "fatal", "panic"), "What is logged.", reload=True
     )
     log_filter: str = option("", REGEX, "Log only messages that match; empty for all.", reload=True)
-    log_to_journald: bool = option(False, FLAG, "Send containers' output to the journal as well.", flag="log-journald")
+    log_to_journald: bool = option(
+        False, FLAG, "Send containers' output to the journal as well.", flag="log-journald", inert=_LATER
+    )
     conmon: str = option(
         "", OPTIONAL_PATH, "Monitor of all oci handlers.", deprecated="use monitor_path of the handler"
     )
@@ -303,10 +319,14 @@ class RuntimeTable:
     )
     container_exits_dir: str = option("/var/run/crio/exits", PATH, "Where exit codes are written for other programs.")
     container_attach_socket_dir: str = option("/var/run/crio", PATH, "Directory of attach sockets.")
-    ctr_stop_timeout: int = option(30, integer(0), "Least seconds before a stopping container is killed.", floor=30)
+    ctr_stop_timeout: int = option(
+        30, integer(0, 3600), "Seconds that a killed container may take to end before its stop has failed.", floor=30
+    )
     drop_infra_ctr: bool = option(True, FLAG, "No pause process, but for pods that share their PID namespace.")
     infra_ctr_cpuset: str = option("", CPUSET, "CPUs of pause processes and monitors.")
-    shared_cpuset: str = option("", CPUSET, "CPUs that containers with pinned CPUs may share by annotation.")
+    shared_cpuset: str = option(
+        "", CPUSET, "CPUs that containers with pinned CPUs may share by annotation.", inert=_LATER
+    )
     namespaces_dir: str = option("/var/run", PATH, "Where namespaces are pinned, in one directory for each kind.")
     pinns_path: str = option(
         "", OPTIONAL_PATH, "Program that pins namespaces.", deprecated="the daemon pins them itself"
@@ -339,23 +359,38 @@ class RuntimeTable:
     )
     disable_hostport_mapping: bool = option(False, FLAG, "Leave host ports to the network plugin.")
     timezone: str = option("", TIMEZONE, "Time zone of containers; empty leaves the image's.")
-    blockio_config_file: str = option("", OPTIONAL_PATH, "Block I/O classes.", reload=True)
-    blockio_reload: bool = option(False, FLAG, "Read that file again for each container.")
-    rdt_config_file: str = option("", OPTIONAL_PATH, "Cache and memory bandwidth classes (RDT).", reload=True)
+    blockio_config_file: str = option("", OPTIONAL_PATH, "Block I/O classes.", reload=True, inert=_LATER)
+    blockio_reload: bool = option(False, FLAG, "Read that file again for each container.", inert=_LATER)
+    rdt_config_file: str = option(
+        "",
+        OPTIONAL_PATH,
+        "Cache and memory bandwidth classes (RDT).",
+        reload=True,
+        inert="no groups are made from it; a container joins a group of /sys/fs/resctrl that exists, by its annotation",
+    )
     irqbalance_config_file: str = option(
-        "/etc/sysconfig/irqbalance", OPTIONAL_PATH, "irqbalance's configuration, for containers with pinned CPUs."
+        "/etc/sysconfig/irqbalance",
+        OPTIONAL_PATH,
+        "irqbalance's configuration, for containers with pinned CPUs.",
+        inert=_LATER,
     )
     irqbalance_config_restore_file: str = option(
         "/etc/sysconfig/orig_irq_banned_cpus",
         TEXT,
         'Where its first state is kept, to be restored at start; "disable" to leave it.',
+        inert=_LATER,
     )
     decryption_keys_path: str = option(
         "/etc/crio/keys/", OPTIONAL_PATH, "Directory of keys of encrypted images.", reload=True
     )
-    additional_artifact_stores: tuple[str, ...] = option((), many(PATH), "Read-only stores of OCI artifacts.")
+    additional_artifact_stores: tuple[str, ...] = option(
+        (),
+        many(PATH),
+        "Read-only stores of OCI artifacts.",
+        inert="artifacts are kept as images are; name stores of both in crio.storage_option, as additionalimagestore",
+    )
     separate_pull_cgroup: str = option(
-        "", TEXT, 'cgroup that images are pulled in: "pod", a name, or empty for the daemon\'s own.'
+        "", TEXT, 'cgroup that images are pulled in: "pod", a name, or empty for the daemon\'s own.', inert=_LATER
     )
 
 
@@ -373,8 +408,8 @@ class ImageTable:
     pause_image: str = option(
         "registry.k8s.io/pause:3.10.1", IMAGE, "Image of pause containers, where a handler needs one.", reload=True
     )
-    pause_image_auth_file: str = option("", OPTIONAL_PATH, "Credentials to pull it.", reload=True)
-    pause_command: str = option("/pause", TEXT, "Its command; empty for the image's own.", reload=True)
+    pause_image_auth_file: str = option("", OPTIONAL_PATH, "Credentials to pull it.", reload=True, inert=_PAUSE)
+    pause_command: str = option("/pause", TEXT, "Its command; empty for the image's own.", reload=True, inert=_PAUSE)
     pinned_images: tuple[str, ...] = option(
         (), many(TEXT), "Images never garbage-collected: a name, `name*`, or `*part*`.", reload=True
     )
@@ -393,7 +428,12 @@ class ImageTable:
         "Registries that may be spoken to without TLS.",
         flag="insecure-registry",
     )
-    big_files_temporary_dir: str = option("", OPTIONAL_PATH, "Where blobs are kept while they arrive.")
+    big_files_temporary_dir: str = option(
+        "",
+        OPTIONAL_PATH,
+        "Where blobs are kept while they arrive.",
+        inert="layers are unpacked while they arrive, and no blob rests on the disk",
+    )
     auto_reload_registries: bool = option(False, FLAG, "Follow changes below registries.conf.d without SIGHUP.")
     pull_progress_timeout: float = option(
         0.0, DURATION, "Give up a pull that brought nothing for so long; 0 for never."
@@ -440,9 +480,11 @@ class MetricsTable:
 class TracingTable:
     """[crio.tracing]: OpenTelemetry."""
 
-    enable_tracing: bool = option(False, FLAG, "Send traces.")
-    tracing_endpoint: str = option("127.0.0.1:4317", TEXT, "OTLP collector (gRPC) that takes them.")
-    tracing_sampling_rate_per_million: int = option(0, integer(0, 1_000_000), "How many calls of a million are traced.")
+    enable_tracing: bool = option(False, FLAG, "Send traces.", inert=_TRACES)
+    tracing_endpoint: str = option("127.0.0.1:4317", TEXT, "OTLP collector (gRPC) that takes them.", inert=_TRACES)
+    tracing_sampling_rate_per_million: int = option(
+        0, integer(0, 1_000_000), "How many calls of a million are traced.", inert=_TRACES
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,23 +504,23 @@ class StatsTable:
 class ValidatorTable:
     """[crio.nri.default_validator]: what plugins must not do."""
 
-    nri_enable_default_validator: bool = option(False, FLAG, "Check plugins' adjustments.")
-    nri_validator_reject_oci_hook_adjustment: bool = option(False, FLAG, "Refuse OCI hooks.")
+    nri_enable_default_validator: bool = option(False, FLAG, "Check plugins' adjustments.", inert=_NRI)
+    nri_validator_reject_oci_hook_adjustment: bool = option(False, FLAG, "Refuse OCI hooks.", inert=_NRI)
     nri_validator_reject_runtime_default_seccomp_adjustment: bool = option(
-        False, FLAG, "Refuse changes of the RuntimeDefault seccomp profile."
+        False, FLAG, "Refuse changes of the RuntimeDefault seccomp profile.", inert=_NRI
     )
     nri_validator_reject_unconfined_seccomp_adjustment: bool = option(
-        False, FLAG, "Refuse changes of an unconfined seccomp profile."
+        False, FLAG, "Refuse changes of an unconfined seccomp profile.", inert=_NRI
     )
     nri_validator_reject_custom_seccomp_adjustment: bool = option(
-        False, FLAG, "Refuse changes of a Localhost seccomp profile."
+        False, FLAG, "Refuse changes of a Localhost seccomp profile.", inert=_NRI
     )
-    nri_validator_reject_namespace_adjustment: bool = option(False, FLAG, "Refuse changes of namespaces.")
+    nri_validator_reject_namespace_adjustment: bool = option(False, FLAG, "Refuse changes of namespaces.", inert=_NRI)
     nri_validator_required_plugins: tuple[str, ...] = option(
-        (), many(TEXT), "Plugins without which no container is made."
+        (), many(TEXT), "Plugins without which no container is made.", inert=_NRI
     )
     nri_validator_tolerate_missing_plugins_annotation: str = option(
-        "", TEXT, "Annotation by which a pod does without them."
+        "", TEXT, "Annotation by which a pod does without them.", inert=_NRI
     )
 
 
@@ -486,13 +528,17 @@ class ValidatorTable:
 class NriTable:
     """[crio.nri]: node resource interface plugins."""
 
-    enable_nri: bool = option(True, FLAG, "Serve NRI plugins.")
-    nri_listen: str = option("/var/run/nri/nri.sock", SOCKET, "Unix socket for plugins that connect by themselves.")
-    nri_plugin_dir: str = option("/opt/nri/plugins", PATH, "Directory of plugins that the daemon starts.")
-    nri_plugin_config_dir: str = option("/etc/nri/conf.d", PATH, "Directory of their configurations.")
-    nri_plugin_registration_timeout: float = option(5.0, DURATION, "How long a plugin may take to register.")
-    nri_plugin_request_timeout: float = option(2.0, DURATION, "How long a plugin may take to answer.")
-    nri_disable_connections: bool = option(False, FLAG, "Admit only plugins that the daemon started.")
+    enable_nri: bool = option(False, FLAG, "Serve NRI plugins.", inert=_NRI)
+    nri_listen: str = option(
+        "/var/run/nri/nri.sock", SOCKET, "Unix socket for plugins that connect by themselves.", inert=_NRI
+    )
+    nri_plugin_dir: str = option("/opt/nri/plugins", PATH, "Directory of plugins that the daemon starts.", inert=_NRI)
+    nri_plugin_config_dir: str = option("/etc/nri/conf.d", PATH, "Directory of their configurations.", inert=_NRI)
+    nri_plugin_registration_timeout: float = option(
+        5.0, DURATION, "How long a plugin may take to register.", inert=_NRI
+    )
+    nri_plugin_request_timeout: float = option(2.0, DURATION, "How long a plugin may take to answer.", inert=_NRI)
+    nri_disable_connections: bool = option(False, FLAG, "Admit only plugins that the daemon started.", inert=_NRI)
     default_validator: ValidatorTable = table(ValidatorTable)
 
 

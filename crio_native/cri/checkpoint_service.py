@@ -26,7 +26,7 @@ class CheckpointService:
             raise InvalidArgument("timeout", request.timeout, "must be 0 (no limit) or more seconds")
         if container.state != ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.state}; a checkpoint is of a running one")
-        await call.thread(checkpoint.refuse, f"a checkpoint of container {container.id}")
+        await self._refuse(call, f"a checkpoint of container {container.id}")
 
     async def CheckpointPod(self, request: Any, call: Call) -> Any:
         pod = lookup.find(self._node.store, Pod, request.pod_sandbox_id, "pod_sandbox_id")
@@ -38,12 +38,17 @@ class CheckpointService:
                 raise InvalidArgument(f"container_ids[{index}]", container_id, "is no container of the pod")
         if pod.state != PodState.READY:
             raise FailedPrecondition(f"pod {pod.id} is {pod.state}; a checkpoint is of a ready one")
-        await call.thread(checkpoint.refuse, f"a checkpoint of pod {pod.id}")
+        await self._refuse(call, f"a checkpoint of pod {pod.id}")
 
     async def RestorePod(self, request: Any, call: Call) -> Any:
         _check_path("checkpoint_path", request.checkpoint_path)
         _check_options(request.options)
-        await call.thread(checkpoint.refuse, f"a restore from {request.checkpoint_path}")
+        await self._refuse(call, f"a restore from {request.checkpoint_path}", restore=True)
+
+    async def _refuse(self, call: Call, act: str, *, restore: bool = False) -> None:
+        level = self._node.config.checkpoint_restore.container_level_enabled
+        checkpoint.check_allowed(level, act, restore=restore)
+        await call.thread(checkpoint.refuse, act)
 
 
 def _check_path(field: str, path: str) -> None:

@@ -21,7 +21,7 @@ from crio_native.cri.server import Call
 from crio_native.cri.translate import from_message
 from crio_native.errors import DeadlineExceeded, InvalidArgument, NotFound
 from crio_native.pods import names, resize
-from crio_native.pods.containers import KILL_SECONDS, Containers
+from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod
 from crio_native.pods.sandboxes import Sandboxes
@@ -136,8 +136,9 @@ class RuntimeService:
             if await _ends_within(end, grace):
                 return
         await call.thread(self._containers.kill, container_id)
-        if not await _ends_within(self._containers.end_of(container_id), KILL_SECONDS):
-            raise DeadlineExceeded(f"container {container_id} still lives {KILL_SECONDS:g} s after SIGKILL")
+        seconds = self._containers.kill_seconds
+        if not await _ends_within(self._containers.end_of(container_id), seconds):
+            raise DeadlineExceeded(f"container {container_id} still lives {seconds} s after SIGKILL")
 
     async def RemoveContainer(self, request: Any, call: Call) -> Any:
         container = self._find_or_none(Container, request.container_id, "container_id")

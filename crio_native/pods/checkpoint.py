@@ -18,6 +18,13 @@ _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WORDS_MAX = 500
 
 
+def check_allowed(level: str, act: str, *, restore: bool) -> None:
+    """level: `crio.checkpoint_restore.container_level_enabled`.  Raises FailedPrecondition."""
+    if level == "none" or (restore and level == "checkpoint_only"):
+        option = "crio.checkpoint_restore.container_level_enabled"
+        raise FailedPrecondition(f"{act} is switched off on this node: {option} is {level!r}")
+
+
 def refuse(act: str) -> NoReturn:
     """Raises FailedPrecondition where CRIU is missing or does not work, Unimplemented where it does."""
     program = shutil.which("criu", path=_PATH)

@@ -28,7 +28,17 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
-from crio_native.pods import exit_files, image_volumes, names, pausing, preparation, spec, spec_security, trees
+from crio_native.pods import (
+    exit_files,
+    image_volumes,
+    infra_cpus,
+    names,
+    pausing,
+    preparation,
+    spec,
+    spec_security,
+    trees,
+)
 from crio_native.pods.commands import Heritages
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
@@ -37,7 +47,6 @@ from crio_native.pods.values import ContainerConfig, NamespaceMode
 
 log = logging.getLogger(__name__)
 
-KILL_SECONDS = 10.0  # for a process that got SIGKILL to be gone; longer means a kernel that cannot free it
 SIGKILL = 9
 
 
@@ -51,6 +60,11 @@ class Containers:
         self._ends_lock = threading.Lock()
         # Ends that were noticed while their start was not recorded yet: first things first.
         self._starting: dict[str, list[ExitStatus | None]] = {}
+
+    @property
+    def kill_seconds(self) -> int:
+        """For a process that got SIGKILL to be gone; longer means a kernel that cannot free it."""
+        return self._node.settings.ctr_stop_timeout
 
     def create(self, pod_id: str, config: ContainerConfig, stage: Stage) -> str:
         """Make a container up to, not including, its command; returns its id.
@@ -290,6 +304,7 @@ class Containers:
                     user=built.user,
                 )
             )
+            infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
             self._watch_new(container)
             # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became
             # another process's, and with it the namespace that was joined.
@@ -374,10 +389,10 @@ class Containers:
 
     def _await_end(self, container_id: str) -> None:
         try:
-            self.end_of(container_id).result(KILL_SECONDS)
+            self.end_of(container_id).result(self.kill_seconds)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"container {container_id} still lives {KILL_SECONDS:g} s after SIGKILL; "
+                f"container {container_id} still lives {self.kill_seconds} s after SIGKILL; "
                 "a process of it may be stuck in the kernel"
             ) from None
 

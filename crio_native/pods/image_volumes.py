@@ -104,14 +104,14 @@ def _mount(image: Overlay, place: Path, user_namespace: str, label: str) -> None
 
     A name may be absolute: the empty layer's is, as it is not an additional store's.
     """
-    with _layers(image.base, place.with_suffix(".layers"), user_namespace) as base:
+    with layers(image.base, place.with_suffix(".layers"), user_namespace) as base:
         lowers = ":".join(os.path.join(f"/proc/self/fd/{base}", lower) for lower in image.lowers)
         context = f',context="{label}"' if label else ""
         syscalls.mount("overlay", str(place), "overlay", _FLAGS, f"lowerdir={lowers}{context}")
 
 
 @contextmanager
-def _layers(base: str, aside: Path, user_namespace: str) -> Iterator[int]:
+def layers(base: str, aside: Path, user_namespace: str) -> Iterator[int]:
     """A descriptor of the layers' directory; with a user namespace, of a view of it as that maps owners.
 
     The view has to be mounted somewhere while the overlay is made, which then keeps its own copy.

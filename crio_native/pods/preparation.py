@@ -17,7 +17,8 @@ from crio_native.config.tables import RuntimeHandler
 from crio_native.errors import FailedPrecondition
 from crio_native.images import roots
 from crio_native.oci.runtime import Overlay, UserRequest
-from crio_native.pods import apparmor, image_volumes, pod_annotations, selinux, spec, trees, userns
+from crio_native.oci.spec import normalise
+from crio_native.pods import apparmor, declared_volumes, image_volumes, pod_annotations, selinux, spec, trees, userns
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.values import ContainerConfig, Resources
@@ -62,6 +63,8 @@ def prepare(
         user_namespace=str(layout.pins(pod.id)["user"]) if pod.userns else "",
         label=labels.files,
     )
+    declared = _declared(node, container, image_config)
+    bound = node.config.image.image_volumes == "bind"
     stage("making the configuration")
     built = spec.container_spec(
         pod,
@@ -71,6 +74,7 @@ def prepare(
         spec.Node(node.settings, node.host, layout, node.profiles),
         pid_path,
         volumes,
+        declared_volumes.binds(declared, bundle, userns.root_of(pod.userns)) if bound else (),
     )
     apparmor.ensure(built.spec["process"]["apparmorProfile"])
     for warning in built.warnings:
@@ -83,8 +87,17 @@ def prepare(
                 "a user namespace needs overlays of the kernel: crio.storage_driver vfs and mount_program have none"
             )
         overlay = userns.map_root(overlay, pod.userns)
+    if not bound:
+        declared_volumes.make(declared, bundle, overlay, built.user, pod.userns, str(layout.pins(pod.id)["user"]))
     (bundle / "config.json").write_text(json.dumps(built.spec))
     return Prepared(built.spec, built.user, overlay, built.absent_sources)
+
+
+def _declared(node: Node, container: Container, image_config: Mapping[str, Any]) -> list[str]:
+    """The volumes that the image declares, if they are to have any effect."""
+    if node.config.image.image_volumes == "ignore":
+        return []
+    return declared_volumes.paths(image_config, {normalise(mount.container_path) for mount in container.config.mounts})
 
 
 def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHandler) -> Resources:

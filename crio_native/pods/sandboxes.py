@@ -21,6 +21,7 @@ from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
 from crio_native.pods import (
+    infra_cpus,
     names,
     networking,
     pod_annotations,
@@ -256,9 +257,12 @@ class Sandboxes:
     def _pause_runtime(self, pod: Pod) -> Runtime | None:
         """Who runs the pod's pause process; None for a pod that needs none.  A shim's pod begins with its first
         container: for one that runs virtual machines it is the machine."""
+        node = self._node
         if pod.executor is not None and pod.executor.runtime_type == "vm":
-            return self._node.executor(pod)
-        return self._node.handlers.pause if pod.config.namespaces.pid is NamespaceMode.POD else None
+            return node.executor(pod)
+        wanted = pod.config.namespaces.pid is NamespaceMode.POD or not node.settings.drop_infra_ctr
+        has_one = wanted or node.layout.run_dir(pod.id).exists()  # made under another configuration
+        return node.handlers.pause if has_one else None
 
     def _start_infra(self, pod: Pod, runtime: Runtime) -> ProcessRecord:
         node, layout = self._node, self._node.layout
@@ -269,6 +273,7 @@ class Sandboxes:
         os.mkdir(run_dir, 0o700)
         config = spec.infra_spec(pod, spec.Node(node.settings, node.host, layout, node.profiles))
         process = runtime.create(ContainerSpec(pod.id, config, bundle, run_dir, pause=True))
+        infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
         runtime.start(pod.id, run_dir)
         return ProcessRecord.of(process)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from crio_native.oci.runtime import UserRequest
 from crio_native.pods import (
     cdi,
     devices,
+    infra_cpus,
     oci_hooks,
     pod_annotations,
     selinux,
@@ -64,12 +65,13 @@ def container_spec(
     node: Node,
     pid_path: str,
     volumes: Mapping[int, str] = MappingProxyType({}),
+    declared: Sequence[dict[str, Any]] = (),
 ) -> Built:
     """Raises InvalidArgument with the CRI field's path, FailedPrecondition for what this host cannot do.
 
     image_config: the image configuration's ``config`` object.  pid_path: the PID namespace to join, "" for a new one;
     looked at only where the container's mode says so.  volumes: where image volumes are mounted, by their mounts'
-    indices.
+    indices.  declared: mounts for the volumes that the image itself declares.
     """
     config, settings, host = container.config, node.settings, node.host
     security = config.linux.security_context
@@ -125,7 +127,7 @@ def container_spec(
             "path": str(node.layout.bundle(container.id) / "rootfs"),
             "readonly": security.readonly_rootfs or settings.read_only,
         },
-        "mounts": [*_mounts(pod, container, node, volumes, allowed), *injected.mounts, *bound],
+        "mounts": [*_mounts(pod, container, node, volumes, declared, allowed), *injected.mounts, *bound],
         "linux": {
             "namespaces": _namespaces(options, pod, node.layout, pid_path),
             **_id_mappings(pod),
@@ -192,7 +194,7 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "namespaces": _namespaces(options, pod, node.layout, ""),
             **_id_mappings(pod),
             "cgroupsPath": f"{pod.cgroup}/crio-{pod.id}",
-            "resources": {"devices": devices.default_rules()},
+            "resources": {"devices": devices.default_rules(), **infra_cpus.resources(node.settings.infra_ctr_cpuset)},
         },
         "annotations": _pod_annotations(pod, node.settings),
     }
@@ -244,7 +246,12 @@ def _id_mappings(pod: Pod) -> dict[str, Any]:
 
 
 def _mounts(
-    pod: Pod, container: Container, node: Node, volumes: Mapping[int, str], allowed: pod_annotations.Allowed
+    pod: Pod,
+    container: Container,
+    node: Node,
+    volumes: Mapping[int, str],
+    declared: Sequence[dict[str, Any]],
+    allowed: pod_annotations.Allowed,
 ) -> list[dict[str, Any]]:
     security, settings = container.config.linux.security_context, node.settings
     shm = "/dev/shm" if pod.config.namespaces.ipc is NamespaceMode.NODE else node.layout.shm(pod.id)
@@ -253,6 +260,7 @@ def _mounts(
         *spec_mounts.configured_mounts(settings.default_mounts_file, settings.timezone),
         *spec_mounts.pod_files(node.layout.pod_dir(pod.id), shm, readonly=security.readonly_rootfs),
         *(spec_mounts.scratch_mounts() if settings.read_only else ()),
+        *declared,
     ]
     asked = spec_mounts.caller_mounts(container.config.mounts, volumes, settings.bind_mount_prefix)
     return spec_mounts.merge(ours, asked)

@@ -247,8 +247,8 @@ def test_what_has_no_effect_is_told() -> None:
     client = new_client(settings="[crio.runtime.runtimes.runc]\nstream_websockets = true\nruntime_pull_image = true\n")
     try:
         text = client.daemon.log.read_text()
-        assert "runtimes.runc.stream_websockets: has no effect" in text
-        assert "runtimes.runc.runtime_pull_image: has no effect" in text
+        assert "runtimes.runc.stream_websockets: True has no effect: only conmon-rs" in text
+        assert "runtimes.runc.runtime_pull_image: True has no effect: the daemon pulls" in text
     finally:
         close(client)
 

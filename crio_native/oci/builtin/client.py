@@ -272,6 +272,7 @@ class BuiltinRuntime(Monitored):
 
     clamp: give what the host permits, with a warning, where more is asked for (the CRI's way on a restricted host);
     otherwise such a request is refused.  create_timeout: seconds.  sync_log: see `monitor.client.arguments`.
+    pivot: see `plan.container_plan`.
     """
 
     def __init__(
@@ -282,8 +283,10 @@ class BuiltinRuntime(Monitored):
         clamp: bool = True,
         create_timeout: float = 240.0,
         sync_log: bool = False,
+        pivot: bool = True,
     ) -> None:
         super().__init__(cgroup_manager)
+        self._pivot = pivot
         self._sync_log = sync_log
         self._launchers = launchers
         self._clamp = clamp
@@ -321,6 +324,7 @@ class BuiltinRuntime(Monitored):
                 cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
                 seccomp=_compiled(linux.get("seccomp")),
                 pause_program=_monitor_program() if container.pause else "",
+                pivot=self._pivot,
             )
             created = self._launch(container, plan, cgroup, descriptor)
             late_hooks.record(container.run_dir, hooks, {**state_of(container), "pid": created.pid})
