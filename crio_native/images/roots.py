@@ -5,6 +5,7 @@ From layers to the words of a mount; the mounting itself is `oci/`'s.  Which lay
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -167,7 +168,9 @@ def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay | None
 
 
 def release(container_dir: Path) -> None:
-    """Undo a mount of `rootfs` by a program; nothing happens where there is none."""
+    """Undo a mount of `rootfs` by a program, and lift a quota; nothing happens where there is none."""
+    with contextlib.suppress(OSError):
+        quota.lift(os.fspath(container_dir), project(container_dir))
     while True:
         try:
             syscalls.umount2(os.fspath(container_dir / "rootfs"), MNT_DETACH)
@@ -199,11 +202,10 @@ def view(tree: Tree, empty: str) -> Overlay:
 
 
 def _limit(container_dir: Path, directories: Sequence[Path], options: Options) -> None:
-    """One project for both, by the container's own name: it goes with the directories, nobody has to remember it."""
-    project = _FIRST_PROJECT + zlib.crc32(os.fsencode(container_dir)) % (1 << 31)
+    """One project for both, by the container's own name: nobody has to remember it."""
     try:
         for directory in directories:
-            quota.set_limits(os.fspath(directory), project, size=options.size, inodes=options.inodes)
+            quota.set_limits(os.fspath(directory), project(container_dir), size=options.size, inodes=options.inodes)
     except OSError as error:
         if error.errno != errno.ENOTSUP:
             raise
@@ -211,6 +213,11 @@ def _limit(container_dir: Path, directories: Sequence[Path], options: Options) -
             f"{FIELD}: size and inodes need a file system with project quotas below {container_dir.parent}: "
             "ext4 or xfs, mounted with prjquota; mount it so, or remove the option"
         ) from None
+
+
+def project(container_dir: Path) -> int:
+    """The number of a container's quota project.  What the container's files say of it is the container's to change."""
+    return _FIRST_PROJECT + zlib.crc32(os.fsencode(container_dir)) % (1 << 31)
 
 
 def _translated(error: OSError, container_dir: Path) -> Exception:

@@ -56,15 +56,28 @@ def set_limits(directory: str, project: int, *, size: int, inodes: int) -> None:
         os.close(fd)
 
 
-def usage(directory: str, project: int) -> tuple[int, int]:
-    """(bytes, inodes) that a project takes.  Raises OSError as `set_limits`."""
+def lift(directory: str, project: int) -> None:
+    """Take a project's limits away: the file system forgets a project that has neither limits nor files.
+
+    directory: any on that file system.  Raises OSError as `set_limits`.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = _dqblk()
-        _quotactl(fd, _GET_QUOTA, project, found, directory)
-        return found.space, found.inodes
+        _quotactl(fd, _SET_QUOTA, project, _dqblk(valid=_LIMITS), directory)
     finally:
         os.close(fd)
+
+
+def limits(directory: str, project: int) -> tuple[int, int]:
+    """(bytes, inodes) that a project may take, 0 for no limit.  Raises OSError as `set_limits`."""
+    found = _get(directory, project)
+    return found.block_hard * _BLOCK, found.inode_hard
+
+
+def usage(directory: str, project: int) -> tuple[int, int]:
+    """(bytes, inodes) that a project takes.  Raises OSError as `set_limits`."""
+    found = _get(directory, project)
+    return found.space, found.inodes
 
 
 def project_of(directory: str) -> int:
@@ -72,6 +85,16 @@ def project_of(directory: str) -> int:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return int(_ATTRIBUTES.unpack(fcntl.ioctl(fd, _FS_GET, bytes(_ATTRIBUTES.size)))[3])
+    finally:
+        os.close(fd)
+
+
+def _get(directory: str, project: int) -> _dqblk:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = _dqblk()
+        _quotactl(fd, _GET_QUOTA, project, found, directory)
+        return found
     finally:
         os.close(fd)
 
