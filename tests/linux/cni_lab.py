@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -135,9 +136,12 @@ class Lab:
         return [line for line in lines if not line.startswith("VERSION")]
 
     def results(self) -> dict[str, Any]:
-        """The recorded attachments by file name."""
-        found = (self.directory / "cni/results").glob("*")
-        return {path.name: json.loads(path.read_text()) for path in found}
+        """The recorded attachments by file name; one may go while we look."""
+        found = {}
+        for path in (self.directory / "cni/results").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                found[path.name] = json.loads(path.read_text())
+        return found
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
