@@ -67,3 +67,20 @@ def fresh(handler: str) -> Iterator[Client]:
     client = new_client(settings=settings(handler))
     yield client
     close(client)
+
+
+class OfHandler(Client):
+    """Pods are of `handler`, unless a test names another: one daemon serves the tests of them all."""
+
+    handler = ""
+
+    def pod(self, config: Any = None, *, handler: str = "", **fields: Any) -> str:
+        return super().pod(config, handler=handler or self.handler, **fields)
+
+
+def new_client_of_handlers(settings: str) -> OfHandler:
+    started = new_client(settings=settings)
+    started.channel.close()
+    client = OfHandler(started.daemon)
+    client.image = started.image
+    return client

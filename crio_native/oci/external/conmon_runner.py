@@ -22,6 +22,8 @@ SYNC_MAX = 16 << 10  # bytes of what conmon tells
 def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
     """The same as `runner.create`; request["conmon"] is conmon's argument vector."""
     with runner.telling(request, reply) as step:
+        if request["root"] and request["root"]["user_namespace"]:
+            runner.own_mounts()  # conmon stays in them: it runs the runtime
         user = runner.prepare(request, step)
         step.name = "create"
         pid = outcome(start(request, reply))

@@ -162,7 +162,14 @@ def abilities_of(version: str, features: Mapping[str, Any], path: str) -> Abilit
         raise wrong("mountOptions", options, "must be a list of strings")
     if not isinstance(linux, dict):
         raise wrong("linux", linux, "must be an object")
-    return Abilities(version, recursive_read_only_mounts="rro" in options, features=features)
+    return Abilities(version, "rro" in options, _maps_ids(linux), features)
+
+
+def _maps_ids(linux: Mapping[str, Any]) -> bool:
+    """Whether it makes user namespaces, and mounts that show owners as these map them (KEP-127)."""
+    kinds, extensions = linux.get("namespaces"), linux.get("mountExtensions")
+    idmap = extensions.get("idmap") if isinstance(extensions, dict) else None
+    return isinstance(kinds, list) and "user" in kinds and isinstance(idmap, dict) and idmap.get("enabled") is True
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -19,8 +19,9 @@ import time
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.linux import syscalls
+from crio_native.linux import mounts, process, syscalls
 from crio_native.oci.builtin import steps, users, wire
+from crio_native.oci.builtin.steps.root import map_layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,11 +228,14 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
     The monitor's reply is JSON (see `monitor.client.read_reply`), and so is a failure of ours.
     """
     with telling(request, reply) as step:
+        hosts = own_mounts() if request["root"] and request["root"]["user_namespace"] else -1
         user = prepare(request, step)
         step.name = "create"
         made = Made(request, reply)
         words = made.create()
         step.name = "monitor"
+        if hosts >= 0:
+            syscalls.setns(hosts, syscalls.CLONE_NEWNS)
         made.become_monitor(reply, {**(user or {}), "words": words[-1024:].decode(errors="replace")})
 
 
@@ -286,13 +290,27 @@ class Refusal(Exception):
         self.said = said[-SAID_MAX:]
 
 
+def own_mounts() -> int:
+    """Leave the host's mount namespace, of which a descriptor is returned, for a copy that follows it."""
+    hosts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+    return hosts
+
+
 def mount_root(request: dict[str, Any]) -> None:
     """The layers' names are relative to `base`, so that 127 of them fit the page that mount data is bounded to."""
     root = request["root"]
-    if root:
-        os.chdir(root["base"])
-        syscalls.mount("overlay", root["path"], "overlay", root["flags"], root["data"])
-        os.chdir("/")
+    if not root:
+        return
+    if root["user_namespace"]:
+        context = steps.Context(None)
+        context.user_namespace = process.open_namespace(root["user_namespace"])
+        map_layers(context, root["base"])
+        os.close(context.user_namespace)
+    os.chdir(root["base"])
+    syscalls.mount("overlay", root["path"], "overlay", root["flags"], root["data"])
+    os.chdir("/")
 
 
 def find_user(request: dict[str, Any]) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from crio_native.linux import mounts, process, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
 from crio_native.oci.builtin.client import BuiltinExec, Launchers
+from crio_native.oci.external.mapped_roots import MappedRoots, with_hosts_sysfs
 from crio_native.oci.external.program import ACT_SECONDS, Program, words
 from crio_native.oci.monitored import Monitored
 from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Overlay, Process, ResolvedUser
@@ -65,6 +66,7 @@ class ExternalRuntime(Monitored):
         self._launchers = launchers
         self._scratch = scratch
         self._bundle = bundle
+        self._mapped = MappedRoots(scratch.with_name("roots"))
         self._no_pivot = table.no_pivot
         self._program = Program(
             launchers,
@@ -84,14 +86,11 @@ class ExternalRuntime(Monitored):
         return self._program.abilities()
 
     def create(self, container: ContainerSpec) -> Process:
-        if container.overlay is not None and container.overlay.mapped:
-            raise FailedPrecondition(
-                f"the handler's program {self.program} cannot show an image's files to a user namespace; "
-                "use a handler of runtime_type builtin"
-            )
         for directory in (self._program.root, self._scratch):
             os.makedirs(directory, 0o700, exist_ok=True)
         _refuse_bytes(container.spec["process"])
+        if container.overlay is not None and container.overlay.mapped:
+            self._mapped.make(container.id)
         _mark(container.run_dir).write_text(self._program.root)
         cgroups_path = (container.spec.get("linux") or {}).get("cgroupsPath", "")
         try:
@@ -119,6 +118,9 @@ class ExternalRuntime(Monitored):
         spec = {**container.spec, "ociVersion": OCI_VERSION}
         process_object = _said(spec.pop("process"))
         spec["linux"] = _said(spec.get("linux") or {})
+        if container.overlay is not None and container.overlay.mapped:
+            spec["root"] = {**spec["root"], "path": self._mapped.path(container.id)}
+            spec["mounts"] = with_hosts_sysfs(spec)
         terminal = bool(process_object.get("terminal"))
         pid_file = f"{container.run_dir}/pid"
         line = ["create", "--bundle", str(container.bundle), "--pid-file", pid_file]
@@ -194,6 +196,7 @@ class ExternalRuntime(Monitored):
                 group.kill()
                 group.remove()
         _unmount(str(self._bundle(container_id) / "rootfs"))
+        self._mapped.remove(container_id)
 
     def _knows(self, container_id: str, run_dir: Path) -> bool:
         """Whether our runtime, and not another handler's, may know the container."""
@@ -312,7 +315,14 @@ class ExternalRuntime(Monitored):
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
     label = (spec.get("linux") or {}).get("mountLabel", "")
-    return {"base": overlay.base, "path": spec["root"]["path"], "data": overlay.data(label), "flags": overlay.flags}
+    user = [each["path"] for each in spec["linux"]["namespaces"] if each["type"] == "user"] if overlay.mapped else [""]
+    return {
+        "base": overlay.base,
+        "path": spec["root"]["path"],
+        "data": overlay.data(label),
+        "flags": overlay.flags,
+        "user_namespace": user[0],
+    }
 
 
 def _started(reply: socket.socket, what: str) -> tuple[dict[str, Any], int]:
