@@ -67,6 +67,10 @@ def driver_of(root: Path) -> str:
     return "overlay" if (root / "overlay-images").exists() else "vfs"
 
 
+def packed(text: bytes) -> bytes:
+    return gzip.compress(text, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("pattern", "data", "error", "words"),
     [
@@ -76,11 +80,11 @@ def driver_of(root: Path) -> str:
         ("*-images/images.json", b'[{"id":"%s","names":["localhost/app:v1"]}]' % (b"0" * 64), NotFound, "file"),
         ("*-layers/layers.json", b"[]", NotFound, "does not have it"),
         ("*-layers/*.tar-split.gz", None, NotFound, "tar-split.gz"),
-        ("*-layers/*.tar-split.gz", gzip.compress(b"{}\n", mtime=0), InvalidArgument, "tar-split: malformed"),
-        ("*-layers/*.tar-split.gz", gzip.compress(b'{"type":2,"payload":"AAAA"}\n', mtime=0), Unavailable, "gave 3 bytes"),
+        ("*-layers/*.tar-split.gz", packed(b"{}\n"), InvalidArgument, "tar-split: malformed"),
+        ("*-layers/*.tar-split.gz", packed(b'{"type":2,"payload":"AAAA"}\n'), Unavailable, "gave 3 bytes"),
         (
             "*-layers/*.tar-split.gz",
-            gzip.compress(b'{"type":1,"name":"../../../../../../../etc/passwd","size":5}\n', mtime=0),
+            packed(b'{"type":1,"name":"../../../../../../../etc/passwd","size":5}\n'),
             NotFound,
             "etc/passwd",
         ),
