@@ -41,8 +41,14 @@ class Client:
 
     def call(self, method: str, *, seconds: float = SECONDS, **fields: Any) -> Any:
         """Any call by name; its request is made of the fields, `seconds` is the client's deadline."""
-        stub = self.images if "Image" in method else self.runtime
-        return getattr(stub, method)(getattr(pb, f"{method}Request")(**fields), timeout=seconds)
+        return self._method(method)(getattr(pb, f"{method}Request")(**fields), timeout=seconds)
+
+    def begin(self, method: str, *, seconds: float = SECONDS, **fields: Any) -> Any:
+        """The same without waiting for its answer: a future."""
+        return self._method(method).future(getattr(pb, f"{method}Request")(**fields), timeout=seconds)
+
+    def _method(self, name: str) -> Any:
+        return getattr(self.images if "Image" in name else self.runtime, name)
 
     def load_image(self) -> None:
         layout = self.daemon.directory / "layout"
