@@ -78,8 +78,8 @@ class RootTable:
     runroot: str = option("/run/crio-native", PATH, "Directory of state that is gone after a reboot; on a tmpfs.")
     storage_driver: str = option(
         "overlay",
-        choice("overlay", "vfs"),
-        'How layers become a root file system; "vfs" copies them for each container.',
+        choice("overlay", "vfs", "btrfs"),
+        'How layers become a root file system; "vfs" copies them for each container, "btrfs" makes snapshots.',
     )
     storage_option: tuple[str, ...] = option((), many(TEXT), "Options of the storage driver.", flag="storage-opt")
     imagestore: str = option("", OPTIONAL_PATH, "Directory of images, where it is not below root.")
@@ -324,9 +324,7 @@ class RuntimeTable:
     )
     drop_infra_ctr: bool = option(True, FLAG, "No pause process, but for pods that share their PID namespace.")
     infra_ctr_cpuset: str = option("", CPUSET, "CPUs of pause processes and monitors.")
-    shared_cpuset: str = option(
-        "", CPUSET, "CPUs that containers with pinned CPUs may share by annotation.", inert=_LATER
-    )
+    shared_cpuset: str = option("", CPUSET, "CPUs that containers with pinned CPUs may share by annotation.")
     namespaces_dir: str = option("/var/run", PATH, "Where namespaces are pinned, in one directory for each kind.")
     pinns_path: str = option(
         "", OPTIONAL_PATH, "Program that pins namespaces.", deprecated="the daemon pins them itself"
@@ -369,16 +367,12 @@ class RuntimeTable:
         inert="no groups are made from it; a container joins a group of /sys/fs/resctrl that exists, by its annotation",
     )
     irqbalance_config_file: str = option(
-        "/etc/sysconfig/irqbalance",
-        OPTIONAL_PATH,
-        "irqbalance's configuration, for containers with pinned CPUs.",
-        inert=_LATER,
+        "/etc/sysconfig/irqbalance", OPTIONAL_PATH, "irqbalance's configuration, for containers with pinned CPUs."
     )
     irqbalance_config_restore_file: str = option(
         "/etc/sysconfig/orig_irq_banned_cpus",
         TEXT,
         'Where its first state is kept, to be restored at start; "disable" to leave it.',
-        inert=_LATER,
     )
     decryption_keys_path: str = option(
         "/etc/crio/keys/", OPTIONAL_PATH, "Directory of keys of encrypted images.", reload=True

@@ -27,6 +27,7 @@ from crio_native.errors import (
     NotFound,
     StartFailed,
 )
+from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
 from crio_native.pods import (
     exit_files,
@@ -38,6 +39,7 @@ from crio_native.pods import (
     spec,
     spec_security,
     trees,
+    tuning,
 )
 from crio_native.pods.commands import Heritages
 from crio_native.pods.node import Node, Stage
@@ -58,6 +60,10 @@ class Containers:
         self._heritages = Heritages(node.layout)
         self._ends: dict[str, Future[None]] = {}
         self._ends_lock = threading.Lock()
+        settings = node.settings
+        self.tuning = tuning.Tuning(
+            node.layout.runroot / "tuning", settings.irqbalance_config_file, settings.irqbalance_config_restore_file
+        )
         # Ends that were noticed while their start was not recorded yet: first things first.
         self._starting: dict[str, list[ExitStatus | None]] = {}
 
@@ -128,7 +134,7 @@ class Containers:
                 raise FailedPrecondition(
                     f"container {container_id} is {container.state}; only a created container can be started"
                 )
-            self._ready_pod(container.pod_id)
+            self._tune(self._ready_pod(container.pod_id), container)
             runtime = self._runtime(container)
             with self._before_its_end(container_id):
                 self._start(container_id, runtime)
@@ -240,6 +246,7 @@ class Containers:
         runtime = self._runtime(container)
         status = runtime.exit_status(self._node.layout.run_dir(container.id))
         runtime.delete(container.id, self._node.layout.run_dir(container.id), container.cgroup)
+        self.tuning.release(container.id)
         if status is not None:
             self._set_ended(container.id, status)
         else:
@@ -251,6 +258,15 @@ class Containers:
         """Undo a container that was never finished, with its record."""
         self._free(container)
         self._node.store.delete(container)
+
+    def _tune(self, pod: Pod, container: Container) -> None:
+        """What a latency-sensitive container changes around itself, before its command runs."""
+        node = self._node
+        wishes = preparation.wishes(node, pod, container.config, node.handlers.settings_of(pod.handler))
+        if wishes.no_quota or wishes.no_balancing:
+            group = cgroup_of(container.cgroup, node.settings.cgroup_manager)
+            tuning.unbind(group, quota=wishes.no_quota, balancing=wishes.no_balancing)
+        self.tuning.apply(container.id, wishes)
 
     def _start(self, container_id: str, runtime: Runtime) -> None:
         try:
@@ -401,6 +417,7 @@ class Containers:
         layout = self._node.layout
         run_dir = layout.run_dir(container.id)
         self._runtime(container).delete(container.id, run_dir, container.cgroup)
+        self.tuning.release(container.id)
         trees.remove_tree(run_dir)
         preparation.release(layout, container.id)
 
@@ -440,6 +457,7 @@ class Containers:
 
     def _clean_up(self, container: Container) -> None:
         """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
+        self.tuning.release(container.id)
         with self._node.locks.hold(container.id):
             if container.id in self._node.store.containers:
                 run_dir = self._node.layout.run_dir(container.id)

@@ -27,6 +27,12 @@ NAMES = {
     "cgroup_rw": ("cgroup2-mount-hierarchy-rw.crio.io", "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw"),
     "platform": ("platform-runtime-path.crio.io", "io.kubernetes.cri-o.PlatformRuntimePath"),
     "skip_relabel": ("try-skip-volume-selinux-label.crio.io", "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel"),
+    "cpu_load_balancing": ("cpu-load-balancing.crio.io",) * 2,
+    "cpu_quota": ("cpu-quota.crio.io",) * 2,
+    "cpu_c_states": ("cpu-c-states.crio.io",) * 2,
+    "cpu_freq_governor": ("cpu-freq-governor.crio.io",) * 2,
+    "cpu_shared": ("cpu-shared.crio.io",) * 2,
+    "irq_load_balancing": ("irq-load-balancing.crio.io",) * 2,
 }
 _SHM_LEAST = 4096
 _PERIOD = 100_000

@@ -16,9 +16,20 @@ from typing import Any
 from crio_native.config.tables import RuntimeHandler
 from crio_native.errors import FailedPrecondition
 from crio_native.images import roots
+from crio_native.linux.cgroup import hierarchy
 from crio_native.oci.runtime import Overlay, UserRequest
 from crio_native.oci.spec import normalise
-from crio_native.pods import apparmor, declared_volumes, image_volumes, pod_annotations, selinux, spec, trees, userns
+from crio_native.pods import (
+    apparmor,
+    declared_volumes,
+    high_performance,
+    image_volumes,
+    pod_annotations,
+    selinux,
+    spec,
+    trees,
+    userns,
+)
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.values import ContainerConfig, Resources
@@ -75,6 +86,7 @@ def prepare(
         pid_path,
         volumes,
         declared_volumes.binds(declared, bundle, userns.root_of(pod.userns)) if bound else (),
+        wishes(node, pod, container.config, handler),
     )
     apparmor.ensure(built.spec["process"]["apparmorProfile"])
     for warning in built.warnings:
@@ -105,7 +117,19 @@ def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHan
     InvalidArgument."""
     allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, config.metadata.name)
     asked = allowed.resources(config.linux.resources)
+    asked = wishes(node, pod, config, handler).limits(asked)
     return replace(asked, unified={**asked.unified, **allowed.unified()})
+
+
+def wishes(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHandler) -> high_performance.Wishes:
+    """What the annotations of a latency-sensitive pod ask for this container.  Raises InvalidArgument,
+    FailedPrecondition."""
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, config.metadata.name)
+    asked = allowed.resources(config.linux.resources)
+    found = high_performance.wishes(allowed, asked, pod.cgroup, node.settings.shared_cpuset)
+    if found.no_balancing and hierarchy().version_of("cpuset") != 1:
+        raise FailedPrecondition("cpu-load-balancing.crio.io needs cpusets of cgroup v1, which this host does not have")
+    return found
 
 
 def label_volumes(node: Node, pod: Pod, container: Container, handler: RuntimeHandler, stage: Stage) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
     """Bring records and kernel together.  Nobody else may use the node meanwhile."""
+    _attempt("irqbalance's configuration", containers.tuning.restore_irqbalance)
     for container in list(node.store.containers.values()):
         _attempt(f"container {container.id}", lambda c=container: _container(node, containers, c))
     for pod in list(node.store.pods.values()):

@@ -15,6 +15,7 @@ from typing import Any
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
+from crio_native.linux import scheduling
 from crio_native.oci.runtime import UserRequest
 from crio_native.pods import (
     cdi,
@@ -29,12 +30,14 @@ from crio_native.pods import (
     spec_security,
     userns,
 )
+from crio_native.pods.high_performance import Wishes
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
 from crio_native.pods.values import ContainerConfig, Device, NamespaceMode, NamespaceOption, to_json
 
 OCI_VERSION = "1.3.0"
+NO_WISHES = Wishes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ def container_spec(
     pid_path: str,
     volumes: Mapping[int, str] = MappingProxyType({}),
     declared: Sequence[dict[str, Any]] = (),
+    wishes: Wishes = NO_WISHES,
 ) -> Built:
     """Raises InvalidArgument with the CRI field's path, FailedPrecondition for what this host cannot do.
 
     image_config: the image configuration's ``config`` object.  pid_path: the PID namespace to join, "" for a new one;
     looked at only where the container's mode says so.  volumes: where image volumes are mounted, by their mounts'
-    indices.  declared: mounts for the volumes that the image itself declares.
+    indices.  declared: mounts for the volumes that the image itself declares.  wishes: of a
+    latency-sensitive container.
     """
     config, settings, host = container.config, node.settings, node.host
     security = config.linux.security_context
@@ -111,7 +116,7 @@ def container_spec(
             "env": spec_process.environment(
                 config,
                 image_config,
-                (*settings.default_env, *_gomaxprocs(container, settings)),
+                (*settings.default_env, *_gomaxprocs(pod, container, settings), *wishes.environment()),
                 pod.hostname,
                 injected.env,
             ),
@@ -122,6 +127,7 @@ def container_spec(
             "apparmorProfile": spec_security.apparmor(security, host, settings.apparmor_profile),
             "selinuxLabel": labels.process,
             "oomScoreAdj": score,
+            **_exec_affinity(container, handler, wishes),
         },
         "root": {
             "path": str(node.layout.bundle(container.id) / "rootfs"),
@@ -266,11 +272,20 @@ def _mounts(
     return spec_mounts.merge(ours, asked)
 
 
-def _gomaxprocs(container: Container, settings: RuntimeTable) -> list[str]:
+def _gomaxprocs(pod: Pod, container: Container, settings: RuntimeTable) -> list[str]:
     """Go counts the machine's CPUs; a container that asked for few is told a number that fits its request."""
-    if not settings.min_injected_gomaxprocs:
+    unwanted = pod.config.annotations.get("skip-gomaxprocs.crio.io") == "true"
+    if unwanted or not settings.min_injected_gomaxprocs:
         return []
     return [f"GOMAXPROCS={max(settings.min_injected_gomaxprocs, -(-container.resources.cpu_shares // 1024))}"]
+
+
+def _exec_affinity(container: Container, handler: RuntimeHandler, wishes: Wishes) -> dict[str, Any]:
+    """Which CPU an exec begins on, with exec_cpu_affinity "first"; the runtimes' programs are told at each exec."""
+    if handler.runtime_type != "builtin" or handler.exec_cpu_affinity != "first":
+        return {}
+    cpus = wishes.shared or scheduling.parse_list(container.resources.cpuset_cpus, scheduling.MAX_CPU)
+    return {"execCPUAffinity": {"initial": str(min(cpus))}} if cpus else {}
 
 
 def _cdi_devices(config: ContainerConfig) -> dict[str, str]:
