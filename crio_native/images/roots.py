@@ -28,7 +28,7 @@ from crio_native.errors import (
 )
 from crio_native.images.flattening import flatten
 from crio_native.images.layers import EMPTY, Layer
-from crio_native.linux import quota, syscalls
+from crio_native.linux import btrfs, quota, syscalls
 from crio_native.linux.mounts import MNT_DETACH, MS_NODEV
 from crio_native.oci.runtime import Overlay
 
@@ -62,9 +62,9 @@ class Tree:
 class Options:
     """Options of the storage driver.
 
-    driver: "overlay" or "vfs".  program: mounts overlays instead of the kernel (fuse-overlayfs).  data: further mount
-    data of overlayfs.  flags: MS_* of the mount.  size, inodes: bounds of what a container may change, 0 for none.
-    stores: directories of images that are only read.
+    driver: "overlay", "vfs" or "btrfs".  program: mounts overlays instead of the kernel (fuse-overlayfs).  data:
+    further mount data of overlayfs.  flags: MS_* of the mount.  size, inodes: bounds of what a container may change, 0
+    for none.  stores: directories of images that are only read.
     """
 
     driver: str = "overlay"
@@ -96,7 +96,7 @@ def parse(driver: str, given: Sequence[str]) -> Options:
             data, flags = [*data, *found], flags | more
         elif name == "size":
             size = _bytes(value, field)
-        elif name == "inodes":
+        elif name == "inodes" and driver != "btrfs":
             inodes = (
                 int(value) if value.isascii() and value.isdigit() and len(value) < 16 else _refuse_number(value, field)
             )
@@ -105,7 +105,8 @@ def parse(driver: str, given: Sequence[str]) -> Options:
         elif name in ("imagestore", "additionalimagestore"):
             stores += [_directory(path, field) for path in value.split(":")]
         else:
-            known = "size, inodes, imagestore" + (", mountopt, mount_program" if driver == "overlay" else "")
+            further = {"overlay": ", inodes, mountopt, mount_program", "vfs": ", inodes"}.get(driver, "")
+            known = f"size, imagestore{further}"
             raise InvalidArgument(field, text, f"no option of the {driver} driver here; there are {known}")
     if program and (data or flags):
         raise InvalidArgument(FIELD, given, "mountopt is for overlays of the kernel, and mount_program makes others")
@@ -163,12 +164,14 @@ def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay | None
         for directory in made:
             shutil.rmtree(directory, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _translated(error, container_dir) from None
+            raise translated(error, container_dir) from None
         raise
 
 
 def release(container_dir: Path) -> None:
-    """Undo a mount of `rootfs` by a program, and lift a quota; nothing happens where there is none."""
+    """Undo a mount of `rootfs` by a program, lift a quota, remove a snapshot: of these, what there is."""
+    with contextlib.suppress(OSError):  # what is no subvolume is whoever's to remove who removes the directory
+        btrfs.destroy(os.fspath(container_dir / "rootfs"))
     with contextlib.suppress(OSError):
         quota.lift(os.fspath(container_dir), project(container_dir))
     while True:
@@ -220,8 +223,9 @@ def project(container_dir: Path) -> int:
     return _FIRST_PROJECT + zlib.crc32(os.fsencode(container_dir)) % (1 << 31)
 
 
-def _translated(error: OSError, container_dir: Path) -> Exception:
-    if isinstance(error, FileExistsError):
+def translated(error: OSError, container_dir: Path) -> Exception:
+    """What a failure to prepare a root is to the caller."""
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return AlreadyExists(f"{error.filename} exists: the container's root was prepared before")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(f"no space left on the device of {container_dir}; free some and retry")

@@ -47,6 +47,7 @@ from crio_native.images.model import Credentials, FsUsage, Image, Platform, Prog
 from crio_native.images.records import Record, Records, image_of
 from crio_native.images.references import Reference
 from crio_native.images.registry import Repository
+from crio_native.images.snapshots import Wholes
 from crio_native.images.sources import Settings, Sources
 from crio_native.images.unpacker import Limits
 from crio_native.images.work import Joining, Stop
@@ -115,7 +116,9 @@ class ImageStore:
             self._offered = Additional.read(self._options.stores)
             self._forget_incomplete()
             self._refresh()
+            self._wholes = Wholes(self._root, self._layers.scratch) if self._options.driver == "btrfs" else None
             Layers.delete(self._collect())
+            self._drop_wholes()
             undo.pop_all()
 
     def close(self) -> None:
@@ -402,7 +405,12 @@ class ImageStore:
             finally:
                 self._leaving = ""
             removed = self._collect()
+            self._drop_wholes()
         Layers.delete(removed)
+
+    def _drop_wholes(self) -> None:
+        if self._wholes:
+            self._wholes.keep(self._catalogue.images)
 
     @staticmethod
     def _refuse_if_used(image: Image, ref: str, in_use: Collection[str]) -> None:
@@ -440,7 +448,12 @@ class ImageStore:
         Raises NotFound, AlreadyExists (container_dir has been prepared before), ResourceExhausted, FailedPrecondition
         (quotas are wanted where there are none).
         """
-        return roots.prepare(self._tree(image_id), container_dir, self._options)
+        tree = self._tree(image_id)
+        if self._wholes is None:
+            return roots.prepare(tree, container_dir, self._options)
+        stop = Stop(f"making a root file system of {image_id}", self._closing)
+        self._wholes.prepare(image_id, tree, container_dir, self._options.size, stop)
+        return None
 
     def view(self, image_id: str) -> Overlay:
         """How to mount an image's files alone, read-only; in_use as for `prepare_root`.  Raises NotFound."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -309,3 +310,135 @@ def test_an_additional_store_that_is_damaged_costs_only_its_own_images(
         assert [image.names for image in store.list()] == [("localhost/one:latest",)]
     for words in ("nothing cannot be used", "broken cannot be used", "has lost layer"):
         assert words in caplog.text
+
+
+# Snapshots
+
+
+@pytest.fixture
+def btrfs_disk(tmp_path: Path) -> Path:
+    if "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no btrfs")
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(200 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", disk], check=True, capture_output=True)
+    return disk
+
+
+def on_btrfs(disk: Path, script: str) -> str:
+    """Run with `place`, the only directory of a btrfs, and `store`, which has the image `image` of three layers."""
+    start = """
+        import contextlib, errno, os, subprocess, sys, threading
+        from pathlib import Path
+        from crio_native.errors import CrioError, FailedPrecondition
+        from crio_native.images import ImageStore, roots
+        from crio_native.linux import btrfs
+        from tests.images_support import BASE, TOP, load, made_directory, member, tar
+        place = made_directory(Path(sys.argv[1]).parent / "btrfs")
+        subprocess.run(["mount", "-o", "loop", sys.argv[1], place], check=True)
+        def opened(*options):
+            return ImageStore(place / "store", options=roots.parse("btrfs", options))
+        def subvolumes():
+            listed = subprocess.run(["btrfs", "subvolume", "list", place], check=True, capture_output=True, text=True)
+            return sorted(line.split()[-1] for line in listed.stdout.splitlines())
+        big = tar(member("big", data=os.urandom(20 << 20), mtime=99), member("./", b"5", mode=0o711, uid=5, gid=6))
+        store = opened()
+        image = load(store, Path(sys.argv[1]).parent, "one", BASE, TOP, big)
+        whole = "store/wholes/" + image.id.removeprefix("sha256:")
+        """
+    return in_private_mounts(textwrap.dedent(start) + textwrap.dedent(script), disk).stdout
+
+
+def test_snapshots_share_and_go_with_their_container(btrfs_disk: Path) -> None:
+    on_btrfs(
+        btrfs_disk,
+        """
+        before = os.statvfs(place).f_bavail
+        containers = [made_directory(place / f"c{n}") for n in range(3)]
+        (containers[0] / "rootfs").mkdir()  # as pods/ makes it
+        threads = [threading.Thread(target=store.prepare_root, args=(image.id, c)) for c in containers]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        assert subvolumes() == ["c0/rootfs", "c1/rootfs", "c2/rootfs", whole]
+        os.sync()
+        taken = (before - os.statvfs(place).f_bavail) * os.statvfs(place).f_frsize
+        assert taken < 15 << 20, taken  # of four times 20 MiB
+        root = containers[0] / "rootfs"
+        assert sorted(os.listdir(root)) == ["big", "bin", "etc"] and os.listdir(root / "etc") == ["issue"]
+        assert os.stat(root / "big").st_mtime == 99
+        assert (oct(os.stat(root).st_mode), os.stat(root).st_uid, os.stat(root).st_gid) == ("0o40711", 5, 6)
+        (root / "big").unlink()
+        assert (containers[1] / "rootfs/big").stat().st_size == 20 << 20
+        with contextlib.suppress(CrioError):
+            store.prepare_root(image.id, containers[0])
+            raise AssertionError("prepared twice")
+
+        # What a hostile container makes below its root goes with it: subvolumes in subvolumes, read-only ones, too.
+        (root / "q").mkdir()
+        for name in ("q/one", "q/one/two", "three", *(f"q/one/two/{n}" for n in range(150))):
+            btrfs.create(str(root / name))
+        for name in ("q/one/two", "three"):
+            subprocess.run(["btrfs", "property", "set", root / name, "ro", "true"], check=True)
+        for container in containers:
+            roots.release(container)
+            assert os.listdir(container) == []
+        assert subvolumes() == [whole]
+        store.remove(image.id)
+        assert subvolumes() == [] and os.listdir(place / "store/tmp") == []
+        """,
+    )
+
+
+def test_snapshots_have_bounds_where_quotas_are_on(btrfs_disk: Path) -> None:
+    on_btrfs(
+        btrfs_disk,
+        """
+        store.close()
+        store = opened("btrfs.size=2m")
+        container = made_directory(place / "c")
+        try:
+            store.prepare_root(image.id, container)
+        except FailedPrecondition as error:
+            assert "btrfs quota enable" in str(error)
+        else:
+            raise AssertionError("no bound, and no error")
+        assert os.listdir(container) == []
+        subprocess.run(["btrfs", "quota", "enable", place], check=True)
+        store.prepare_root(image.id, container)
+        try:
+            with open(container / "rootfs/more", "wb") as file:
+                for _ in range(100):
+                    file.write(bytes(1 << 16))
+                    file.flush()
+        except OSError as error:
+            assert error.errno == errno.EDQUOT
+        else:
+            raise AssertionError("more than its bound")
+        roots.release(container)
+        assert subvolumes() == [whole]
+        """,
+    )
+
+
+def test_a_start_removes_snapshots_of_images_that_are_gone(btrfs_disk: Path) -> None:
+    on_btrfs(
+        btrfs_disk,
+        """
+        store.prepare_root(image.id, made_directory(place / "c"))
+        btrfs.create(str(place / "store/wholes/of-another-image"))
+        btrfs.create(str(made_directory(place / "store/tmp/left") / "whole"))  # a crash while one was made
+        store.close()
+        store = opened()
+        assert subvolumes() == ["c/rootfs", whole]
+        """,
+    )
+
+
+def test_the_btrfs_driver_is_refused_elsewhere(tmp_path: Path) -> None:
+    options = roots.parse("btrfs", [])
+    with pytest.raises(FailedPrecondition, match=r'"btrfs" needs .* to be on btrfs, and it is not'):
+        ImageStore(tmp_path / "store", options=options)
+    with contextlib.closing(ImageStore(tmp_path / "store")):
+        pass  # what the failed start had locked is free
+    with pytest.raises(InvalidArgument, match="no option of the btrfs driver"):
+        roots.parse("btrfs", ["btrfs.inodes=5"])
