@@ -96,7 +96,7 @@ def prepare(
     if pod.userns is not None:
         if overlay is None:
             raise FailedPrecondition(
-                "a user namespace needs overlays of the kernel: crio.storage_driver vfs and mount_program have none"
+                "a user namespace needs overlays of the kernel: storage_driver vfs, btrfs and mount_program have none"
             )
         overlay = userns.map_root(overlay, pod.userns)
     if not bound:
