@@ -1,6 +1,6 @@
 """The daemon: start-up and shutdown, in the order that they happen.
 
-The order at start matters.  The launchers come before anything that makes threads (asyncio's executors, the
+The order at start matters.  The launchers come before anything that makes threads (gRPC, asyncio's executors, the
 stores), because they are made by a process that must still be simple; so this module imports nothing heavy at the top.
 Then the state directory is locked, records and kernel are reconciled, and only then does the socket appear.
 """
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# gRPC's fork handlers would run in every child of this process; we never fork beside gRPC, so they only cost.
+_GRPC = {"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "ERROR"}
 _LEVELS = {"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING", "error": "ERROR"}
 _WORKERS = 16  # threads for calls and changes; each spends its time in system calls
 _POD_WORKERS = 32  # threads for changes of pods, which may wait for the network's plugins
@@ -70,6 +72,7 @@ def prepare(config: Config) -> None:
     if config.runtime.cgroup_manager == "systemd":
         _require_systemd()
     os.umask(0o022)
+    os.environ |= _GRPC
     from crio_native.linux.allocation import return_large_blocks
 
     return_large_blocks(1 << 20)
@@ -139,16 +142,18 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         ThreadPoolExecutor(_PULLS, "pull") as pulls,
         contextlib.closing(StreamServer(settings(config.api))) as streams,
     ):
+        behind = str(node.layout.runroot / "grpc.sock")
+        door = FrontDoor(config.api.listen, behind, Inspection(node, calls).route)
+        door.claim()  # before there is a gRPC server: one that never starts complains when it goes
         counts = Counts(node.store)
         jobs = Jobs(counts.stall)
         server = Server(
+            behind,
             calls,
             receive_max=config.api.grpc_max_recv_msg_size,
             send_max=config.api.grpc_max_send_msg_size,
             observe=counts.operation,
         )
-        door = FrontDoor(config.api.listen, server.connection, server.connections, Inspection(node, calls).route)
-        door.claim()
         services = api_pb2.DESCRIPTOR.services_by_name
         events = Events(node.store)
         server.add(
@@ -165,6 +170,7 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: calls.submit(reloader.reload))
         exporter = Exporter(config, counts, events)
         await exporter.open()
+        await server.start()
         door.open()
         gc.collect()
         gc.freeze()  # what lives now lives for ever: later collections need not look at it
@@ -178,7 +184,6 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         exporter.close()
         events.close()
         await server.stop(_STOP_SECONDS / 2)
-        server.hang_up()
         door.hang_up()
         await jobs.drain(_STOP_SECONDS)
         parts.network.interrupt()

@@ -1,6 +1,6 @@
 """Running one program: some input, bounded output, a time limit, and nothing left of it when that has passed.
 
-The program is started by the daemon itself.  A daemon with threads must not fork, because a copy of its memory
+The program is started by the daemon itself.  A daemon with gRPC's threads must not fork, because a copy of its memory
 would hold locks that no thread of the copy will open; subprocess uses vfork here (no preexec_fn, no other user), whose
 child shares our memory for the moment until it execs, and no lock is taken in between (docs/decisions/0004).
 """

@@ -149,7 +149,7 @@ def _import_everything() -> None:
         module = importlib.import_module(f"crio_native.{package}")
         for found in pkgutil.iter_modules(module.__path__):
             importlib.import_module(f"crio_native.{package}.{found.name}")
-    for name in ("asyncio", "pyroute2", "crio_native.reload", "crio_native.history"):
+    for name in ("asyncio", "pyroute2", "grpc.aio", "crio_native.reload", "crio_native.history"):
         importlib.import_module(name)
 
 
