@@ -6,7 +6,7 @@
  * it, or of a sealed copy where the kernel has none: what such a link leads to cannot be opened for writing by anybody.
  *
  * In C because the alternative is an interpreter that starts another one, and that would take as long as a container.
- * PYTHON and PACKAGES (a Python list) are compiled in: an environment variable could make root run something else.
+ * PYTHON, PACKAGES and ARCHIVES (Python's words for a list and a string) are compiled in: an environment variable could make root run something else.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,9 +28,25 @@
 #define NR_OPEN_TREE 428
 #define NR_MOUNT_SETATTR 442
 
-/* Without `site`, whose finders would take longer to import than the command takes; and what a process makes that
- * lives for milliseconds needs no garbage collector. */
-static const char boot[] = "import sys, gc; gc.disable(); sys.path += " PACKAGES "; from crio_native.cli.oci import main; main(%d)";
+/* Without `site`, whose finders would take longer to import than the command takes; with the modules that every command
+ * has in one file, if it was made for this interpreter (see crio_native/oci/builtin/standalone/archive.py); and what a
+ * process makes that lives for milliseconds needs no garbage collector. */
+static const char boot[] =
+    "import sys, gc, marshal\n"
+    "gc.disable()\n"
+    "sys.path += " PACKAGES "\n"
+    "archives = " ARCHIVES "\n"
+    "try:\n"
+    "    with open(archives + '/start', 'rb') as file:\n"
+    "        loader = marshal.loads(file.read(int.from_bytes(file.read(4), 'little')))\n"
+    "        modules = memoryview(file.read())\n"
+    "except FileNotFoundError:\n"
+    "    pass\n"
+    "else:\n"
+    "    exec(loader)\n"
+    "    add(modules)\n"
+    "from crio_native.cli.oci import main\n"
+    "main(%d, archives)\n";
 /* Above the descriptors that a caller passes on to the container (--preserve-fds), which are counted from 3. */
 #define FIRST_OWN 64
 

@@ -93,9 +93,9 @@ def isolation_command(args: Sequence[str], root: str = "") -> int:
 
 def _container(name: str, root: str) -> tuple[int, Mapping[str, Any]]:
     """(pid, config) of a container of crio-oci that runs.  Raises NotFound, FailedPrecondition."""
-    from crio_native.oci.builtin.standalone import state
+    from crio_native.oci.builtin.standalone import state, verbs
 
-    found = state.load(root or state.DEFAULT_ROOT, name)
+    found = state.load(root or verbs.DEFAULT_ROOT, name)
     if not found.alive():
         raise FailedPrecondition(f"container not running: {name!r} is {found.status()}")
     return found.pid, found.config()

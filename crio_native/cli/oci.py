@@ -12,7 +12,7 @@ import sys
 from types import SimpleNamespace
 
 from crio_native.errors import CrioError, InvalidArgument
-from crio_native.oci.builtin.standalone import log, options, verbs
+from crio_native.oci.builtin.standalone import archive, log, options, verbs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ ENTERING = ("create", "run", "exec", "restore")  # as in helpers/crio-oci.c
 LABORATORY = ("explain", "diff", "isolation")  # which read their own arguments
 
 
-def main(view: int = -1) -> NoReturn:
+def main(view: int = -1, archives: str = "") -> NoReturn:
     """Run the command line and end the process with its exit code.
 
-    view: descriptor of the interpreter's read-only view, if this process was started from one.
+    view: descriptor of the interpreter's read-only view, if this process was started from one.  archives: directory of
+    the commands' modules as `archive` loads them; without it, they are imported as any other.
     """
-    code = command(sys.argv[1:], view)
+    code = command(sys.argv[1:], view, archives)
     try:
         sys.stdout.flush()
     except OSError:
@@ -38,7 +39,7 @@ def main(view: int = -1) -> NoReturn:
     os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
 
 
-def command(arguments: Sequence[str], view: int = -1) -> int:
+def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int:
     """The exit code of one command line; errors are reported."""
     given = SimpleNamespace()
     verb: Verb | None = None
@@ -58,13 +59,15 @@ def command(arguments: Sequence[str], view: int = -1) -> int:
         least, most = verb.arguments
         if not least <= len(given.arguments) or 0 <= most < len(given.arguments):
             raise options.Usage(f"{verb.name!r} takes {_count(least, most)}, {len(given.arguments)} were given")
+        module, _, function = verb.function.partition(":")
+        if archives:
+            archive.load(f"{archives}/{module}")
         if verb.name in ENTERING:
             from crio_native.oci.builtin.standalone import interpreter
 
             given.view = interpreter.protect(view)
             # As Ctrl-C does: what is half made is undone.
             _signal.signal(_signal.SIGTERM, _signal.default_int_handler)
-        module, _, function = verb.function.partition(":")
         package = __import__(f"crio_native.oci.builtin.standalone.{module}", fromlist=[function])
         code: int = getattr(package, function)(given)
         return code
@@ -96,8 +99,6 @@ def _verb(name: str) -> Verb:
 
 def _settle(given: SimpleNamespace) -> None:
     """The global flags' values, checked, with their defaults."""
-    from crio_native.oci.builtin.standalone.state import DEFAULT_ROOT
-
     log.configure(given)
     if given.systemd_cgroup:
         given.cgroup_manager = "systemd"
@@ -107,7 +108,7 @@ def _settle(given: SimpleNamespace) -> None:
     if given.rootless not in ("", "true", "false", "auto"):
         raise InvalidArgument("--rootless", given.rootless, "must be true, false or auto")
     given.rootless = given.rootless == "true" or (given.rootless != "false" and os.geteuid() != 0)
-    root = DEFAULT_ROOT
+    root = verbs.DEFAULT_ROOT
     if os.geteuid() != 0 and os.environ.get("XDG_RUNTIME_DIR"):
         root = os.environ["XDG_RUNTIME_DIR"] + "/crio-oci"
     given.root = os.path.abspath(given.root or root)

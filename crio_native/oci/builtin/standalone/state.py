@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-DEFAULT_ROOT = "/run/crio-oci"
 MAX_CONFIG = 16 << 20  # bytes of a config.json, which an engine wrote; the kernel's limits are far below
 START_SOCKET = "start"
 _ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+DEFAULT_ROOT = "/run/crio-oci"
+
+
 class Flag:
     """One flag.  kind: "switch", "text", "number" or "list"; unset it is False, "", None, []."""
 
@@ -53,7 +56,7 @@ def table(flags: tuple[Flag, ...]) -> Mapping[str, Flag]:
 
 # Tuples, of which objects are made for the command that is called: they are there when the module is read.
 _GLOBAL = (
-    ("root", "text", "directory of the containers' states (default: /run/crio-oci)"),
+    ("root", "text", f"directory of the containers' states (default: {DEFAULT_ROOT})"),
     ("log", "text", "file that errors and warnings are appended to (default: standard error)"),
     ("log-format", "text", "text or json (default: text)"),
     ("log-level", "text", "debug, info, warning or error (default: info)"),
