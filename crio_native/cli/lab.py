@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def _container(name: str, root: str) -> tuple[int, Mapping[str, Any]]:
     found = state.load(root or verbs.DEFAULT_ROOT, name)
     if not found.alive():
         raise FailedPrecondition(f"container not running: {name!r} is {found.status()}")
-    return found.pid, found.config()
+    return found.pid, _completed(found.config())
 
 
 def bundle_of(path: Path) -> Path:
@@ -122,7 +123,14 @@ def read_config(path: Path) -> Mapping[str, Any]:
         raise InvalidArgument(str(file), "", f"is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InvalidArgument(str(file), config, "must be a JSON object")
-    return config
+    return _completed(config)
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As `create` completes it."""
+    from crio_native.oci import spec
+
+    return spec.complete(config, os.geteuid(), os.getegid())
 
 
 def as_json(value: Any) -> int:

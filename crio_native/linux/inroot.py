@@ -14,7 +14,7 @@ import stat
 from crio_native.linux import syscalls
 
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-_MAX_LINKS = 40  # the kernel's own bound
+MAX_LINKS = 40  # the kernel's own bound
 _RACES = 16  # openat2 answers EAGAIN when a rename crosses its walk
 
 
@@ -52,7 +52,7 @@ def _walk(root: int, path: str, flags: int, mode: int) -> int:
                     target = os.readlink("", dir_fd=fd)
                 finally:
                     os.close(fd)
-                if links > _MAX_LINKS:
+                if links > MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                 if target.startswith("/"):
                     while len(stack) > 1:
@@ -74,11 +74,12 @@ def _reopen(fd: int, flags: int) -> int:
     return os.open(f"/proc/self/fd/{fd}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def make_directories(root: int, path: str, mode: int = 0o755) -> int:
+def make_directories(root: int, path: str, mode: int = 0o755, links: int = 0) -> int:
     """mkdir -p below `root`; an O_PATH descriptor of the last directory.
 
     Each component is made relative to the descriptor of its parent, so that nobody can swap a symlink in between
-    two lookups and have us create directories elsewhere (CVE-2024-45310).
+    two lookups and have us create directories elsewhere (CVE-2024-45310).  links: how many dangling symlinks may be
+    followed, what each of them names being made, below `root` too; further ones are an OSError.
     """
     try:
         return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
@@ -94,8 +95,8 @@ def make_directories(root: int, path: str, mode: int = 0o755) -> int:
                 try:
                     os.mkdir(name, mode, dir_fd=current)
                 except FileExistsError:
-                    pass  # a dangling symlink, or somebody was faster: the open below tells which
-                following = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+                    pass  # a dangling symlink, or somebody was faster
+                following = _made_directory(root, current, name, mode, links)
             os.close(current)
             current = following
         result, current = current, -1
@@ -105,6 +106,26 @@ def make_directories(root: int, path: str, mode: int = 0o755) -> int:
             os.close(current)
 
 
+def _made_directory(root: int, parent: int, name: str, mode: int, links: int) -> int:
+    if links and (leads_to := _dangling(root, parent, name)):
+        return make_directories(root, leads_to, mode, links - 1)
+    return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def _dangling(root: int, parent: int, name: str) -> str:
+    """The path below `root` that a symlink in the directory `parent` leads to; "" when it is none."""
+    try:
+        target = os.readlink(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return ""
+    if target.startswith("/"):
+        return target
+    top, directory = (os.readlink(f"/proc/self/fd/{fd}") for fd in (root, parent))
+    return f"{directory.removeprefix(top)}/{target}"
+
+
 def _existing_directory(root: int, path: str) -> int:
     try:
         return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
@@ -112,20 +133,22 @@ def _existing_directory(root: int, path: str) -> int:
         return -1
 
 
-def make_file(root: int, path: str, mode: int = 0o644) -> int:
-    """An O_PATH descriptor of a non-directory at `path`, made as an empty file when it is missing."""
+def make_file(root: int, path: str, mode: int = 0o644, links: int = 0) -> int:
+    """An O_PATH descriptor of a non-directory at `path`, made as an empty file when it is missing; symlinks as in
+    `make_directories`."""
     try:
         return open_in_root(root, path, os.O_PATH)
     except FileNotFoundError:
         pass
     parent_path, _, name = path.rstrip("/").rpartition("/")
-    parent = make_directories(root, parent_path)
+    parent = make_directories(root, parent_path, links=links)
     try:
         try:
             fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
             os.close(fd)
         except FileExistsError:
-            pass
+            if links and (leads_to := _dangling(root, parent, name)):
+                return make_file(root, leads_to, mode, links - 1)
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     finally:
         os.close(parent)

@@ -116,7 +116,7 @@ _RECURSIVE: dict[str, tuple[int, int]] = {
     "rsuid": (0, MOUNT_ATTR_NOSUID),
     "rsymfollow": (0, MOUNT_ATTR_NOSYMFOLLOW),
 }
-EXTENSIONS = frozenset({"tmpcopyup", "idmap", "ridmap"})
+EXTENSIONS = frozenset({"tmpcopyup", "idmap", "ridmap", "copy-symlink", "src-nofollow", "dest-nofollow"})
 RECURSIVE_OPTIONS = frozenset(_RECURSIVE)
 KNOWN_OPTIONS = frozenset(_FLAGS) | frozenset(PROPAGATION) | frozenset(_RECURSIVE) | EXTENSIONS
 

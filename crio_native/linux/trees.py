@@ -110,8 +110,11 @@ class Tree:
             os.close(self.fd)
 
 
-def clone(directory: int, path: str, *, recursive: bool = False) -> Tree:
-    """A copy of the mount at `path` below `directory` ("": what `directory` itself is open on)."""
+def clone(directory: int, path: str, *, recursive: bool = False, follow: bool = True) -> Tree:
+    """A copy of the mount at `path` below `directory` ("": what `directory` itself is open on); follow: where `path`
+    is a symlink, of what it leads to."""
+    if not (follow or HAVE_TREES):
+        raise OSError(errno.ENOSYS, "this kernel has no open_tree (Linux 5.2), which mounting a symlink needs", path)
     if not HAVE_TREES:
         if not path:
             return Tree(os.dup(directory), recursive, False)
@@ -119,6 +122,7 @@ def clone(directory: int, path: str, *, recursive: bool = False) -> Tree:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd)
         return Tree(fd, recursive, False, origin=path if dir_fd is None else "")
     flags = _CLONE | (syscalls.AT_RECURSIVE if recursive else 0) | (0 if path else syscalls.AT_EMPTY_PATH)
+    flags |= 0 if follow else syscalls.AT_SYMLINK_NOFOLLOW
     return Tree(syscalls.open_tree(directory, path, flags), recursive, True)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["HOOKS", "VERSION", "check_process", "namespace_paths", "normalise", "validate"]
+__all__ = ["HOOKS", "VERSION", "check_process", "complete", "namespace_paths", "normalise", "validate"]
 
 VERSION = "1.3.0"  # of the runtime specification that this is an implementation of
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -69,6 +69,18 @@ def validate(spec: Mapping[str, Any]) -> None:
     _hooks(mapping(spec.get("hooks"), "hooks"))
     for name, value in mapping(spec.get("annotations"), "annotations").items():
         string(value, f"annotations[{name!r}]")
+
+
+def complete(spec: Mapping[str, Any], uid: int, gid: int) -> Mapping[str, Any]:
+    """The spec, not yet validated, with what it leaves to a command-line runtime: a new user namespace without any
+    mapping has uid and gid, the caller's own, as its root, as `unshare --map-root-user` makes it.  Raises
+    InvalidArgument."""
+    linux = mapping(mapping(spec, "config").get("linux"), "linux")
+    maps = ("uidMappings", "gidMappings")
+    if spec_linux.check_namespaces(linux).get("user") != "" or any(linux.get(field) for field in maps):
+        return spec
+    own = {field: [{"containerID": 0, "hostID": id, "size": 1}] for field, id in zip(maps, (uid, gid), strict=True)}
+    return {**spec, "linux": {**linux, **own}}
 
 
 def namespace_paths(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -226,8 +238,6 @@ def _deadline(asked: Mapping[str, Any], times: Mapping[str, int], field: str) ->
 def _mount(mount: Mapping[str, Any], field: str, namespaces: Mapping[str, str]) -> None:
     destination = string(mount.get("destination"), f"{field}.destination")
     normal = normalise(destination)  # a relative one is relative to the root
-    if normal == "/":
-        raise InvalidArgument(f"{field}.destination", destination, "may not be the root itself")
     if normal.startswith("/proc/") and normal not in _PROC_TARGETS:
         raise InvalidArgument(
             f"{field}.destination", destination, "inside /proc only the informing files may be covered"
@@ -235,6 +245,8 @@ def _mount(mount: Mapping[str, Any], field: str, namespaces: Mapping[str, str]) 
     options = strings(mount.get("options"), f"{field}.options")
     kind = optional_string(mount.get("type"), f"{field}.type")
     bind = "bind" in options or "rbind" in options or kind in ("bind", "rbind")
+    if normal == "/" and not bind:
+        raise InvalidArgument(f"{field}.destination", destination, "may be the root itself only of a bind mount")
     source = optional_string(mount.get("source"), f"{field}.source")
     if "remount" not in options:
         if bind and not source:

@@ -122,8 +122,8 @@ def _devices(devices: list[Any]) -> None:
         if seen.setdefault(path, which) != which:
             raise InvalidArgument(f"{field}.path", path, "is named twice, for different devices")
         if kind != "p":
-            number(device.get("major"), f"{field}.major", 0, 2**32 - 1)
-            number(device.get("minor"), f"{field}.minor", 0, 2**32 - 1)
+            number(device.get("major"), f"{field}.major", 0, 2**12 - 1)  # as many as the kernel's dev_t has
+            number(device.get("minor"), f"{field}.minor", 0, 2**20 - 1)
         if device.get("fileMode") is not None:
             number(device["fileMode"], f"{field}.fileMode", 0, 0o7777 | 0o170000)
         for name in ("uid", "gid"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from crio_native.errors import InvalidArgument, StepFailed
-from crio_native.linux import mounts, syscalls
+from crio_native.linux import mounts, syscalls, trees
 
 from ..machine import Machine
 from .conftest import Box
@@ -284,6 +284,7 @@ def test_a_file_system_that_cannot_be_mapped(box: Box, leaks: Machine) -> None:
         ({"type": "proc", "options": ["tmpcopyup"]}, r"mounts\[5\].options"),
         ({"options": ["bind"], "source": 3}, r"mounts\[5\].source"),
         ({"destination": "/proc/1/ns"}, r"mounts\[5\].destination"),
+        ({"destination": "/x/..", "type": "tmpfs", "options": []}, r"mounts\[5\].destination"),
     ],
 )
 def test_mounts_that_cannot_be(box: Box, mount: dict[str, Any], field: str) -> None:
@@ -291,6 +292,83 @@ def test_mounts_that_cannot_be(box: Box, mount: dict[str, Any], field: str) -> N
     spec["mounts"].append({"destination": "/data", "type": "bind", "source": "/tmp"} | mount)
     with pytest.raises(InvalidArgument, match=f"^{field}:"):
         box.create(spec)
+
+
+# -- targets and symlinks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["plain", "user namespace", "shared"])
+def test_a_bind_mount_on_the_root_takes_its_place(box: Box, tree: Path, case: str) -> None:
+    box_spec = in_user_namespace if case == "user namespace" else Box.spec
+    spec = box_spec(box, "sh", "-c", "cat /mark; ls /below; cat /proc/self/uid_map >/dev/null && echo proc; ls -d /..")
+    subprocess.run(["cp", "-a", f"{box.root}/.", str(tree)], check=True)
+    (tree / "mark").write_text("the other root\n")
+    if case == "shared":
+        spec["linux"]["rootfsPropagation"] = "rshared"
+    spec["mounts"].insert(0, {"destination": "/", "type": "bind", "source": str(tree), "options": ["rbind"]})
+    assert box.run(spec=spec).output().splitlines() == ["the other root", "file", "link", "proc", "/.."]
+    assert not (box.root / "mark").exists()
+
+
+LINKS = [
+    (["bind"], "cat /link /target", ["text", "text"]),
+    (["bind", "dest-nofollow"], "cat /link; readlink /target || cat /target", ["text", "text"]),
+    (["bind", "src-nofollow", "dest-nofollow"], "cat /link; readlink /target", ["text", "file"]),
+    (["bind", "copy-symlink"], "cat /link; readlink /new", ["text", "file"]),
+]
+
+
+@pytest.mark.parametrize(("options", "script", "said"), LINKS, ids=lambda value: ",".join(value))
+@pytest.mark.parametrize("own_user", [False, True])
+def test_a_symlink_is_followed_mounted_or_copied(
+    box: Box, tree: Path, own_user: bool, options: list[str], script: str, said: list[str]
+) -> None:
+    (box.root / "target").symlink_to("elsewhere")
+    spec = (in_user_namespace if own_user else Box.spec)(box, "sh", "-c", script)
+    add(spec, "/link", tree / "link", "bind")
+    add(spec, "/new" if "copy-symlink" in options else "/target", tree / "link", *options)
+    if "src-nofollow" in options and not trees.HAVE_TREES:
+        with pytest.raises(StepFailed, match="open_tree"):
+            box.create(spec)
+        return
+    assert box.run(spec=spec).output().splitlines() == said
+    assert (box.root / "elsewhere").exists() == (options == ["bind"])
+
+
+def test_a_symlink_is_not_copied_over_another_thing(box: Box, tree: Path, leaks: Machine) -> None:
+    (box.root / "same").symlink_to("file")
+    spec = add(box.spec("busybox", "readlink", "/same"), "/same", tree / "link", "bind", "copy-symlink")
+    assert box.run(spec=spec).output() == "file\n"
+    with pytest.raises(StepFailed, match=r"/etc/passwd.*is there already"):
+        box.create(add(box.spec(), "/etc/passwd", tree / "link", "bind", "copy-symlink"))
+
+
+@pytest.mark.parametrize("target", ["/run/new/there", "../run/new/there", "/../../run/new/../new/there"])
+def test_a_dangling_target_is_made_in_the_root(box: Box, tree: Path, target: str) -> None:
+    (box.root / "etc/to-file").symlink_to(target + "-file")
+    (box.root / "etc/to-directory").symlink_to(target)
+    spec = add(box.spec("sh", "-c", "cat /run/new/there-file /run/new/there/file"), "/etc/to-file", tree / "file")
+    assert box.run(spec=add(spec, "/etc/to-directory/", tree)).output() == "text\n" * 2
+    assert not Path("/run/new").exists()
+
+
+def test_targets_that_lead_to_themselves(box: Box, tree: Path, leaks: Machine) -> None:
+    (box.root / "round").symlink_to("round")
+    (box.root / "left").symlink_to("right/x")
+    (box.root / "right").symlink_to("left/x")
+    for destination in ("/round", "/left", "/right/x/y"):
+        with pytest.raises(StepFailed, match=f"{destination} with ELOOP"):
+            box.create(add(box.spec(), destination, tree))
+
+
+@pytest.mark.parametrize(("options", "mode"), [((), "712"), (("size=64k", "mode=1750"), "1750")])
+def test_a_tmpfs_has_the_mode_of_what_it_covers(box: Box, options: tuple[str, ...], mode: str) -> None:
+    (box.root / "covered").mkdir()
+    (box.root / "covered").chmod(0o712)
+    spec = box.spec("stat", "-c", "%a", "/covered", "/new")
+    for path in ("/covered", "/new"):
+        spec["mounts"].append({"destination": path, "type": "tmpfs", "options": list(options)})
+    assert box.run(spec=spec).output().split() == [mode, "1750" if options else "1777"]
 
 
 # -- tmpcopyup ---------------------------------------------------------------------------------------------------

@@ -423,6 +423,18 @@ def test_a_user_namespace_needs_a_mount_namespace(oci: Oci) -> None:
     assert not oci.left()
 
 
+def test_a_user_namespace_without_mappings_has_its_caller_as_root(oci: Oci) -> None:
+    spec = spec_of(str(oci.root), ("cat", "/proc/self/uid_map", "/proc/self/gid_map"))
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "devpts"]  # its group 5 is not mapped
+    bundle = oci.write(spec)
+    assert oci.ok("run", "-b", bundle, "c").split() == ["0", "0", "1"] * 2
+    assert "enter_user_namespace" in oci.ok("explain", bundle)
+    spec["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1}]
+    assert "linux.gidMappings: a new user" in oci.refused("run", "-b", oci.write(spec), "c")
+    assert not oci.left()
+
+
 @pytest.mark.parametrize("name", ["hostname", "domainname"])
 def test_a_name_by_sysctl_is_refused_where_it_has_a_field(oci: Oci, name: str) -> None:
     spec = spec_of(str(oci.root), ("true",)) | {name: "by-field"}

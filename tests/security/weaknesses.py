@@ -75,12 +75,12 @@ def resolve_by(check: Callable[[str, str], None]) -> None:
         check(text_of(root, ""), text_of(root, path))
         return os.open(text_of(root, path), flags | os.O_CLOEXEC, mode)
 
-    def make_directories(root: int, path: str, mode: int = 0o755) -> int:
+    def make_directories(root: int, path: str, mode: int = 0o755, links: int = 0) -> int:
         check(text_of(root, ""), text_of(root, path))
         os.makedirs(text_of(root, path), mode, exist_ok=True)
         return os.open(text_of(root, path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def make_file(root: int, path: str, mode: int = 0o644) -> int:
+    def make_file(root: int, path: str, mode: int = 0o644, links: int = 0) -> int:
         os.makedirs(os.path.dirname(text_of(root, path)), exist_ok=True)
         os.close(os.open(text_of(root, path), os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, mode))
         return os.open(text_of(root, path), os.O_PATH | os.O_CLOEXEC)
@@ -111,7 +111,7 @@ def check_then_use() -> None:
 def mounts_into_proc() -> None:
     from crio_native.linux import inroot
 
-    def target(context: object, destination: str, directory: bool, *, exact: bool = False) -> int:
+    def target(context: object, destination: str, directory: bool, *, exact: bool = False, follow: bool = True) -> int:
         make = inroot.make_directories if directory else inroot.make_file
         return make(context.root, destination)  # type: ignore[attr-defined]
 

@@ -122,6 +122,7 @@ def test_a_user_namespace_is_entered_after_all_that_takes_the_hosts_root() -> No
         "open_root",
         "open_bind",
         "open_devices",
+        "prepare_devices",
     }
     assert needs_host <= set(before) and not needs_host & set(after)
     assert {"place_root", "attach_bind", "bind_devices", "new_session", "session_keyring"} <= set(after)

@@ -20,12 +20,13 @@ from crio_native.oci.builtin.plan_mounts import (
     NOTIFY_SOCKET,
     FileTree,
     id_map,
+    outside,
 )
 from crio_native.oci.builtin.plan_types import RULE, Host, Plan, Step, Steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
     from crio_native.oci.runtime import ContainerSpec, ExecSpec
@@ -242,7 +243,7 @@ def _user_namespace_steps(
 ) -> None:
     """What takes the host's privileges, and then the namespace; who is in there has them no more."""
     uid_maps = linux.get("uidMappings") or ()
-    roots = [_outside(linux.get(field) or ()) for field in ("uidMappings", "gidMappings")]
+    roots = [outside(linux.get(field) or (), 0) for field in ("uidMappings", "gidMappings")]
     if not rootless:
         processes.raise_limits_step(out, process)
     if None not in roots and not process.get("terminal") and not rootless:
@@ -254,11 +255,6 @@ def _user_namespace_steps(
         gid_map=id_map(linux.get("gidMappings") or ()),
         path=namespaces["user"],
     )
-
-
-def _outside(mappings: Sequence[Mapping[str, int]]) -> int | None:
-    """The host's number of the root of a user namespace."""
-    return next((entry["hostID"] for entry in mappings if entry["containerID"] == 0), None)
 
 
 def _enter_steps(out: Steps, namespaces: Mapping[str, str]) -> None:

@@ -85,11 +85,14 @@ class FileTree:
             out.add("open_root", "root.path", path=self.root)
         for source, step, args in self._mounts if self.early else ():
             if step == "bind":
-                opened = {name: value for name, value in args.items() if name != "destination"}
+                opened = {name: value for name, value in args.items() if name not in ("destination", "follow")}
                 out.add("open_bind", source, name=source, **opened)
         for source, nodes in self._devices if self.own_user else ():
             bound = [node for node in nodes if node["type"] != "p"]
-            if bound:
+            if bound and self.outside and source == "linux.devices":
+                nodes = [self._owned_outside(node) for node in bound]
+                out.add("prepare_devices", source, nodes=nodes, label=self.linux.get("mountLabel") or "")
+            elif bound:
                 out.add("open_devices", source, nodes=bound)
 
     def propagation_step(self, out: Steps) -> None:
@@ -112,7 +115,8 @@ class FileTree:
     def mount_steps(self, out: Steps) -> None:
         for source, step, args in self._mounts:
             if step == "bind" and self.early:
-                out.add("attach_bind", source, name=source, destination=args["destination"])
+                where = {name: args[name] for name in ("destination", "follow") if name in args}
+                out.add("attach_bind", source, name=source, **where)
             else:
                 out.add(step, source, **args)
 
@@ -214,6 +218,10 @@ class FileTree:
         if options.extensions & {"idmap", "ridmap"} or mount.get("uidMappings"):
             args["id_map"] = [id_map(mount.get("uidMappings") or ()), id_map(mount.get("gidMappings") or ())]
             args["map_all"] = "ridmap" in options.extensions
+        if options.extensions & {"copy-symlink", "src-nofollow"}:
+            args["links"] = "copy" if "copy-symlink" in options.extensions else "mount"
+        if "dest-nofollow" in options.extensions:
+            args["follow"] = False
         return args
 
     def _data(self, data: str, fstype: str) -> str:
@@ -221,6 +229,14 @@ class FileTree:
         if not label or fstype in _WITHOUT_CONTEXT:
             return data
         return f'{data},context="{label}"'.lstrip(",")
+
+    def _owned_outside(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """With the numbers that the host has for the owner; what has none belongs to the host's root."""
+        uid, gid = (
+            outside(self.linux.get(field) or (), node[name])
+            for field, name in (("uidMappings", "uid"), ("gidMappings", "gid"))
+        )
+        return {**node, "uid": uid or 0, "gid": gid or 0}
 
     def _hosts_dev(self) -> bool:
         """Whether a directory of the host is mounted on /dev: that is complete."""
@@ -257,6 +273,14 @@ def _node(device: Mapping[str, Any]) -> dict[str, Any]:
         "uid": device.get("uid") or 0,
         "gid": device.get("gid") or 0,
     }
+
+
+def outside(mappings: Sequence[Mapping[str, int]], number: int) -> int | None:
+    """The host's number of a user or group of a user namespace."""
+    for entry in mappings:
+        if 0 <= number - entry["containerID"] < entry["size"]:
+            return entry["hostID"] + number - entry["containerID"]
+    return None
 
 
 def id_map(mappings: Sequence[Mapping[str, int]]) -> str:

@@ -72,8 +72,11 @@ def place_root() -> list[str]:
 
 
 @describes
-def bind(destination: str, **what: Any) -> list[str]:
-    return [*open_bind("", **what), *attached("tree", destination, os.path.isdir(what["origin"]))]
+def bind(destination: str, follow: bool = True, **what: Any) -> list[str]:
+    opened = open_bind("", **what)
+    if what.get("links") == "copy" and os.path.islink(what["origin"]):
+        return [*opened, f"symlinkat(what it leads to, root, {quoted(destination)})"]
+    return [*opened, *attached("tree", destination, os.path.isdir(what["origin"]), follow)]
 
 
 @describes
@@ -88,8 +91,11 @@ def open_bind(
     tree_clear: int,
     id_map: list[str] | None = None,
     map_all: bool = False,
+    links: str = "follow",
 ) -> list[str]:
-    lines = [open_tree(quoted(origin), recursive)]
+    if links == "copy" and os.path.islink(origin):
+        return [f"readlink({quoted(origin)})"]
+    lines = [open_tree(quoted(origin), recursive, follow=links != "mount")]
     if id_map is not None:
         deep = "AT_RECURSIVE" if map_all else "0"
         by = f"users {quoted(id_map[0])}, groups {quoted(id_map[1])}" if id_map[0] else "the container's user namespace"
@@ -103,9 +109,9 @@ def open_bind(
 
 
 @describes
-def attach_bind(name: str, destination: str) -> list[str]:
+def attach_bind(name: str, destination: str, follow: bool = True) -> list[str]:
     return [
-        *made(destination, "target", True),
+        *made(destination, "target", True, follow),
         f"move_mount(tree of {name}, target), which is a file where the source is one",
     ]
 
@@ -189,6 +195,21 @@ def open_devices(nodes: list[Mapping[str, Any]]) -> list[str]:
             *set_attributes("tree", mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC, 0),
         )
     ]
+
+
+@describes
+def prepare_devices(nodes: list[Mapping[str, Any]], label: str) -> list[str]:
+    lines = [f"hidden = fsmount(a new tmpfs, mode 700{', context ' + quoted(label) if label else ''})"]
+    lines += ['mount(NULL, "/", NULL, MS_PRIVATE, NULL)', 'move_mount(hidden, "/"), until the nodes are made']
+    for number, node in enumerate(nodes):
+        device = f"{'S_IFBLK' if node['type'] == 'b' else 'S_IFCHR'}|{node['mode']:#o}"
+        lines += [
+            f'mknodat(hidden, "{number}", {device}, makedev({node["major"]}, {node["minor"]})), for {node["path"]}',
+            f'fchownat(hidden, "{number}", {node["uid"]}, {node["gid"]}, AT_SYMLINK_NOFOLLOW)',
+            f'tree = open_tree(hidden, "{number}", OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC)',
+            *set_attributes("tree", mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC, 0),
+        ]
+    return [*lines, "umount2(hidden, MNT_DETACH)"]
 
 
 @describes

@@ -60,7 +60,9 @@ def in_root(path: str, name: str, flags: str = "O_PATH") -> str:
     return f"{name} = openat2(root, {quoted(path.lstrip('/') or '.')}, {flags}, {_OPEN_ROOT})"
 
 
-def made(path: str, name: str, directory: bool) -> list[str]:
+def made(path: str, name: str, directory: bool, follow: bool = True) -> list[str]:
+    if not follow:
+        return [in_root(path, name, "O_PATH|O_NOFOLLOW") + ", made when missing"]
     if directory:
         return [in_root(path, name, "O_PATH|O_DIRECTORY") + ", each missing component by mkdirat"]
     return [in_root(path, name) + ", made by openat(O_CREAT|O_EXCL|O_NOFOLLOW) when missing"]
@@ -84,9 +86,10 @@ def set_propagation(fd: str, kinds: Iterable[int]) -> list[str]:
     return [f"mount_setattr({fd}, {deep}, propagation={kind})" for deep, kind in map(_propagation, kinds)]
 
 
-def attached(tree: str, destination: str, directory: bool) -> list[str]:
-    return [*made(destination, "target", directory), f"move_mount({tree}, target)"]
+def attached(tree: str, destination: str, directory: bool, follow: bool = True) -> list[str]:
+    return [*made(destination, "target", directory, follow), f"move_mount({tree}, target)"]
 
 
-def open_tree(path: str, recursive: bool = False) -> str:
-    return f"tree = open_tree({path}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC{'|AT_RECURSIVE' if recursive else ''})"
+def open_tree(path: str, recursive: bool = False, follow: bool = True) -> str:
+    flags = ("|AT_RECURSIVE" if recursive else "") + ("" if follow else "|AT_SYMLINK_NOFOLLOW")
+    return f"tree = open_tree({path}, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC{flags})"

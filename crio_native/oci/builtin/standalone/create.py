@@ -84,7 +84,7 @@ class Made:
         bundle = os.path.abspath(options.bundle or ".")
         path = os.path.join(bundle, options.config or "config.json")
         content = _read_config(path)
-        self.spec = state.parse_json(content, path)
+        self.spec = specs.complete(state.parse_json(content, path), os.geteuid(), os.getegid())
         self.preserved = preserved_descriptors(options)
         specs.validate(self.spec)
         self.spec = without_mount_label(self.spec)
@@ -431,7 +431,7 @@ def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
     return {**wanted, "capabilities": given} if given != sets else wanted
 
 
-def without_mount_label(spec: dict[str, Any]) -> dict[str, Any]:
+def without_mount_label(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """A kernel without SELinux refuses the label's mount option, and has nothing that it would keep apart."""
     label = (spec.get("linux") or {}).get("mountLabel")
     if not label or os.path.isdir("/sys/fs/selinux"):

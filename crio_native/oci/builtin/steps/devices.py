@@ -63,6 +63,31 @@ def open_devices(context: Context, nodes: list[dict[str, Any]]) -> None:
         context.trees[f"device {node['path']}"] = tree
 
 
+def prepare_devices(context: Context, nodes: list[dict[str, Any]], label: str) -> None:
+    """The nodes that a spec asks for, for a user namespace, whose root cannot make any: made by the host's root, owned
+    as asked, in a tmpfs that no path leads to.  label: SELinux's for its files, "" for none."""
+    if not (trees.HAVE_TREES and trees.HAVE_FSOPEN):
+        open_devices(context, nodes)
+        return
+    hidden = trees.new_tmpfs("mode=700", *([f"context={label}"] if label else []))
+    # Attached, on top of "/", for kernels before 6.15 clone nothing of a detached mount.
+    syscalls.mount(None, "/", None, mounts.MS_PRIVATE)
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    hidden.attach(top)
+    os.close(top)
+    for number, node in enumerate(nodes):
+        name = str(number)
+        try:
+            _make_node(hidden.fd, name, _NODE_TYPE[node["type"]], os.makedev(node["major"], node["minor"]), node)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, node["path"]) from None
+        tree = trees.clone(hidden.fd, name)
+        tree.change(mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC, propagation=mounts.MS_PRIVATE)
+        context.trees[f"device {node['path']}"] = tree
+    syscalls.umount2(f"/proc/self/fd/{hidden.fd}", mounts.MNT_DETACH)
+    hidden.close()
+
+
 def bind_devices(context: Context, paths: list[str]) -> None:
     for path in paths:
         attach_bind(context, f"device {path}", path)
@@ -132,4 +157,4 @@ def reopen_null(context: Context) -> None:
     os.close(fd)
 
 
-STEPS = (make_devices, open_devices, bind_devices, link_devices, console, exec_console, reopen_null)
+STEPS = (make_devices, open_devices, prepare_devices, bind_devices, link_devices, console, exec_console, reopen_null)

@@ -10,10 +10,10 @@ from crio_native.linux import copytree, inroot, mounts, namespaces, syscalls, tr
 from crio_native.oci.builtin.steps.context import Context, Refused
 
 
-def bind(context: Context, destination: str, **what: object) -> None:
+def bind(context: Context, destination: str, follow: bool = True, **what: object) -> None:
     """A bind mount, complete before it is attached: nobody sees it writable first and read-only later."""
     open_bind(context, "bind", **what)  # type: ignore[arg-type]
-    attach_bind(context, "bind", destination)
+    attach_bind(context, "bind", destination, follow)
 
 
 def open_bind(
@@ -28,11 +28,16 @@ def open_bind(
     tree_clear: int,
     id_map: list[str] | None = None,
     map_all: bool = False,
+    links: str = "follow",
 ) -> None:
     """The mount's tree; `attach_bind` mounts it.  id_map: (uid, gid) mappings to show it by, ("", "") for those of the
-    container's user namespace; map_all: the mounts below it too."""
+    container's user namespace; map_all: the mounts below it too.  links: whether an origin that is a symlink is
+    followed, mounted itself ("mount"), or made anew in the container ("copy")."""
+    if links == "copy" and os.path.islink(origin):
+        context.links[name] = os.readlink(origin)
+        return
     try:
-        tree = trees.clone(syscalls.AT_FDCWD, origin, recursive=recursive)
+        tree = trees.clone(syscalls.AT_FDCWD, origin, recursive=recursive, follow=links != "mount")
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (the mount's source)", origin) from None
     if id_map is not None:
@@ -60,15 +65,21 @@ def _id_map(context: Context, uid_map: str, gid_map: str) -> int:
     return context.id_maps[uid_map, gid_map]
 
 
-def attach_bind(context: Context, name: str, destination: str) -> None:
+def attach_bind(context: Context, name: str, destination: str, follow: bool = True) -> None:
+    """follow: where the destination is a symlink, what it leads to is covered, not the link."""
+    if name in context.links:
+        _link(context, context.links.pop(name), destination)
+        return
     tree = context.trees.pop(name)
-    _attach(context, tree, destination, stat.S_ISDIR(os.fstat(tree.fd).st_mode))
+    _attach(context, tree, destination, stat.S_ISDIR(os.fstat(tree.fd).st_mode), follow)
 
 
-def _attach(context: Context, tree: trees.Tree, destination: str, directory: bool) -> None:
-    target = _target(context, destination, directory)
+def _attach(context: Context, tree: trees.Tree, destination: str, directory: bool, follow: bool = True) -> None:
+    target = _target(context, destination, directory, follow=follow)
     try:
         tree.attach(target)
+        if destination == "/":  # no path leads to what covers the root: from now on that is the root
+            os.dup2(tree.fd, context.root, inheritable=False)
     except OSError as error:
         raise OSError(error.errno, error.strerror, destination) from None
     finally:
@@ -76,14 +87,33 @@ def _attach(context: Context, tree: trees.Tree, destination: str, directory: boo
         tree.close()
 
 
-def _target(context: Context, destination: str, directory: bool, *, exact: bool = False) -> int:
+def _link(context: Context, target: str, destination: str) -> None:
+    """The symlink at the destination; one that is there already must say the same."""
+    parent_path, _, name = destination.rpartition("/")
+    parent = inroot.make_directories(context.root, parent_path)
+    try:
+        os.symlink(target, name, dir_fd=parent)
+    except FileExistsError:
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        same = stat.S_ISLNK(os.fstat(found).st_mode) and os.readlink("", dir_fd=found) == target
+        os.close(found)
+        if not same:
+            raise Refused(destination, "is there already, and is not the symlink to copy", errno.EEXIST) from None
+    finally:
+        os.close(parent)
+
+
+def _target(context: Context, destination: str, directory: bool, *, exact: bool = False, follow: bool = True) -> int:
     """The mount's target, made when missing; refused where a symlink led it into a procfs (CVE-2019-19921).
 
-    exact: refused where it led anywhere: /proc and /sys have to be where masks and labels are looked for.
+    exact: refused where it led anywhere: /proc and /sys have to be where masks and labels are looked for.  follow:
+    whether it is what a symlink at the destination leads to, or the symlink itself.
     """
     make = inroot.make_directories if directory else inroot.make_file
     try:
-        target = make(context.root, destination)
+        target = _itself(context, destination) if not follow else -1
+        if target < 0:
+            target = make(context.root, destination, links=inroot.MAX_LINKS)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (the mount's target)", destination) from None
     landed, root = (os.readlink(f"/proc/self/fd/{fd}") for fd in (target, context.root))
@@ -91,6 +121,14 @@ def _target(context: Context, destination: str, directory: bool, *, exact: bool 
     if inside != destination and (exact or inside == "/" or inside.startswith("/proc/")):
         raise Refused(destination, f"resolves to {inside} inside the root file system", errno.EPERM)
     return target
+
+
+def _itself(context: Context, destination: str) -> int:
+    """What is at the destination, be it a symlink; -1 for nothing."""
+    try:
+        return inroot.open_in_root(context.root, destination, os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return -1
 
 
 def mount(
@@ -108,6 +146,8 @@ def mount(
 ) -> None:
     """or_bind: the host's own mount of this type, shown where a user namespace may not have one of its own: a procfs
     shows a PID namespace, a sysfs a network namespace, and that one belongs to others."""
+    if fstype == "tmpfs" and "mode=" not in data:
+        data = f"{data},{_covered_mode(context, destination)}".strip(",")
     target = _target(context, destination, True, exact=fstype in ("proc", "sysfs"))
     try:
         syscalls.mount(origin, f"/proc/self/fd/{target}", fstype, flags, data or None)
@@ -136,6 +176,17 @@ def mount(
         finally:
             os.close(mounted)
     os.close(target)
+
+
+def _covered_mode(context: Context, destination: str) -> str:
+    """A tmpfs that covers a directory of the image has its mode, as runtimes agree; else the kernel's own."""
+    try:
+        covered = inroot.open_in_root(context.root, destination, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return ""
+    mode = stat.S_IMODE(os.fstat(covered).st_mode)
+    os.close(covered)
+    return f"mode={mode:o}"
 
 
 def _change(
