@@ -75,6 +75,7 @@ class ContainerSpec:
     log_path: CRI log file, "" for none.  tty comes from spec.process.terminal.
     user: when given it overrides spec.process.user, and HOME is set from the passwd entry unless env has it.
     pause: the command is the monitor program's own `pause` mode, exec'ed by descriptor; the root may be empty.
+    pause_program: a copy of that program to exec instead, because a label of SELinux may not begin with the host's own.
     """
 
     id: str
@@ -88,6 +89,7 @@ class ContainerSpec:
     stdin_once: bool = False
     user: UserRequest | None = None
     pause: bool = False
+    pause_program: str = ""
 
 
 @dataclass(frozen=True, slots=True)

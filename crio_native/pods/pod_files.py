@@ -1,4 +1,5 @@
-"""The files that we make for a pod: hosts, resolv.conf, hostname; and the checks of what goes into them.
+"""The files that we make for a pod: hosts, resolv.conf, hostname, its pause program; and the checks of what goes into
+them.
 
 These formats are lines: a newline in a name is another line (the class of CVE-2022-4318), so every part is checked
 against what its format may hold, before anything is written.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +68,13 @@ def write(
         _write(directory / name, text, owner)
         if label:
             bindings().setfilecon_raw(str(directory / name), label)
+
+
+def copy_program(program: Path, target: str, label: str) -> None:
+    """A copy of a program of ours that SELinux lets a container's process begin with: it has a container's label."""
+    shutil.copyfile(program, target)
+    os.chmod(target, 0o755)
+    bindings().setfilecon_raw(target, label)
 
 
 def _resolv_conf(dns: DNSConfig) -> str:

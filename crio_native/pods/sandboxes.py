@@ -18,6 +18,7 @@ from pathlib import Path
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, InvalidArgument, NotFound
 from crio_native.linux import mounts, syscalls
+from crio_native.monitor import client as monitor
 from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
 from crio_native.pods import (
@@ -240,7 +241,7 @@ class Sandboxes:
         pause = self._pause_runtime(pod)
         if pause is not None:
             stage("starting the pause process")
-            infra = self._start_infra(pod, pause)
+            infra = self._start_infra(pod, pause, labels)
         node.store.update(Pod, pod.id, state=PodState.READY, ips=ips, infra=infra)
         if infra is not None:
             self.watch_infra(pod)
@@ -264,15 +265,19 @@ class Sandboxes:
         has_one = wanted or node.layout.run_dir(pod.id).exists()  # made under another configuration
         return node.handlers.pause if has_one else None
 
-    def _start_infra(self, pod: Pod, runtime: Runtime) -> ProcessRecord:
+    def _start_infra(self, pod: Pod, runtime: Runtime, labels: selinux.Labels) -> ProcessRecord:
         node, layout = self._node, self._node.layout
         bundle, run_dir = layout.bundle(pod.id), layout.run_dir(pod.id)
         os.mkdir(bundle, 0o700)
         os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
         os.chown(bundle / "rootfs", *userns.root_of(pod.userns))
         os.mkdir(run_dir, 0o700)
-        config = spec.infra_spec(pod, spec.Node(node.settings, node.host, layout, node.profiles))
-        process = runtime.create(ContainerSpec(pod.id, config, bundle, run_dir, pause=True))
+        label = labels.process if runtime is node.handlers.pause else ""  # a machine's process has a domain of its own
+        program = str(bundle / "pause") if label else ""
+        if program:
+            pod_files.copy_program(monitor.binary_path(), program, labels.files)
+        config = spec.infra_spec(pod, spec.Node(node.settings, node.host, layout, node.profiles), label)
+        process = runtime.create(ContainerSpec(pod.id, config, bundle, run_dir, pause=True, pause_program=program))
         infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
         runtime.start(pod.id, run_dir)
         return ProcessRecord.of(process)

@@ -173,11 +173,11 @@ def container_spec(
     return Built(spec, user, absent, [*warnings, *clamped])
 
 
-def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
+def infra_spec(pod: Pod, node: Node, label: str = "") -> dict[str, Any]:
     """The pause process of a pod that shares its PID namespace: no privileges, an empty root, the pod's namespaces.
 
-    It has no SELinux label: it executes the host's own program, which a policy lets no container's domain begin with.
-    The pod's files have one, and who looks for it looks at process 1's mounts: so the pod's /dev/shm is there.
+    label: SELinux's, of the process.  The pod's files have one too, and who looks for it looks at process 1's mounts:
+    so the pod's /dev/shm is there.
     """
     labelled = node.host.selinux and pod.config.namespaces.ipc is not NamespaceMode.NODE
     options = NamespaceOption(pod.config.namespaces.network, NamespaceMode.CONTAINER, pod.config.namespaces.ipc)
@@ -193,6 +193,7 @@ def infra_spec(pod: Pod, node: Node) -> dict[str, Any]:
             "capabilities": none,
             "noNewPrivileges": True,
             "oomScoreAdj": max(-998, node.host.oom_score_adj),
+            **({"selinuxLabel": label} if label else {}),
         },
         "root": {"path": str(node.layout.bundle(pod.id) / "rootfs"), "readonly": True},
         "mounts": [spec_mounts.shared_memory(node.layout.shm(pod.id))] if labelled else [],

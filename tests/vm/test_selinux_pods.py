@@ -147,6 +147,21 @@ def test_the_pods_first_process_shows_the_label_of_its_files(cri: Client, privil
     assert f',context="{FILES}:{level}",' in mounts
 
 
+def test_the_pause_process_is_confined_as_its_pod_is(cri: Client) -> None:
+    """By a program with the pod's own label: a host's policy lets no container begin with a program of the host."""
+    pod = pod_with(cri, namespaces={"pid": pb.POD})
+    pid = json.loads(cri.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True).info["info"])["pid"]
+    container = sleeper(cri, pod)
+    level = level_of(cri, container)
+    assert Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n") == f"{PROCESS}:{level}"
+    assert os.getxattr(f"/proc/{pid}/exe", "security.selinux").rstrip(b"\0").decode() == f"{FILES}:{level}"
+    told = cri.call("ExecSync", container_id=container, cmd=["/bin/cat", "/proc/1/attr/current"])
+    assert told.stdout.rstrip(b"\0\n").decode() == f"{PROCESS}:{level}", told.stderr
+    unconfined = pod_with(cri, privileged=True, namespaces={"pid": pb.POD})
+    pid = json.loads(cri.call("PodSandboxStatus", pod_sandbox_id=unconfined, verbose=True).info["info"])["pid"]
+    assert Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n") == OWN
+
+
 def test_labels_of_the_request(cri: Client) -> None:
     pod = pod_with(cri, pb.SELinuxOption(level="s0:c5,c9"))
     assert label_of(cri, sleeper(cri, pod)) == f"{PROCESS}:s0:c5,c9"

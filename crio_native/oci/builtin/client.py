@@ -323,7 +323,7 @@ class BuiltinRuntime(Monitored):
                 cgroup_files=joined,
                 cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
                 seccomp=_compiled(linux.get("seccomp")),
-                pause_program=_monitor_program() if container.pause else "",
+                pause_program=(container.pause_program or _monitor_program()) if container.pause else "",
                 pivot=self._pivot,
             )
             created = self._launch(container, plan, cgroup, descriptor)
