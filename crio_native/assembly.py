@@ -129,6 +129,8 @@ def opened(config: Config, launchers: Launchers) -> Iterator[Assembly]:
             exits=exits,
             workers=cleaners,
         )
+        if runtime.blockio_config_file:
+            node.block_io.classes(runtime.blockio_config_file)  # what is wrong with it is told now
         containers = Containers(node)
         yield Assembly(node, Sandboxes(node, containers), containers, images, network)
 

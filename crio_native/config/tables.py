@@ -357,8 +357,8 @@ class RuntimeTable:
     )
     disable_hostport_mapping: bool = option(False, FLAG, "Leave host ports to the network plugin.")
     timezone: str = option("", TIMEZONE, "Time zone of containers; empty leaves the image's.")
-    blockio_config_file: str = option("", OPTIONAL_PATH, "Block I/O classes.", reload=True, inert=_LATER)
-    blockio_reload: bool = option(False, FLAG, "Read that file again for each container.", inert=_LATER)
+    blockio_config_file: str = option("", OPTIONAL_PATH, "Block I/O classes.", reload=True)
+    blockio_reload: bool = option(False, FLAG, "Read that file again for each container.")
     rdt_config_file: str = option(
         "",
         OPTIONAL_PATH,
@@ -384,7 +384,10 @@ class RuntimeTable:
         inert="artifacts are kept as images are; name stores of both in crio.storage_option, as additionalimagestore",
     )
     separate_pull_cgroup: str = option(
-        "", TEXT, 'cgroup that images are pulled in: "pod", a name, or empty for the daemon\'s own.', inert=_LATER
+        "",
+        TEXT,
+        'cgroup that images are pulled in: "pod", a name, or empty for the daemon\'s own.',
+        inert="images are pulled by the daemon's own threads, which cannot leave its cgroup",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.oci.spec import normalise
+from crio_native.pods import yaml_documents
 from crio_native.pods.devices import Devices, devices_at
 
 ANNOTATION = "cdi.k8s.io/"
@@ -142,13 +143,11 @@ def _parse(path: Path) -> Any:
     if len(data) > _FILE_MAX:
         raise ValueError(f"it has more than {_FILE_MAX} bytes")
     if path.suffix == ".json":
-        return json.loads(data)
-    import yaml  # only where such a file is
-
-    try:
-        return yaml.load(data, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"it is not YAML: {error}") from None
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+    return yaml_documents.load(data)
 
 
 def _apply(edit: Mapping[str, Any], result: Edits, devices: Devices) -> None:

@@ -31,7 +31,8 @@ _FIELD = "the image's config.Volumes"
 def paths(image_config: Mapping[str, Any], taken: Collection[str]) -> list[str]:
     """Where the image wants volumes and the caller mounts nothing; shallow ones first.
 
-    The store has checked what the paths are made of.  taken: the callers' destinations, normal.  Raises InvalidArgument.
+    The store has checked what the paths are made of.  taken: the callers' destinations, normal.  Raises
+    InvalidArgument.
     """
     declared = image_config.get("Volumes") or {}
     if not isinstance(declared, Mapping) or len(declared) > _MOST:

@@ -17,6 +17,7 @@ from crio_native.oci.runtime import Runtime
 from crio_native.pods.exits import ExitWatcher
 from crio_native.pods.handlers import Handlers
 from crio_native.pods.host import Host
+from crio_native.pods.io_classes import BlockIo
 from crio_native.pods.locks import KeyedLocks
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
@@ -45,6 +46,7 @@ class Node:
     profiles: SeccompProfiles
     exits: ExitWatcher
     workers: ThreadPoolExecutor
+    block_io: BlockIo = field(default_factory=BlockIo)
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     reloaded: Mapping[str, Any] = field(default_factory=dict)
 

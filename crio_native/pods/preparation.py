@@ -24,6 +24,7 @@ from crio_native.pods import (
     declared_volumes,
     high_performance,
     image_volumes,
+    io_classes,
     pod_annotations,
     selinux,
     spec,
@@ -88,6 +89,7 @@ def prepare(
         declared_volumes.binds(declared, bundle, userns.root_of(pod.userns)) if bound else (),
         wishes(node, pod, container.config, handler),
     )
+    _join_classes(node, pod, container, handler, built.spec)
     apparmor.ensure(built.spec["process"]["apparmorProfile"])
     for warning in built.warnings:
         log.warning("container %s: %s", container.id, warning)
@@ -110,6 +112,20 @@ def _declared(node: Node, container: Container, image_config: Mapping[str, Any])
     if node.config.image.image_volumes == "ignore":
         return []
     return declared_volumes.paths(image_config, {normalise(mount.container_path) for mount in container.config.mounts})
+
+
+def _join_classes(node: Node, pod: Pod, container: Container, handler: RuntimeHandler, oci: dict[str, Any]) -> None:
+    """The classes of block I/O and of RDT that the annotations name.  RDT's are whoever's made them: they count where
+    the handler allows the annotation.  Raises InvalidArgument, FailedPrecondition."""
+    settings, annotations = node.settings, (container.config.annotations, pod.config.annotations)
+    if settings.blockio_config_file:
+        field, name = io_classes.class_of("blockio", container.config.metadata.name, *annotations)
+        if name:
+            limits = node.block_io.limits(settings.blockio_config_file, field, name, again=settings.blockio_reload)
+            oci["linux"]["resources"]["blockIO"] = limits
+    field, name = io_classes.class_of("rdt", container.config.metadata.name, *annotations)
+    if name and any("io.kubernetes.cri.rdt-class".startswith(prefix) for prefix in handler.allowed_annotations):
+        oci["linux"]["intelRdt"] = io_classes.rdt_group(field, name)
 
 
 def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHandler) -> Resources:

@@ -238,6 +238,8 @@ def test_a_cdi_hook_runs(cri: Client) -> None:
 def test_cdi_devices_that_are_not_there(cri: Client) -> None:
     cdi(cri, "cdi", "gpu.json", gpu())
     cdi(cri, "cdi", "broken.json", "{")
+    cdi(cri, "cdi", "deep.json", "[" * 100_000)  # which libyaml and json would follow to the daemon's death
+    cdi(cri, "cdi", "deep.yaml", "- " * 100_000)
     pod = cri.pod()
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "CDI_devices[0].name", "gpu there are 0", "broken.json"):
         cri.create(pod, "true", CDI_devices=[pb.CDIDevice(name="example.com/gpu=7")])

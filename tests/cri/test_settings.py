@@ -13,6 +13,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli.scratch import mounts_below
+from crio_native.errors import Unavailable
 
 from .conftest import Client, close, new_client, refused
 from .images import variant
@@ -159,3 +160,58 @@ def test_declared_volumes_are_bound_or_ignored(fresh: Client) -> None:
     drop_in.write_text(text.format("ignore"))
     fresh.restart()
     assert fresh.run("sh", "-c", "ls -d /data || ls /etc", image=image)[1].count("passwd") == 1
+
+
+CLASSES = """
+Classes:
+  slow:
+  - Devices: ["{device}", "/dev/none*", "/dev/null"]
+    ThrottleReadBps: 1M
+    ThrottleWriteIOPS: 10
+  - devices: ["{device}"]
+    throttleReadBps: 2Mi
+  idle: []
+"""
+
+
+def test_classes_of_block_io(fresh: Client) -> None:
+    """The container's annotation before the pod's for it, and that before the pod's for all."""
+    name = min(path.name for path in Path("/sys/block").iterdir() if Path("/dev", path.name).is_block_device())
+    file = fresh.daemon.directory / "blockio.yaml"
+    file.write_text(CLASSES.format(device=f"/dev/{name}"))
+    drop_in = fresh.daemon.directory / "crio.conf.d/20-blockio.conf"
+    drop_in.write_text(f'[crio.runtime]\nblockio_config_file = "{file}"\nblockio_reload = true\n')
+    fresh.restart()
+    prefix = "blockio.resources.beta.kubernetes.io"
+    pod = fresh.pod(annotations={f"{prefix}/pod": "slow", f"{prefix}/container.one": "idle"})
+    own = {"io.kubernetes.cri.blockio-class": "slow"}
+    numbers = Path(f"/sys/block/{name}/dev").read_text().strip()
+    for container, named, limited in (("one", {}, False), ("one", own, True), ("two", {}, True)):
+        made = fresh.create(pod, "true", name=container, attempt=len(named), annotations=named)
+        group = Path(f"/sys/fs/cgroup/blkio{fresh.daemon.cgroup_parent}/crio-{made}")
+        read, write = ((group / f"blkio.throttle.{what}_device").read_text() for what in ("read_bps", "write_iops"))
+        assert (read, write) == ((f"{numbers} {2 << 20}\n", f"{numbers} 10\n") if limited else ("", ""))
+    with refused(Code.INVALID_ARGUMENT, "io.kubernetes.cri.blockio-class", "'other'", "idle, slow"):
+        fresh.create(pod, "true", annotations={"io.kubernetes.cri.blockio-class": "other"})
+    file.write_text("Classes: {other: [{Weight: 5}]}\n")
+    with refused(Code.FAILED_PRECONDITION, "blockio_config_file", "weight 5 is not within"):
+        fresh.create(pod, "true", annotations={"io.kubernetes.cri.blockio-class": "other"})
+
+
+def test_a_file_of_classes_that_cannot_be_used_stops_the_start() -> None:
+    with pytest.raises(Unavailable, match=r"blockio_config_file: /none/blockio.yaml cannot be read: No such"):
+        close(new_client(settings='[crio.runtime]\nblockio_config_file = "/none/blockio.yaml"\n'))
+
+
+def test_a_group_of_rdt_is_joined_where_the_annotation_is_allowed(fresh: Client) -> None:
+    """On a machine without RDT the refusal shows that the runtime was told."""
+    drop_in = fresh.daemon.directory / "crio.conf.d/20-rdt.conf"
+    drop_in.write_text('[crio.runtime.runtimes.builtin]\nallowed_annotations = ["io.kubernetes.cri.rdt-class"]\n')
+    annotations = {"rdt.resources.beta.kubernetes.io/pod": "gold"}
+    fresh.create(fresh.pod(annotations=annotations), "true")
+    fresh.restart()
+    pod = fresh.pod(annotations=annotations)
+    with refused(Code.FAILED_PRECONDITION, "linux.intelRdt"):
+        fresh.create(pod, "true")
+    with refused(Code.INVALID_ARGUMENT, "io.kubernetes.cri.rdt-class", "../x"):
+        fresh.create(pod, "true", annotations={"io.kubernetes.cri.rdt-class": "../x"})
