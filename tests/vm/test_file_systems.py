@@ -1,4 +1,4 @@
-"""Bounds of what a container may change of its root, on file systems that have project quotas: ext4 and xfs."""
+"""Containers on file systems of their own: project quotas of ext4 and xfs, snapshots of btrfs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
 SIZE, INODES = 4 * MIB, 40
-SETTINGS = f'[crio]\nstorage_option = ["overlay.size={SIZE >> 20}m", "overlay.inodes={INODES}"]\n'
+QUOTAS = f'[crio]\nstorage_option = ["overlay.size={SIZE >> 20}m", "overlay.inodes={INODES}"]\n'
+SNAPSHOTS = '[crio]\nstorage_driver = "btrfs"\n'
 FileSystem = Callable[[Path], AbstractContextManager[Path]]
-XFS_SIZE = 400 * MIB  # mkfs.xfs makes none below 300
+DISK_SIZE = 400 * MIB  # mkfs.xfs makes none below 300
 
 
 @contextlib.contextmanager
@@ -35,44 +36,64 @@ def ext4(directory: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def xfs(directory: Path) -> Iterator[Path]:
+    with loop_device(directory) as device:
+        subprocess.run(["mkfs.xfs", "-q", device], check=True)
+        with mounted(device, "xfs", directory) as target:
+            yield target
+
+
+@contextlib.contextmanager
+def btrfs(directory: Path) -> Iterator[Path]:
+    with loop_device(directory) as device:
+        subprocess.run(["mkfs.btrfs", "-q", device], check=True)
+        with mounted(device, "btrfs", directory, "") as target:
+            yield target
+
+
+@contextlib.contextmanager
+def loop_device(directory: Path) -> Iterator[str]:
     """A file that is a disk: the guest's own is too small."""
-    disk = directory / "xfs.disk"
+    disk = directory / "disk"
     with disk.open("wb") as file:
-        file.truncate(XFS_SIZE)
-    subprocess.run(["mkfs.xfs", "-q", disk], check=True)
+        file.truncate(DISK_SIZE)
     subprocess.run([Path("/proc/sys/kernel/modprobe").read_text().strip(), "loop"], check=True)
     loop = subprocess.run(["losetup", "--show", "-f", disk], check=True, capture_output=True, text=True).stdout.strip()
     try:
-        with mounted(loop, "xfs", directory) as target:
-            yield target
+        yield loop
     finally:
         subprocess.run(["losetup", "-d", loop], check=True)
 
 
 @contextlib.contextmanager
-def mounted(device: str, kind: str, directory: Path) -> Iterator[Path]:
+def mounted(device: str, kind: str, directory: Path, options: str = "prjquota") -> Iterator[Path]:
     target = directory / kind
     target.mkdir()
-    syscalls.mount(device, str(target), kind, 0, "prjquota")
+    syscalls.mount(device, str(target), kind, 0, options)
     try:
         yield target
     finally:
         syscalls.umount2(str(target), 0)
 
 
+@contextlib.contextmanager
+def daemon(place: Path, settings: str) -> Iterator[Client]:
+    """One whose files are all there."""
+    scratch = ScratchDaemon(place, settings)
+    try:
+        scratch.start()
+        client = Client(scratch)
+        client.load_image()
+        yield client
+        client.channel.close()
+    finally:
+        problems = scratch.close()
+    assert problems == []
+
+
 @pytest.mark.parametrize("file_system", [ext4, xfs])
 def test_a_container_has_so_much_of_its_root_and_no_more(tmp_path: Path, file_system: FileSystem) -> None:
-    with file_system(tmp_path) as place:
-        daemon = ScratchDaemon(place, SETTINGS)
-        try:
-            daemon.start()
-            client = Client(daemon)
-            client.load_image()
-            judge(client, daemon.directory)
-            client.channel.close()
-        finally:
-            problems = daemon.close()
-        assert problems == []
+    with file_system(tmp_path) as place, daemon(place, QUOTAS) as client:
+        judge(client, client.daemon.directory)
 
 
 def judge(client: Client, directory: Path) -> None:
@@ -105,3 +126,19 @@ def limits_left(directory: Path, project: int) -> tuple[int, int]:
         return quota.limits(str(directory), project)
     except OSError:
         return 0, 0
+
+
+def test_containers_are_snapshots(tmp_path: Path) -> None:
+    with btrfs(tmp_path) as place, daemon(place, SNAPSHOTS) as client:
+        pod = client.pod()
+        writer = client.start(pod, "sh", "-c", "rm /bin/ls; echo mine >/etc/mine; sleep 1000")
+        client.until(lambda: client.exec(writer, "cat", "/etc/mine").stdout == b"mine\n")
+        assert client.run("cat", "/etc/mine", pod=pod)[0] == 1
+        assert client.run("test", "-e", "/bin/ls", pod=pod)[0] == 0
+        listed = subprocess.run(
+            ["btrfs", "subvolume", "list", place], check=True, capture_output=True, text=True
+        ).stdout
+        assert listed.count("/rootfs\n") == 3 and listed.count("/wholes/") == 1
+        client.remove_pod(pod)
+        client.call("RemoveImage", image={"image": client.image})
+        assert not subprocess.run(["btrfs", "subvolume", "list", place], check=True, capture_output=True).stdout
