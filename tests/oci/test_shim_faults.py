@@ -40,8 +40,13 @@ runtime_type = "vm"
 
 class Fake(Client):
     def behave(self, **how: str) -> None:
-        """How the shim answers from now on: by method, and `start` for its program's verb."""
-        (self.daemon.directory / "root" / "behaviour").write_text(json.dumps(how))
+        """How the shim answers from now on: by method, and `start` for its program's verb.
+
+        In one act: the shim reads it for every call, and who reads half a file never answers.
+        """
+        path = self.daemon.directory / "root" / "behaviour"
+        path.with_suffix(".new").write_text(json.dumps(how))
+        path.with_suffix(".new").rename(path)
 
     def left(self) -> list[str]:
         """What of pods and containers is still there."""
