@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["HOOKS", "VERSION", "check_process", "complete", "namespace_paths", "normalise", "validate"]
+__all__ = ["HOOKS", "VERSION", "check_process", "complete", "keeps_groups", "namespace_paths", "normalise", "validate"]
 
 VERSION = "1.3.0"  # of the runtime specification that this is an implementation of
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -81,6 +81,12 @@ def complete(spec: Mapping[str, Any], uid: int, gid: int) -> Mapping[str, Any]:
         return spec
     own = {field: [{"containerID": 0, "hostID": id, "size": 1}] for field, id in zip(maps, (uid, gid), strict=True)}
     return {**spec, "linux": {**linux, **own}}
+
+
+def keeps_groups(spec: Mapping[str, Any]) -> bool:
+    """Whether the container's process keeps the caller's supplementary groups, as `podman run --group-add keep-groups`
+    asks it of crun.  For a command-line runtime only: a pod must not get the daemon's."""
+    return (spec.get("annotations") or {}).get("run.oci.keep_original_groups") == "1"
 
 
 def namespace_paths(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -318,7 +318,9 @@ LINKS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "script", "said"), LINKS, ids=lambda value: ",".join(value))
+@pytest.mark.parametrize(
+    ("options", "script", "said"), LINKS, ids=lambda value: ",".join(value) if isinstance(value, list) else None
+)
 @pytest.mark.parametrize("own_user", [False, True])
 def test_a_symlink_is_followed_mounted_or_copied(
     box: Box, tree: Path, own_user: bool, options: list[str], script: str, said: list[str]
@@ -361,14 +363,22 @@ def test_targets_that_lead_to_themselves(box: Box, tree: Path, leaks: Machine) -
             box.create(add(box.spec(), destination, tree))
 
 
-@pytest.mark.parametrize(("options", "mode"), [((), "712"), (("size=64k", "mode=1750"), "1750")])
-def test_a_tmpfs_has_the_mode_of_what_it_covers(box: Box, options: tuple[str, ...], mode: str) -> None:
+MODES = [
+    ([], "712 0", "1777 0"),
+    (["size=64k", "mode=1750"], "1750 0", "1750 0"),
+    (["tmpcopyup", "mode=1750", "gid=7"], "1750 7", "1750 7"),
+    (["tmpcopyup"], "712 0", "755 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "covered", "new"), MODES)
+def test_a_tmpfs_has_the_mode_of_what_it_covers(box: Box, options: list[str], covered: str, new: str) -> None:
     (box.root / "covered").mkdir()
     (box.root / "covered").chmod(0o712)
-    spec = box.spec("stat", "-c", "%a", "/covered", "/new")
+    spec = box.spec("stat", "-c", "%a %g", "/covered", "/new")
     for path in ("/covered", "/new"):
-        spec["mounts"].append({"destination": path, "type": "tmpfs", "options": list(options)})
-    assert box.run(spec=spec).output().split() == [mode, "1750" if options else "1777"]
+        spec["mounts"].append({"destination": path, "type": "tmpfs", "options": options})
+    assert box.run(spec=spec).output().splitlines() == [covered, new]
 
 
 # -- tmpcopyup ---------------------------------------------------------------------------------------------------

@@ -435,6 +435,21 @@ def test_a_user_namespace_without_mappings_has_its_caller_as_root(oci: Oci) -> N
     assert not oci.left()
 
 
+@pytest.mark.parametrize("own_user", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_callers_groups_are_kept_when_an_annotation_says_so(oci: Oci, own_user: bool, kept: bool) -> None:
+    """As podman asks for it; also groups that the user namespace does not know."""
+    spec = spec_of(str(oci.root), ("grep", "Groups", "/proc/self/status"))
+    if own_user:
+        spec["linux"]["namespaces"].append({"type": "user"})
+        spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 10}]
+    spec["annotations"] = {"run.oci.keep_original_groups": "1" if kept else "0"}
+    bundle = oci.write(spec)
+    groups = oci.ok("run", "-b", bundle, "c", extra_groups=[7, 4711]).split()[1:]
+    assert groups == (["7", "65534" if own_user else "4711"] if kept else [])
+    assert ("setgroups(" in oci.ok("explain", bundle)) != kept
+
+
 @pytest.mark.parametrize("name", ["hostname", "domainname"])
 def test_a_name_by_sysctl_is_refused_where_it_has_a_field(oci: Oci, name: str) -> None:
     spec = spec_of(str(oci.root), ("true",)) | {name: "by-field"}

@@ -67,6 +67,7 @@ def container_plan(
     pivot: bool = True,
     notify_socket: str = "",
     look_up: bool = False,
+    keep_groups: bool = False,
 ) -> Plan:
     """The plan of a container's init.  container.spec must be valid (`oci.spec.validate`).
 
@@ -77,6 +78,7 @@ def container_plan(
     pause_program: executable for `ContainerSpec.pause`.  keyring: make a session keyring.  pivot: False on a host
     whose root is a ramfs.  notify_socket: the host's path of systemd's socket, to be shown to the container.
     look_up: refuse a command that does not exist before the start, as engines expect of a command-line runtime.
+    keep_groups: see `oci.spec.keeps_groups`.
     """
     spec = container.spec
     namespaces = specs.namespace_paths(spec)
@@ -88,7 +90,7 @@ def container_plan(
     tree = FileTree(container, namespaces, cgroup_directories, notify_socket, rootless)
     hooks, state = spec.get("hooks") or {}, state_of(container)
     notice = processes.notice_of(linux.get("seccomp") or {}, seccomp, state)
-    command = processes.Command(process, host, seccomp, notice, tree.own_user)
+    command = processes.Command(process, host, seccomp, notice, tree.own_user, keep_groups)
     duties = _duties(tree, linux, hooks, state)
     out = Steps()
 
@@ -109,7 +111,7 @@ def container_plan(
     if tree.outside:
         _outside_steps(out, tree, namespaces)
     if tree.own_user:
-        _enter_steps(out, namespaces)
+        _enter_steps(out, namespaces, keep_groups)
     if rootless:
         _time_step(out, namespaces, linux)
     _namespace_steps(out, namespaces, spec)
@@ -257,9 +259,10 @@ def _user_namespace_steps(
     )
 
 
-def _enter_steps(out: Steps, namespaces: Mapping[str, str]) -> None:
+def _enter_steps(out: Steps, namespaces: Mapping[str, str], keep_groups: bool) -> None:
     pid = namespaces.get("pid")
-    out.add("enter_user_namespace", "linux.namespaces", new_pid=pid == "", join_pid=pid or "")
+    kept = {"keep_groups": True} if keep_groups else {}
+    out.add("enter_user_namespace", "linux.namespaces", new_pid=pid == "", join_pid=pid or "", **kept)
     out.add("new_session", RULE + "a container is a session of its own")
 
 

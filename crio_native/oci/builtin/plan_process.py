@@ -84,7 +84,7 @@ class Command:
     """The steps from an init that stands in its root, to the one before its exec.
 
     seccomp: compiled filter and load flags.  notice: see `notice_of`.  all_capabilities: the process is in a user
-    namespace, which has every capability to give.
+    namespace, which has every capability to give.  keep_groups: see `oci.spec.keeps_groups`.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class Command:
         seccomp: tuple[bytes, int] | None,
         notice: dict[str, Any] | None,
         all_capabilities: bool,
+        keep_groups: bool = False,
     ) -> None:
+        self.keep_groups = {"keep_groups": True} if keep_groups else {}
         self.process, self.host, self.seccomp, self.notice = process, host, seccomp, notice
         self.sets = {kind: capabilities.mask((process.get("capabilities") or {}).get(kind) or ()) for kind in _SETS}
         permitted = (1 << host.last_capability + 1) - 1 if all_capabilities else host.permitted
@@ -122,7 +124,7 @@ class Command:
             keep=self.sets["bounding"],
             last=self.host.last_capability,
         )
-        out.add("change_user", "process.user", umask=0o022 if umask is None else umask)
+        out.add("change_user", "process.user", umask=0o022 if umask is None else umask, **self.keep_groups)
         self._capabilities_step(out, kept)
         out.add("change_directory", "process.cwd", path=self.process.get("cwd", "/"))
         wanted = labels(self.process)

@@ -60,14 +60,15 @@ def user_namespace(uid_map: str, gid_map: str, path: str) -> list[str]:
 
 
 @describes
-def enter_user_namespace(new_pid: bool, join_pid: str) -> list[str]:
+def enter_user_namespace(new_pid: bool, join_pid: str, keep_groups: bool = False) -> list[str]:
     lines = [f"setns({quoted(join_pid)}, CLONE_NEWPID)"] if join_pid else []
     lines.append("setns(user_namespace, CLONE_NEWUSER), unless it is our own")
     if new_pid or join_pid:
         flags = syscalls.CLONE_PARENT | (syscalls.CLONE_NEWPID if new_pid else 0)
         lines.append(f"clone3(flags={clone_flags(flags)}, exit_signal=0), the child goes on as the init")
         lines.append("_exit(0), in the parent, when it has told its own parent the child's pid")
-    return [*lines, "setgroups([])", "setresgid(0, 0, 0)", "setresuid(0, 0, 0)"]
+    lines += [] if keep_groups else ["setgroups([])"]
+    return [*lines, "setresgid(0, 0, 0)", "setresuid(0, 0, 0)"]
 
 
 @describes
@@ -230,11 +231,11 @@ def limit_bounding_set(keep: int, last: int) -> list[str]:
 
 
 @describes
-def change_user(umask: int) -> list[str]:
+def change_user(umask: int, keep_groups: bool = False) -> list[str]:
     return [
         "fchown(N, uid, gid) for each standard stream that is a pipe; fchown(N, uid, -1) for the terminal",
         "prctl(PR_SET_KEEPCAPS, 1)",
-        "setgroups(groups)",
+        *([] if keep_groups else ["setgroups(groups)"]),
         "setresgid(gid, gid, gid)",
         "setresuid(uid, uid, uid)",
         "prctl(PR_SET_KEEPCAPS, 0)",

@@ -205,6 +205,7 @@ class Made:
             pivot=not self.options.no_pivot,
             notify_socket=os.environ.get("NOTIFY_SOCKET", ""),
             look_up=True,
+            keep_groups=specs.keeps_groups(self.spec),
         )
 
     def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:

@@ -105,8 +105,9 @@ def limit_bounding_set(context: Context, keep: int, last: int) -> None:
     capabilities.limit_bounding(keep, last)
 
 
-def change_user(context: Context, umask: int) -> None:
-    """Supplementary groups, then gid, then uid: each needs what the next one gives up."""
+def change_user(context: Context, umask: int, keep_groups: bool = False) -> None:
+    """Supplementary groups, then gid, then uid: each needs what the next one gives up.  keep_groups: those we have,
+    among them such as a user namespace does not know and nobody can ask for."""
     user = context.user
     for number in (0, 1, 2):  # so that /dev/stdout can be opened; only ever a pipe or a pty of ours
         if stat.S_ISFIFO(os.fstat(number).st_mode):
@@ -114,7 +115,8 @@ def change_user(context: Context, umask: int) -> None:
         elif context.terminal >= 0:
             _give(number, user.uid, -1)  # its group is the terminals'
     _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 1)
-    _set_groups(user.groups)
+    if not keep_groups:
+        _set_groups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
     _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 0)

@@ -172,7 +172,7 @@ def mount(
     if mounted >= 0:
         try:
             if copy_up:
-                _copy_up(target, mounted, destination)
+                _copy_up(target, mounted, destination, data)
         finally:
             os.close(mounted)
     os.close(target)
@@ -203,15 +203,18 @@ def _change(
     return mounted
 
 
-def _copy_up(covered: int, mounted: int, destination: str) -> None:
-    """What the new file system hides is copied into it.  Both are open as paths only, and can be read through /proc."""
+def _copy_up(covered: int, mounted: int, destination: str, data: str) -> None:
+    """What the new file system hides is copied into it, but for the owner and mode of its top where the mount's options
+    say them.  Both are open as paths only, and can be read through /proc."""
     readable: list[int] = []
     try:
         for fd in (covered, mounted):
             readable.append(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         status = os.fstat(readable[0])
-        os.fchown(readable[1], status.st_uid, status.st_gid)
-        os.fchmod(readable[1], stat.S_IMODE(status.st_mode))
+        if "uid=" not in data and "gid=" not in data:
+            os.fchown(readable[1], status.st_uid, status.st_gid)
+        if "mode=" not in data:
+            os.fchmod(readable[1], stat.S_IMODE(status.st_mode))
         copytree.copy(readable[0], readable[1])
     except OSError as error:
         where = f"{destination}/{error.filename}" if isinstance(error.filename, str) else destination

@@ -88,7 +88,7 @@ def user_namespace(context: Context, uid_map: str, gid_map: str, path: str) -> N
     context.user_namespace = process.open_namespace(path) if path else namespaces.new_user_namespace(uid_map, gid_map)
 
 
-def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None:
+def enter_user_namespace(context: Context, new_pid: bool, join_pid: str, keep_groups: bool = False) -> None:
     """Give up the host's privileges for those of the container's user namespace.
 
     The container's PID namespace must belong to it, so it is made here, for a child that goes on with the plan as the
@@ -113,10 +113,11 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str) -> None
             assert context.parent is not None
             context.parent.send(b"B%d" % init)
             os._exit(0)
-    try:
-        os.setgroups([])
-    except PermissionError:
-        pass  # who may not drop groups (/proc/PID/setgroups) has only his own
+    if not keep_groups:
+        try:
+            os.setgroups([])
+        except PermissionError:
+            pass  # who may not drop groups (/proc/PID/setgroups) has only his own
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
@@ -147,7 +148,11 @@ def raise_limits(context: Context, limits: list[list[int]]) -> None:
         present_soft, present_hard = resource.getrlimit(number)
         unlimited = resource.RLIM_INFINITY
         if present_hard != unlimited and (hard == unlimited or hard > present_hard):
-            resource.setrlimit(number, (present_soft, hard))
+            try:
+                resource.setrlimit(number, (present_soft, hard))
+            except ValueError:  # what Python makes of EPERM
+                why = f"{os.strerror(errno.EPERM)} (resource {number}: hard limit {hard}, ours is {present_hard})"
+                raise OSError(errno.EPERM, why) from None
 
 
 def raise_loopback(context: Context) -> None:
