@@ -163,8 +163,9 @@ def test_limits_in_the_cgroup(cri: Client) -> None:
     container = cri.start(pod, "sleep", "60", resources=resources)
     status = cri.status(container)
     assert status.resources.linux.memory_limit_in_bytes == 48 << 20
-    found = list(Path("/sys/fs/cgroup").glob(f"**/crio-{container}/memory.limit_in_bytes"))
-    found += list(Path("/sys/fs/cgroup").glob(f"**/crio-{container}/memory.max"))
+    group = f"{cri.daemon.cgroup_parent}/crio-{container}"
+    found = list(Path("/sys/fs/cgroup").glob(f"*{group}/memory.limit_in_bytes"))
+    found += list(Path("/sys/fs/cgroup").glob(f"{group[1:]}/memory.max"))
     assert [int(path.read_text()) for path in found] == [48 << 20]
 
 
