@@ -30,7 +30,7 @@ enum {
 };
 
 static struct {
-	const char *id, *log, *oom_file;
+	const char *id, *log, *oom_file, *journal;
 	pid_t pid;
 	long long log_size_max;
 	bool tty, has_stdin, stdin_once;
@@ -123,7 +123,7 @@ static void read_arguments(char **at)
 		else if (option(&at, "--log-size-max", &number))
 			options.log_size_max = number_of("--log-size-max", number, LLONG_MAX);
 		else if (!option(&at, "--id", &options.id) && !option(&at, "--log", &options.log) &&
-			 !option(&at, "--oom-file", &options.oom_file))
+			 !option(&at, "--oom-file", &options.oom_file) && !option(&at, "--journal", &options.journal))
 			fail("monitor", EINVAL, *at, "unknown argument");
 	}
 	if (!options.id)
@@ -255,6 +255,8 @@ static void become_created(const char *object, size_t size)
 		fail("monitor", EPROTO, "", "the init is ready but sent no terminal");
 	if (options.log && (failed = log_open(options.log, options.log_size_max)))
 		fail("monitor", failed, options.log, "cannot open the log as a regular file");
+	if (options.journal && (failed = journal_open(options.id, options.journal)))
+		fail("monitor", failed, options.journal, "cannot name the container's messages in the journal");
 	if (!options.tty && (failed = streams_open(options.has_stdin)))
 		fail("monitor", failed, "", "descriptors 6 to 8 are not the container's streams");
 	if ((failed = control_listen(options.stdin_once)))

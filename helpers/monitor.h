@@ -69,6 +69,10 @@ int log_reopen(void);
 void log_write(const char *stream, const char *data, size_t size);
 void log_close(void);
 
+/* journal.c: the same output in the systemd journal. */
+int journal_open(const char *id, const char *name);
+void journal_write(const char *stream, const char *data, size_t size);
+
 /* streams.c: the container's ends of stdin, stdout and stderr, or its terminal. */
 enum { STREAM_SLOTS = 3 };
 

@@ -25,7 +25,7 @@
 enum { DRAIN_MS = 500 }; /* for output that is still on its way through the shim */
 
 static struct {
-	const char *id, *run_dir, *log;
+	const char *id, *run_dir, *log, *journal;
 	long long log_size_max;
 	bool has_stdin, stdin_once;
 } options;
@@ -60,6 +60,8 @@ static void read_arguments(char **at)
 			options.run_dir = *++at;
 		else if (strcmp(*at, "--log") == 0 && at[1])
 			options.log = *++at;
+		else if (strcmp(*at, "--journal") == 0 && at[1])
+			options.journal = *++at;
 		else if (strcmp(*at, "--log-size-max") == 0 && at[1])
 			options.log_size_max = strtoll(*++at, NULL, 10);
 		else
@@ -131,6 +133,8 @@ static void begin(void)
 
 	if (options.log && (failed = log_open(options.log, options.log_size_max)))
 		fail(failed, options.log, "cannot open the log as a regular file");
+	if (options.journal && (failed = journal_open(options.id, options.journal)))
+		fail(failed, options.journal, "cannot name the container's messages in the journal");
 	open_pipes();
 	if ((failed = streams_open(options.has_stdin)))
 		fail(failed, "", "the pipes in run_dir cannot be used");

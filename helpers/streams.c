@@ -91,6 +91,7 @@ static bool pump(struct stream *s)
 	if (size > 0) {
 		packet[0] = s->number;
 		log_write(s->name, packet + 1, (size_t)size);
+		journal_write(s->name, packet + 1, (size_t)size);
 		control_output(packet, (size_t)size + 1);
 		return true;
 	}

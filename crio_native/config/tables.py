@@ -63,7 +63,6 @@ METRICS = (
 )
 _PAUSE = "a pod's first process is a program of the daemon's own, and no image is pulled for it"
 _NRI = "this version serves no NRI plugins"
-_LATER = "this version does not have it"
 _TRACES = "this version sends no traces"
 POD_METRICS = "all cpu disk diskIO hugetlb memory network oom pressure process spec".split()
 
@@ -234,9 +233,7 @@ class RuntimeTable:
         "info", choice("trace", "debug", "info", "warn", "error", "fatal", "panic"), "What is logged.", reload=True
     )
     log_filter: str = option("", REGEX, "Log only messages that match; empty for all.", reload=True)
-    log_to_journald: bool = option(
-        False, FLAG, "Send containers' output to the journal as well.", flag="log-journald", inert=_LATER
-    )
+    log_to_journald: bool = option(False, FLAG, "Send containers' output to the journal as well.", flag="log-journald")
     conmon: str = option(
         "", OPTIONAL_PATH, "Monitor of all oci handlers.", deprecated="use monitor_path of the handler"
     )

@@ -61,12 +61,13 @@ def arguments(
     log_size_max: int = -1,
     oom_file: str = "",
     sync_log: bool = False,
+    journal: str = "",
 ) -> list[str]:
     """The monitor's arguments, but for the --pid of one that is started when its init exists already.
 
     log_path: absolute, "" for no log.  log_size_max: bytes, no limit when it is not positive.  oom_file: the cgroup's
     memory.events (v2) or memory.oom_control (v1), "" when there is none.  sync_log: flush the log to the disk
-    when it is reopened or ends.
+    when it is reopened or ends.  journal: the container's name for the systemd journal, "" to send it no output.
     """
     words = ["--id", container_id]
     if tty:
@@ -81,6 +82,8 @@ def arguments(
         words += ["--log-size-max", str(log_size_max)]
     if log_path and sync_log:
         words.append("--sync-log")
+    if journal:
+        words += ["--journal", journal]
     if oom_file:
         words += ["--oom-file", oom_file]
     return words

@@ -74,6 +74,7 @@ class ContainerSpec:
     (when given) is mounted in the container's mount namespace.  `linux.cgroupsPath` names the cgroup.
     log_path: CRI log file, "" for none.  tty comes from spec.process.terminal.
     user: when given it overrides spec.process.user, and HOME is set from the passwd entry unless env has it.
+    journal: the container's name in the systemd journal, which then gets its output too; "" for none.
     pause: the command is the monitor program's own `pause` mode, exec'ed by descriptor; the root may be empty.
     pause_program: a copy of that program to exec instead, because a label of SELinux may not begin with the host's own.
     """
@@ -85,6 +86,7 @@ class ContainerSpec:
     overlay: Overlay | None = None
     log_path: str = ""
     log_size_max: int = -1
+    journal: str = ""
     stdin: bool = False
     stdin_once: bool = False
     user: UserRequest | None = None

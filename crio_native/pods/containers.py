@@ -315,6 +315,7 @@ class Containers:
                     overlay=built.overlay,
                     log_path=container.log_path,
                     log_size_max=node.settings.log_size_max,
+                    journal=container.name if node.settings.log_to_journald else "",
                     stdin=container.config.stdin,
                     stdin_once=container.config.stdin_once,
                     user=built.user,

@@ -24,10 +24,15 @@ Code = grpc.StatusCode
 SETTINGS = """
 [crio.runtime]
 drop_infra_ctr = false
+log_to_journald = true
 infra_ctr_cpuset = "1"
 [crio.runtime.runtimes.runc]
 runtime_path = "/usr/sbin/runc"
 runtime_root = "{directory}/run/runc"
+[crio.runtime.runtimes.conmon]
+runtime_path = "/usr/sbin/runc"
+runtime_root = "{directory}/run/conmon"
+monitor_path = "/usr/bin/conmon"
 [crio.image]
 pause_command = "/other"
 image_volumes = "{image_volumes}"
@@ -87,6 +92,19 @@ def test_a_pause_process_goes_with_its_pod_under_another_configuration(fresh: Cl
     fresh.remove_pod(pod)
     assert not Path(f"/proc/{pause}").exists()
     assert not list(Path("/sys/fs/cgroup").glob(f"*{fresh.daemon.cgroup_parent}/crio-{pod}"))
+
+
+@pytest.mark.parametrize("handler", ["builtin", "runc", "conmon"])
+def test_monitors_send_to_the_journal(cri: Client, handler: str) -> None:
+    """What they send is their own tests' matter; a node without a journal runs containers all the same."""
+    container = cri.start(cri.pod(handler=handler), "sh", "-c", "echo out; sleep 600")
+    monitor = Path("/proc", str(parent_of(pid_of(cri, container))))
+    if handler == "conmon":
+        assert b"-l\0journald:\0" in (monitor / "cmdline").read_bytes()
+    else:
+        kinds = {f"socket:[{line.split()[6]}]": line.split()[4] for line in (monitor / "net/unix").open()}
+        assert "0002" in [kinds.get(os.readlink(fd)) for fd in (monitor / "fd").iterdir()], "no datagram socket"
+    cri.until(lambda: "out" in Path(cri.status(container).log_path).read_text())
 
 
 def test_restores_are_switched_off(cri: Client) -> None:

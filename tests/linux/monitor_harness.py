@@ -148,10 +148,12 @@ class Container:
         limits: Sequence[tuple[int, int]] = (),
         stderr: int | None = None,
         delay: float = 0,
+        enter: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
         """log: None for no log, "" for one in run_dir.  limits: (resource, value) for the monitor alone.
-        stderr: the monitor's own, instead of a file.  delay: seconds between the init's birth and the monitor's."""
+        stderr: the monitor's own, instead of a file.  delay: seconds between the init's birth and the monitor's.
+        enter: what M does first, such as entering a mount namespace of its own."""
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir = run_dir
         self.log_path = None if log is None else log or str(run_dir / "log")
@@ -171,6 +173,7 @@ class Container:
             *extra,
         ]
         self.pid_argument, self.limits, self.stderr, self.delay = pid_argument, limits, stderr, delay
+        self.enter = enter
         self.reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.monitor = os.fork()
         if not self.monitor:
@@ -179,6 +182,7 @@ class Container:
         self.created: dict[str, Any] = {}
 
     def _become_monitor(self, reply: socket.socket) -> None:
+        self.enter()
         sync, init_sync = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null = os.open("/dev/null", os.O_RDWR)
         stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()

@@ -8,16 +8,20 @@ import fcntl
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from crio_native.errors import StepFailed
+from crio_native.linux import mounts, syscalls
 from tests.linux.monitor_harness import Container, Record, content, parse_log, wait_until
+
+Journal = tuple[socket.socket, Callable[[], None]]
 
 
 def logged(tmp_path: Path, command: str) -> list[Record]:
@@ -264,3 +268,61 @@ def test_kill_in_the_middle_of_output_leaves_whole_records(tmp_path: Path) -> No
             connection.kill(signal.SIGKILL)
         assert container.wait().code == 137
         assert {r.content for r in container.log() if r.tag == "F"} == {b"y"}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[tuple[socket.socket, Callable[[], None]]]:
+    """A journal, and how a process comes to see it where the monitor looks for one."""
+    run = tmp_path / "run"
+    (run / "systemd/journal").mkdir(parents=True)
+
+    def enter() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+        syscalls.mount(str(run), "/run", None, mounts.MS_BIND)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.chdir(run):
+        sock.bind("systemd/journal/socket")
+        sock.settimeout(10)
+        yield sock, enter
+
+
+def parsed(message: bytes) -> dict[str, bytes]:
+    """A message of the journal's native protocol: NAME=VALUE lines, or NAME, the value's length, and the value."""
+    fields = {}
+    while message:
+        line, _, message = message.partition(b"\n")
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            size = int.from_bytes(message[:8], "little")
+            value, message = message[8 : 8 + size], message[8 + size + 1 :]
+        fields[name.decode()] = value
+    return fields
+
+
+def test_the_journal_gets_the_output_too(tmp_path: Path, journal: Journal) -> None:
+    command = "printf 'one\\n\\ntwo=2'; sleep 0.05; echo bad >&2"
+    with Container(tmp_path / "c", command, journal="the_name", enter=journal[1]) as container:
+        assert container.run().wait().code == 0
+        assert [record.content for record in container.log()] == [b"one", b"", b"two=2", b"bad"]
+        messages = [parsed(journal[0].recv(1 << 16)) for _ in range(4)]
+        assert [m["MESSAGE"] for m in messages] == [b"one", b"", b"two=2", b"bad"]
+        assert [m["PRIORITY"] for m in messages] == [b"6", b"6", b"6", b"3"]
+        assert ["CONTAINER_PARTIAL_MESSAGE" in m for m in messages] == [False, False, True, False]
+        assert {m["CONTAINER_NAME"] for m in messages} == {m["SYSLOG_IDENTIFIER"] for m in messages} == {b"the_name"}
+        [whole] = {m["CONTAINER_ID_FULL"].decode() for m in messages}
+        assert messages[0]["CONTAINER_ID"].decode() == whole[:12]
+
+
+def test_a_journal_that_takes_nothing_holds_nobody_up(tmp_path: Path, journal: Journal) -> None:
+    """Its queue holds some ten messages."""
+    with Container(tmp_path / "c", "seq 5000", journal="x", enter=journal[1]) as container:
+        assert container.run().wait().code == 0
+        assert content(container.log(), "stdout").split()[-1] == b"5000"
+        assert "output is missing in the journal" in container.messages()
+
+
+def test_a_name_that_would_be_two_fields_is_refused(tmp_path: Path) -> None:
+    with Container(tmp_path / "c", "true", journal="a\nPRIORITY=0") as container:
+        with pytest.raises(StepFailed, match="journal"):
+            container.run()

@@ -349,6 +349,7 @@ class BuiltinRuntime(Monitored):
             log_size_max=container.log_size_max,
             oom_file=cgroup.oom_file() if cgroup else "",
             sync_log=self._sync_log,
+            journal=container.journal,
         )
         request = {
             "op": "create",

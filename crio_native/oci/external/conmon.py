@@ -91,6 +91,7 @@ class ConmonRuntime(ExternalRuntime):
         line += ["--persist-dir", str(container.run_dir), "-P", pid_file, "-p", request["pid_file"]]
         line += ["-l", container.log_path or "none", "--log-level", "info"]
         line += ["-r", self.program, "--runtime-arg", f"--root={self._program.root}"]
+        line += ["-l", "journald:"] if container.journal else []
         line += ["--log-size-max", str(container.log_size_max)] if container.log_size_max > 0 else []
         line += ["--no-sync-log"] if self._settings.no_sync_log else []
         line += ["--no-pivot"] if self._no_pivot else []

@@ -153,6 +153,7 @@ class ExternalRuntime(Monitored):
                     log_size_max=container.log_size_max,
                     oom_file=cgroup.oom_file() if cgroup else "",
                     sync_log=not self._settings.no_sync_log,
+                    journal=container.journal,
                 ),
             },
         }

@@ -267,6 +267,7 @@ class ShimRuntime(Monitored):
         line += ["--log", container.log_path] if container.log_path else []
         if container.log_path and container.log_size_max > 0:
             line += ["--log-size-max", str(container.log_size_max)]
+        line += ["--journal", container.journal] if container.journal else []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             program.run(
