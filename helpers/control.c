@@ -56,6 +56,12 @@ int control_listen(bool stdin_once)
 	return bound && listen(listener, CLIENTS_MAX) == 0 ? 0 : errno;
 }
 
+/* The socket on which the daemon was told of the container goes on as the first client, who watches. */
+void control_take(int fd)
+{
+	clients[0] = (struct client){.fd = fd, .watching = true};
+}
+
 void control_remove(void)
 {
 	if (bound) /* else it is someone else's */

@@ -181,8 +181,6 @@ static void take_on(char **arguments)
 	if (fchdir(RUN_DIR_FD) < 0)
 		fail("monitor", errno, "", "descriptor 5 is not the container's run_dir");
 	close(RUN_DIR_FD);
-	if (options.oom_file)
-		init_watch_oom(options.oom_file);
 }
 
 /* Splits words that each end with a zero.  NULL when there are too many, or the last one has no end. */
@@ -251,6 +249,8 @@ static void become_created(const char *object, size_t size)
 	struct text head = {data, 0, sizeof data};
 	int failed;
 
+	if (options.oom_file)
+		init_watch_oom(options.oom_file); /* not before: the group may have been in the making */
 	if (options.tty && !streams_have_terminal())
 		fail("monitor", EPROTO, "", "the init is ready but sent no terminal");
 	if (options.log && (failed = log_open(options.log, options.log_size_max)))
@@ -270,7 +270,7 @@ static void become_created(const char *object, size_t size)
 	struct iovec parts[] = {{head.data, head.size}, {size ? (char *)object : "{}", size ? size : 2}, {"}}", 2}};
 	if (sendmsg(REPLY_FD, &(struct msghdr){.msg_iov = parts, .msg_iovlen = 3}, MSG_NOSIGNAL) < 0)
 		fail("monitor", errno, "", "the daemon went away while the container was created");
-	close(REPLY_FD);
+	control_take(REPLY_FD);
 	state = CREATED;
 }
 

@@ -92,6 +92,7 @@ int input_close(void);
 enum { CLIENTS_MAX = 64, CONTROL_SLOTS = CLIENTS_MAX + 1 };
 
 int control_listen(bool stdin_once);
+void control_take(int fd);
 void control_remove(void);
 void control_poll(struct pollfd *p, long long *deadline);
 void control_serve(const struct pollfd *p, long long now);

@@ -39,7 +39,8 @@ class KillSwitch:
         os.close(self._alive)
 
     def wait(self) -> None:
-        """Until the process is gone, and its memory whose who pressed."""
+        """Until the process is gone, and its memory is of who pressed alone: setns(2) refuses a time namespace, and
+        unshare(2) a user namespace, to who shares his."""
         os.read(self._end, 1)
 
 

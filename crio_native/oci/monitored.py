@@ -69,7 +69,7 @@ class Monitored:
     def _end(self, container_id: str, run_dir: Path, cgroup: Cgroup | None) -> None:
         """Kill every process of the container and wait for its monitor, which records the end; idempotent."""
         try:
-            watch = monitor.watch(run_dir)
+            watch = self.watch(container_id, run_dir)
         except NotFound:
             watch = None
         try:

@@ -84,7 +84,8 @@ def test_the_explained_calls_are_those_that_happen(box: Box, notes: Path, change
     container = box.create(spec)
     container.start().wait()
     explained = [row for row in explain(container.spec.spec, name=container.spec.id).rows if row.process == INIT]
-    happened = steps_of(notes.read_text())
+    # Only the daemon has its groups made meanwhile; what is explained is crio-oci's way.
+    happened = [(name, made) for name, made in steps_of(notes.read_text()) if name != "await_cgroup"]
     assert [row.step for row in explained] == [name for name, _ in happened]
     for row, (name, calls) in zip(explained, happened, strict=True):
         said = {call for line in row.calls for call in re.findall(r"\b(\w+)\(", line)} & SEEN

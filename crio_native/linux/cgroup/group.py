@@ -14,7 +14,7 @@ from .hierarchy import Hierarchy, hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from .. import bpf
@@ -31,8 +31,7 @@ _WANTED = frozenset("cpu cpuset io memory pids hugetlb rdma".split())
 class Cgroup:
     """The group at path, below every mount of the host's hierarchies; it need not exist.
 
-    Holds no kernel object and no lock: two values for one path are interchangeable.  `made` lists the ancestors that
-    `create` had to make, the outermost first; removing them is the caller's affair.
+    Holds no kernel object and no lock: two values for one path are interchangeable.
     """
 
     def __init__(self, path: str, host: Hierarchy | None = None) -> None:
@@ -43,7 +42,7 @@ class Cgroup:
         if len(path) > _PATH_MAX or not path.isprintable():
             raise InvalidArgument("linux.cgroupsPath", path, f"must be printable and at most {_PATH_MAX} long")
         self.path = path
-        self.made: list[str] = []
+        self._made: list[str] = []  # directories
         self._host = host or hierarchy()
         self._directories = [mount + path for mount in self._host.mounts]
 
@@ -55,18 +54,32 @@ class Cgroup:
         An empty group that is there already is taken.  Raises AlreadyExists when it has processes, StepFailed when the
         kernel refuses.
         """
-        made_here: list[str] = []
+        self.begin()
+        self.complete()
+
+    def begin(self) -> None:
+        """`create`, as far as a process needs it that is to be born in the group (CLONE_INTO_CGROUP)."""
+        self._made = []
+        self._make_in([self._host.unified] if self._host.unified else [])
+
+    def complete(self) -> None:
+        """The rest of `create`."""
+        self._make_in([mount for mount in self._host.mounts if mount != self._host.unified])
+
+    def _make_in(self, mounts: Iterable[str]) -> None:
         try:
-            for mount in self._host.mounts:
-                self._make(mount, made_here)
+            for mount in mounts:
+                self._make(mount, self._made)
         except OSError as error:
-            _remove_all(made_here)
+            self._unmake()
             raise StepFailed(STEP, error.errno or 0, error.filename or self.path, "making the group") from error
         except BaseException:
-            _remove_all(made_here)
+            self._unmake()
             raise
-        ancestors = {self._below_mount(directory) for directory in made_here} - {self.path}
-        self.made = sorted(ancestors, key=len)
+
+    def _unmake(self) -> None:
+        _remove_all(self._made)
+        self._made.clear()
 
     def _make(self, mount: str, made: list[str]) -> None:
         directory = mount + self.path
@@ -119,6 +132,11 @@ class Cgroup:
                 raise StepFailed(STEP, errno.EBUSY, ancestor + "/cgroup.subtree_control", why) from error
             if error.errno not in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
                 raise
+
+    @property
+    def made(self) -> list[str]:
+        """The ancestors that `create` had to make, the outermost first; removing them is the caller's affair."""
+        return sorted({self._below_mount(directory) for directory in self._made} - {self.path}, key=len)
 
     def release(self) -> None:
         """To be called when the container's init is in the group, which need not be held open for it any more."""

@@ -25,6 +25,8 @@ import prctl
 
 import crio_native
 from crio_native.errors import (
+    AlreadyExists,
+    CrioError,
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
@@ -239,6 +241,41 @@ def cgroup_directories(path: str) -> dict[str, str]:
     return {os.path.basename(mount): mount + path for mount in host.mounts}
 
 
+class _Gate:
+    """Where an init waits for its cgroup.  Without one there is no gate."""
+
+    def __init__(self, cgroup: Cgroup | None) -> None:
+        """Makes the group as far as an init has to be born in it."""
+        self._ours = -1
+        self.descriptors: list[int] = []  # for the request: the init's end, and on a v2 host the group to be born in
+        if cgroup is None:
+            return
+        cgroup.begin()
+        theirs, self._ours = os.pipe2(os.O_CLOEXEC)
+        self.descriptors.append(theirs)
+        born_in = cgroup.descriptor()
+        if born_in is not None:
+            self.descriptors.append(born_in)
+
+    def __enter__(self) -> _Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+    def open(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # an init that has failed waits no more, and says why
+            os.write(self._ours, b"k")
+
+    def close(self) -> None:
+        """An init that waits yet ends."""
+        if self._ours >= 0:
+            os.close(self._ours)
+            self._ours = -1
+
+
 class BuiltinExec:
     """An ExecSession of the built-in executor."""
 
@@ -291,6 +328,7 @@ class BuiltinRuntime(Monitored):
         self._launchers = launchers
         self._clamp = clamp
         self._create_timeout = create_timeout
+        self._watches: dict[Path, socket.socket] = {}  # by run_dir, of containers that nobody has begun to watch yet
 
     def abilities(self) -> Abilities:
         document = features.features()
@@ -306,15 +344,10 @@ class BuiltinRuntime(Monitored):
         container = replace(container, spec={**container.spec, "process": permitted, "hooks": hooks})
         linux = container.spec.get("linux") or {}
         cgroup = self._cgroup(linux.get("cgroupsPath", ""), container.spec.get("annotations"))
-        joined: list[str] = []
-        descriptor: int | None = None
+        cgroups_path = linux.get("cgroupsPath", "")
         try:
             late_hooks.record(container.run_dir, hooks, state_of(container))
-            if cgroup is not None:
-                cgroup.create()
-                self._limit(cgroup, linux.get("resources") or {}, container.id)
-                descriptor = cgroup.descriptor()
-                joined = cgroup.join_files()
+            joined = cgroup.join_files() if cgroup is not None else []
             if linux.get("intelRdt") is not None:
                 joined = [*joined, *_resctrl_files(container, linux["intelRdt"])]
             plan = container_plan(
@@ -322,23 +355,27 @@ class BuiltinRuntime(Monitored):
                 this_host(self._clamp),
                 cgroup_files=joined,
                 cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
+                cgroup_comes=cgroup is not None,
                 seccomp=_compiled(linux.get("seccomp")),
                 pause_program=(container.pause_program or _monitor_program()) if container.pause else "",
                 pivot=self._pivot,
             )
-            created = self._launch(container, plan, cgroup, descriptor)
+            created = self._launch(container, plan, cgroup)
             late_hooks.record(container.run_dir, hooks, {**state_of(container), "pid": created.pid})
+        except AlreadyExists:
+            self.delete(container.id, container.run_dir, "")  # the group is somebody else's
+            raise
         except BaseException:
-            self.delete(container.id, container.run_dir, linux.get("cgroupsPath", ""))
+            self.delete(container.id, container.run_dir, cgroups_path)
             raise
         finally:
             if cgroup is not None:
                 cgroup.release()
-            if descriptor is not None:
-                os.close(descriptor)
         return created
 
-    def _launch(self, container: ContainerSpec, plan: Plan, cgroup: Cgroup | None, descriptor: int | None) -> Process:
+    def _launch(self, container: ContainerSpec, plan: Plan, cgroup: Cgroup | None) -> Process:
+        """The group is made while the init sets up what needs none, for it takes as long on a host with many
+        hierarchies.  On any error the init has ended."""
         terminal = bool(container.spec["process"].get("terminal"))
         arguments = monitor.arguments(
             container_id=container.id,
@@ -361,12 +398,27 @@ class BuiltinRuntime(Monitored):
             "stdin": container.stdin,
             "monitor": {"arguments": arguments, "run_dir": str(container.run_dir)},
         }
-        extra = [descriptor] if descriptor is not None else []
-        with self._launchers.conversation(request, extra) as reply:
+        with _Gate(cgroup) as gate, self._launchers.conversation(request, gate.descriptors) as reply:
+            try:
+                if cgroup is not None:
+                    cgroup.complete()
+                    self._limit(cgroup, container.spec["linux"].get("resources") or {}, container.id)
+                    gate.open()
+            except BaseException:
+                gate.close()
+                with contextlib.suppress(CrioError):
+                    monitor.read_reply(reply, self._create_timeout)
+                raise
             created = monitor.read_reply(reply, self._create_timeout)
+            reply.settimeout(None)
+            self._watches[container.run_dir] = socket.socket(fileno=reply.detach())
         who = created.get("init") or {}
         user = ResolvedUser(who["uid"], who["gid"], tuple(who["groups"]), who["home"]) if who else None
         return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"], user)
+
+    def watch(self, container_id: str, run_dir: Path) -> socket.socket:
+        """The monitor takes who made the container for its first watcher."""
+        return self._watches.pop(run_dir, None) or super().watch(container_id, run_dir)
 
     def start(self, container_id: str, run_dir: Path) -> None:
         connection = monitor.Connection.connect(run_dir)
@@ -471,10 +523,10 @@ def _resctrl_files(container: ContainerSpec, rdt: Mapping[str, Any]) -> list[str
 
 
 def _leave_resctrl(container_id: str, run_dir: Path) -> None:
-    try:
-        rdt = json.loads((run_dir / "resctrl").read_text())
-    except FileNotFoundError:
+    file = f"{run_dir}/resctrl"
+    if not os.path.exists(file):
         return
+    rdt = json.loads(Path(file).read_text())
     resctrl.remove(rdt, container_id, resctrl.mount_point())
 
 

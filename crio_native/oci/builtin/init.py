@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 FIRST_FREE = 32  # above every descriptor number that an exec'ed program gets from us
 
 
-def run_init(plan: Plan, channels: list[int], stdio: list[int], lesson: Lesson | None, made: int = 0) -> NoReturn:
+def run_init(
+    plan: Plan, channels: list[int], gate: int, stdio: list[int], lesson: Lesson | None, made: int = 0
+) -> NoReturn:
     """The container's first process.
 
-    channels: to the monitor, and to a parent with duties if it has one.  lesson: what somebody wants to learn from
-    this start.  made: CLONE_NEW* of the namespaces that it was born in and that are its own.
+    channels: to the monitor, and to a parent with duties if it has one.  gate: see `steps.await_cgroup`, or -1.
+    lesson: what somebody wants to learn from this start.  made: CLONE_NEW* of the namespaces that it was born in and
+    that are its own.
     """
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
-    _take_descriptors(stdio, channels, lesson)
+    _take_descriptors(stdio, channels if gate < 0 else [*channels, gate], lesson)
     context = steps.Context(*(wire.channel(3 + number) for number in range(len(channels))))
+    context.gate = -1 if gate < 0 else 3 + len(channels)
     context.made = made
     failure = _run(plan, context, lesson)
     assert context.parent is not None

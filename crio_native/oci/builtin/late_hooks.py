@@ -6,6 +6,7 @@ in the container's run_dir, for they outlive the daemon; the other four kinds tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -51,7 +52,8 @@ def run_poststart(launchers: Launchers, run_dir: Path) -> None:
 def run_poststop(launchers: Launchers, run_dir: Path, container_id: str) -> None:
     """Run them once: whoever deletes again finds none.  One that fails is a warning, and the others run."""
     recorded = _recorded(run_dir, "poststop")
-    (run_dir / FILE).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{run_dir}/{FILE}")
     for index, (entry, state) in enumerate(recorded):
         try:
             _run(launchers, "poststop", index, entry, {**state, "status": "stopped", "pid": 0})
@@ -60,10 +62,9 @@ def run_poststop(launchers: Launchers, run_dir: Path, container_id: str) -> None
 
 
 def _recorded(run_dir: Path, kind: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    try:
-        found = json.loads((run_dir / FILE).read_text())
-    except FileNotFoundError:
+    if not os.path.exists(f"{run_dir}/{FILE}"):
         return []
+    found = json.loads((run_dir / FILE).read_text())
     return [(entry, found["state"]) for entry in found["hooks"].get(kind) or ()]
 
 

@@ -62,6 +62,7 @@ def container_plan(
     cgroup_files: list[str],
     cgroup_directories: Mapping[str, str] = MappingProxyType({}),
     seccomp: tuple[bytes, int] | None = None,
+    cgroup_comes: bool = False,
     pause_program: str = "",
     keyring: bool = True,
     pivot: bool = True,
@@ -74,6 +75,7 @@ def container_plan(
     cgroup_files: files that the init writes "0" to, to join its v1 cgroups and its resctrl group.
     cgroup_directories: what a cgroup mount shows: on a v1 host name -> the container's own group in that hierarchy, on
     a v2 host "" -> its own group, which is shown when it has no cgroup namespace.
+    cgroup_comes: the groups are being made while the init is at work.
     seccomp: compiled filter and its load flags (SECCOMP_FILTER_FLAG_NEW_LISTENER: for linux.seccomp.listenerPath).
     pause_program: executable for `ContainerSpec.pause`.  keyring: make a session keyring.  pivot: False on a host
     whose root is a ramfs.  notify_socket: the host's path of systemd's socket, to be shown to the container.
@@ -96,8 +98,8 @@ def container_plan(
 
     if not tree.own_user:
         out.add("new_session", RULE + "a container is a session of its own")
-    if cgroup_files:
-        out.add("join_cgroup", "linux.cgroupsPath", files=cgroup_files)
+    if tree.own_user:  # it takes the host's privileges
+        _cgroup_steps(out, cgroup_files, cgroup_comes)
     processes.oom_step(out, process, host)
     if notice:
         out.add("connect_listener", "linux.seccomp.listenerPath", path=linux["seccomp"]["listenerPath"])
@@ -125,6 +127,10 @@ def container_plan(
     if keyring:
         out.add("session_keyring", RULE + "no container sees another's keys", name=f"_ses.{container.id}")
 
+    if not tree.own_user:  # late, for the groups may still be in the making, but while the host's mounts are in view
+        _cgroup_steps(out, cgroup_files, cgroup_comes)
+        if namespaces.get("cgroup") == "":
+            out.add("new_namespaces", "linux.namespaces", flags=syscalls.CLONE_NEWCGROUP)
     _root_steps(out, tree, namespaces)
     tree.mount_steps(out)
     tree.device_steps(out)
@@ -220,6 +226,13 @@ def state_of(container: ContainerSpec) -> dict[str, Any]:
     }
 
 
+def _cgroup_steps(out: Steps, files: list[str], come: bool) -> None:
+    if come:
+        out.add("await_cgroup", RULE + "the daemon makes the groups meanwhile")
+    if files:
+        out.add("join_cgroup", "linux.cgroupsPath", files=files)
+
+
 def _duties(
     tree: FileTree, linux: Mapping[str, Any], hooks: Mapping[str, Any], state: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -291,8 +304,9 @@ def _outside_steps(out: Steps, tree: FileTree, namespaces: Mapping[str, str]) ->
 
 
 def _namespace_steps(out: Steps, namespaces: Mapping[str, str], spec: Mapping[str, Any]) -> None:
-    # After join_cgroup: the root of a cgroup namespace is the caller's cgroup at that moment.
-    flags = sum(flag for kind, flag in UNSHARE_FLAG.items() if namespaces.get(kind) == "")
+    """All new ones, but a cgroup namespace where the groups come late: its root is the caller's group at the time."""
+    late = () if "user" in namespaces else ("cgroup",)
+    flags = sum(flag for kind, flag in UNSHARE_FLAG.items() if namespaces.get(kind) == "" and kind not in late)
     out.add("new_namespaces", "linux.namespaces", flags=flags)
     if namespaces.get("network") == "":
         out.add("raise_loopback", RULE + "a container can talk to itself")

@@ -105,6 +105,7 @@ class Namespaces:
             for flag, name in ((syscalls.CLONE_NEWNET, "net"), (syscalls.CLONE_NEWIPC, "ipc"))
         }
         syscalls.unshare(sum(self._hosts))
+        steps.switch_loopback_on()
 
     def keep(self, flags: int) -> int:
         """Go back to the host's, but for those in flags, which are returned."""
@@ -147,11 +148,12 @@ def _receive(kind: str, requests: _socket.socket, news: _socket.socket) -> tuple
 def _serve_create(
     streams: Streams, namespaces: Namespaces, donor: Donor, request: dict[str, Any], descriptors: list[int]
 ) -> NoReturn:
-    """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, a v2 cgroup to be born in.
+    """request: see `client.BuiltinRuntime.create`; descriptors: the reply socket, and if there is to be a cgroup the
+    gate where the init waits for it, and on a v2 host the group to be born in.
 
     A PID namespace to join takes effect in children only.
     """
-    reply, *cgroup = descriptors
+    reply, gate, born_in, *_ = [*descriptors, -1, -1]
     sync = streams.theirs
     try:
         _introduce(sync, reply, request["monitor"])
@@ -164,16 +166,16 @@ def _serve_create(
             syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
         flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
         stdio = streams.of_init(request["terminal"], request["stdin"])
-        born_in = cgroup[0] if cgroup else None
         if request["duties"]:
             namespaces.keep(0)
-            _bear_with_duties(request, flags, born_in, sync, stdio)
+            _bear_with_duties(request, flags, born_in, sync, gate, stdio)
             os._exit(0)
         made = namespaces.keep(_unshared(request["steps"]))
-        pid = donation.donate(donor.switch, flags, cgroup=born_in)
+        pid = donation.donate(donor.switch, flags, cgroup=_descriptor(born_in))
         sync.send(b"B%d" % pid)
-        donor.switch.wait()
-        init.run_init(request["steps"], [sync.fileno()], stdio, donor.lesson, made)
+        if _enters_time(request["steps"]):
+            donor.switch.wait()
+        init.run_init(request["steps"], [sync.fileno()], gate, stdio, donor.lesson, made)
     except parent.Failed as failure:
         os.kill(failure.init, _signal.SIGKILL)
         os.waitpid(failure.init, 0)
@@ -182,6 +184,10 @@ def _serve_create(
         sync.send(b"E" + wire.encode(steps.describe("monitor", error)).encode())
     finally:
         os._exit(1)
+
+
+def _descriptor(number: int) -> int | None:
+    return None if number < 0 else number
 
 
 def _unshared(plan: init.Plan) -> int:
@@ -193,6 +199,18 @@ def _unshared(plan: init.Plan) -> int:
     return flags
 
 
+def _enters_time(plan: init.Plan) -> bool:
+    """Whether the plan enters a time namespace, which takes memory that not even a dying process shares."""
+    for name, arguments in plan:
+        if (
+            name == "new_time_namespace"
+            or (name == "enter_container" and arguments["flags"] & syscalls.CLONE_NEWTIME)
+            or (name == "join_namespaces" and any(kind == "time" for kind, _ in arguments["namespaces"]))
+        ):
+            return True
+    return False
+
+
 def _introduce(sync: _socket.socket, reply: int, monitor: dict[str, Any]) -> None:
     """Tell the monitor whose it is."""
     run_dir = os.open(monitor["run_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -202,13 +220,13 @@ def _introduce(sync: _socket.socket, reply: int, monitor: dict[str, Any]) -> Non
 
 
 def _bear_with_duties(
-    request: dict[str, Any], flags: int, cgroup: int | None, sync: _socket.socket, stdio: list[int]
+    request: dict[str, Any], flags: int, cgroup: int, sync: _socket.socket, gate: int, stdio: list[int]
 ) -> None:
     """An init that needs its parent for a while is cloned with a copy of the memory; raises parent.Failed."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
+    pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=_descriptor(cgroup))
     if pid == 0:
-        init.run_init(request["steps"], [sync.fileno(), theirs.fileno()], stdio, None)
+        init.run_init(request["steps"], [sync.fileno(), theirs.fileno()], gate, stdio, None)
     theirs.close()
     duties = parent.Duties(ours, pid, request["duties"])
     sync.send(b"B%d" % duties.serve())
@@ -230,5 +248,6 @@ def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -
         os._exit(1)
     wire.send(donor.news, marshal.dumps(("born", pid)), [reply])
     wire.tell(reply, {"started": pid})
-    donor.switch.wait()
+    if _enters_time(request["steps"]):
+        donor.switch.wait()
     init.run_exec(request["steps"], status, container, stdio, donor.lesson)

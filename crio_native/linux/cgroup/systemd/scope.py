@@ -43,7 +43,7 @@ class Scope(Cgroup):
         self._holder: Holder | None = None
         super().__init__(self._unit.path)
 
-    def create(self) -> None:
+    def begin(self) -> None:
         """Start the scope, held open until `release`.
 
         Raises AlreadyExists when there is such a unit, StepFailed, InvalidArgument for an annotation's value that
@@ -55,10 +55,13 @@ class Scope(Cgroup):
         try:
             with _manager(self._unit.user) as manager:
                 manager.start_scope(self._unit.name, self._properties(self._holder.pid))
-            self._complete()
+            self._add_what_is_missing()
         except BaseException:
             self.release()
             raise
+
+    def complete(self) -> None:
+        """systemd has made it whole."""
 
     def _properties(self, pid: int) -> list[Property]:
         accounts = ("CPU", "Memory", "Tasks", "IO" if self._host.mode == "v2" else "BlockIO")
@@ -73,18 +76,16 @@ class Scope(Cgroup):
         }
         return list((own | dict(self._more)).items())
 
-    def _complete(self) -> None:
+    def _add_what_is_missing(self) -> None:
         """The hierarchies and controllers that systemd does not care for."""
-        made: list[str] = []
         first = self._host.mounts[0] + self.path
         if not any(os.path.isdir(directory) for directory in self._directories):
             raise StepFailed(STEP, 0, first, f"systemd has started {self._unit.name}, but its group is not there")
         for mount in self._host.mounts:
             if not os.path.isdir(mount + self.path):
-                self._make(mount, made)
+                self._make(mount, self._made)
             elif mount == self._host.unified:
                 self._delegate_controllers(mount + self.path)
-        self.made = sorted({self._below_mount(directory) for directory in made} - {self.path}, key=len)
 
     def release(self) -> None:
         """Whoever was to be born in the group has been: let its holder go."""

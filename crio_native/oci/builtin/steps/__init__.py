@@ -13,7 +13,7 @@ import os
 from crio_native.oci.builtin.steps import command, devices, dialogue, mounting, pinning, root, surroundings
 from crio_native.oci.builtin.steps.command import restore_signals
 from crio_native.oci.builtin.steps.context import Context, Refused, describe
-from crio_native.oci.builtin.steps.surroundings import set_sysctls, sysctl_path
+from crio_native.oci.builtin.steps.surroundings import set_sysctls, switch_loopback_on, sysctl_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
     Plan = list[tuple[str, dict[str, Any]]]
 
-__all__ = ["STEPS", "Context", "Refused", "describe", "restore_signals", "run", "set_sysctls", "sysctl_path"]
+__all__ = [
+    "STEPS",
+    "Context",
+    "Refused",
+    "describe",
+    "restore_signals",
+    "run",
+    "set_sysctls",
+    "switch_loopback_on",
+    "sysctl_path",
+]
 
 STEPS: dict[str, Callable[..., None]] = {
     function.__name__: function

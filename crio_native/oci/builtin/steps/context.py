@@ -29,6 +29,7 @@ class Context:
         self.sync = sync  # to the monitor; None for an exec
         self.parent = parent or sync  # to who has the parent's duties (see `parent`), until there are none any more
         self.made = 0  # CLONE_NEW* of namespaces that are the container's own already
+        self.gate = -1  # a pipe that brings word when the control groups are ready
         self.root = -1  # O_PATH descriptor of the new root, until pivot_root
         self.root_path = ""  # the host's, of a root that is placed elsewhere
         self.trees: dict[str, Tree] = {}  # opened while the host was in view, by the name that the plan gives them

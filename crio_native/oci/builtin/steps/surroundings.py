@@ -23,6 +23,13 @@ def new_session(context: Context) -> None:
     os.setsid()
 
 
+def await_cgroup(context: Context) -> None:
+    word = os.read(context.gate, 1)
+    os.close(context.gate)
+    if word != b"k":
+        raise Refused("", "the daemon could not make the control group, or has ended")
+
+
 def join_cgroup(context: Context, files: list[str]) -> None:
     for path in files:
         _write(path, "0")
@@ -156,7 +163,12 @@ def raise_limits(context: Context, limits: list[list[int]]) -> None:
 
 
 def raise_loopback(context: Context) -> None:
-    """A new network namespace has a loopback interface, but switched off."""
+    """A new network namespace has a loopback interface, but switched off; one that was made in advance has it on."""
+    if not context.made & syscalls.CLONE_NEWNET:
+        switch_loopback_on()
+
+
+def switch_loopback_on() -> None:
     control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder)
     fcntl.ioctl(control, _SIOCSIFFLAGS, request.ljust(_SIZEOF_IFREQ, b"\0"))
@@ -246,6 +258,7 @@ def enter_container(context: Context, flags: int) -> None:
 
 STEPS = (
     new_session,
+    await_cgroup,
     join_cgroup,
     join_namespaces,
     open_mount_namespace,
