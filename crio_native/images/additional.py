@@ -14,6 +14,7 @@ import stat
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from crio_native.errors import CrioError, FailedPrecondition
@@ -22,6 +23,9 @@ from crio_native.images.layers import Layer
 from crio_native.images.model import Image
 from crio_native.images.records import Record, Records, image_of
 from crio_native.images.roots import Tree, stack
+from crio_native.images.work import in_time
+
+PATIENCE = 10.0  # seconds to read one: the start waits for it
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +39,20 @@ class Additional:
 
     @classmethod
     def read(cls, stores: Iterable[Path]) -> Additional:
-        """What is there; of an image that is in several, the first.  A store or an image that cannot be used is logged
-        and left out: the node's own images go on."""
+        """What is there; of an image that is in several, the first.  A store or an image that cannot be used, or does
+        not answer, is logged and left out: the node's own images go on."""
         found = cls()
         for store in stores:
             try:
-                for image, tree in _images(store):
+                for image, tree in in_time(partial(_images_of, store), PATIENCE):
                     if image.id not in found.images:
                         found.images[image.id], found.trees[image.id] = image, tree
+            except TimeoutError:
+                log.error(
+                    "the additional store %s did not answer within %g s and is left out until the next start: "
+                    "see whether its server can be reached",
+                    *(store, PATIENCE),
+                )
             except (CrioError, OSError) as error:
                 log.error("the images of the additional store %s cannot be used: %s", store, error)
         return found
@@ -53,11 +63,11 @@ class Additional:
         return Additional(images, {id_: self.trees[id_] for id_ in images})
 
 
-def _images(store: Path) -> Iterator[tuple[Image, Tree]]:
+def _images_of(store: Path) -> list[tuple[Image, Tree]]:
     if (store / "images.db").is_file():
-        return _ours(store)
+        return list(_ours(store))
     if (store / "overlay-images/images.json").is_file():
-        return _containers_storage(store)
+        return list(_containers_storage(store))
     raise FailedPrecondition("it has neither an images.db nor an overlay-images/images.json")
 
 

@@ -28,6 +28,7 @@ from crio_native.errors import (
 )
 from crio_native.images.flattening import flatten
 from crio_native.images.layers import EMPTY, Layer
+from crio_native.images.work import in_time
 from crio_native.linux import btrfs, quota, syscalls
 from crio_native.linux.mounts import MNT_DETACH, MS_NODEV
 from crio_native.oci.runtime import Overlay
@@ -42,6 +43,7 @@ _DATA = re.compile(
 )
 _SIZE = re.compile(r"(\d{1,15})(?:([kmgt])i?)?b?", re.IGNORECASE)
 _MOUNT_SECONDS = 30.0
+_LOOK_SECONDS = 2.0
 _FIRST_PROJECT = 1 << 20  # above what /etc/projid usually gives out
 
 
@@ -263,7 +265,12 @@ def _program(value: str, field: str) -> str:
 
 
 def _directory(value: str, field: str) -> Path:
+    """One that does not answer may be another host's, which comes back: whoever reads it says so."""
     path = Path(value)
-    if not path.is_absolute() or not path.is_dir():
+    try:
+        usable = path.is_absolute() and in_time(path.is_dir, _LOOK_SECONDS)
+    except OSError:  # TimeoutError among them
+        usable = True
+    if not usable:
         raise InvalidArgument(field, value, "must be the absolute path of a directory")
     return path

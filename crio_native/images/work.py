@@ -52,6 +52,23 @@ class Stop:
             self.check()
 
 
+def in_time(work: Callable[[], Result], seconds: float) -> Result:
+    """What `work` returns or raises; TimeoutError if it takes longer, as a file system does whose server has gone.
+
+    No thread can be ended from outside, so it is left behind: nothing waits for it any more.
+    """
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="in-time", daemon=True).start()
+    return done.result(seconds)
+
+
 class Joining:
     """Runs of work by key."""
 

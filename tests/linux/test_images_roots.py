@@ -312,6 +312,79 @@ def test_an_additional_store_that_is_damaged_costs_only_its_own_images(
         assert words in caplog.text
 
 
+HUNG = """
+    import logging, os, sys, time
+    from pathlib import Path
+    from crio_native.errors import CrioError
+    from crio_native.images import ImageStore, additional, roots
+    from crio_native.linux import syscalls
+    from tests.images_support import BASE, TOP, load, made_directory
+    place = Path(sys.argv[1])
+    def hang(directory):
+        # A FUSE file system whose server never says a word, as a network's whose host has gone.
+        fd = os.open("/dev/fuse", os.O_RDWR)
+        syscalls.mount("none", str(directory), "fuse", 0, f"fd={fd},rootmode=40000,user_id=0,group_id=0")
+        return fd
+    def timed(what):
+        began = time.monotonic()
+        answer = what()
+        assert time.monotonic() - began < 20  # what hangs does so for ever
+        return answer
+    logging.basicConfig()
+    """
+
+
+def test_an_additional_store_that_hangs_does_not_hold_the_start_up(tmp_path: Path) -> None:
+    done = in_private_mounts(
+        textwrap.dedent(HUNG)
+        + textwrap.dedent(
+            """
+            with_images = made_directory(place / "baked")
+            baked = ImageStore(with_images)
+            image = load(baked, place, "one", BASE)
+            baked.close()
+            made_directory(place / "hung")
+            server = hang(place / "hung")
+            additional.PATIENCE = roots._LOOK_SECONDS = 0.2
+            options = roots.parse("overlay", [f"imagestore={place}/hung:{with_images}"])
+            store = timed(lambda: ImageStore(place / "store", options=options))
+            assert [found.id for found in store.list()] == [image.id]
+            os.close(server)
+            os._exit(0)  # a thread of ours may still hang
+            """
+        ),
+        tmp_path,
+    )
+    assert f"{tmp_path}/hung did not answer within 0.2 s" in done.stderr
+
+
+def test_an_additional_store_that_goes_does_not_hold_lists_up(tmp_path: Path) -> None:
+    """Its server goes while its images are in use; the node's own images work all the time."""
+    in_private_mounts(
+        textwrap.dedent(HUNG)
+        + textwrap.dedent(
+            """
+            baked = ImageStore(made_directory(place / "baked"))
+            theirs = load(baked, place, "theirs", BASE)
+            baked.close()
+            store = ImageStore(place / "store", options=roots.parse("overlay", [f"imagestore={place}/baked"]))
+            server = hang(place / "baked")
+            assert [found.id for found in timed(store.list)] == [theirs.id]
+            assert timed(lambda: store.get("localhost/theirs:latest")).pinned
+            timed(store.usage)
+            timed(lambda: store.prepare_root(theirs.id, made_directory(place / "container")))  # the mount will wait
+            mine = timed(lambda: load(store, made_directory(place / "mine"), "mine", TOP))
+            timed(lambda: store.prepare_root(mine.id, made_directory(place / "other")))
+            timed(lambda: store.remove(mine.id))
+            assert len(timed(store.list)) == 1
+            os.close(server)
+            store.close()
+            """
+        ),
+        tmp_path,
+    )
+
+
 # Snapshots
 
 
