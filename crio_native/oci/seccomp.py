@@ -113,6 +113,11 @@ class Compiled:
     notify: bool
 
 
+def knows(name: str) -> bool:
+    """Whether libseccomp knows a system call of this name, on any architecture."""
+    return bool(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) != NO_SUCH_SYSCALL)
+
+
 def default_profile() -> dict[str, Any]:
     """The profile of RuntimeDefault, from conf/seccomp.json."""
     return load_profile(installed("seccomp.json"))

@@ -104,6 +104,19 @@ def test_delete_force(oci: Oci) -> None:
     assert not oci.left()
 
 
+def test_delete_by_a_regular_expression(oci: Oci) -> None:
+    for name in ("job-1", "job-2", "other"):
+        spec = spec_of(str(oci.root), ("sleep", "100"))
+        spec["linux"]["cgroupsPath"] = f"/{oci.name}-{name}"
+        oci.ok("run", "--detach", "-b", oci.write(spec), name)
+    assert "'job-1' that is not stopped" in oci.refused("delete", "--regex", "^job-[0-9]$")
+    assert "is no regular expression" in oci.refused("delete", "--regex", "job-[")
+    oci.ok("delete", "--force", "--regex", "^job-[0-9]$")
+    assert oci.ok("list", "-q") == "other\n"
+    oci.ok("delete", "-f", "other")
+    assert not oci.left()
+
+
 def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None:
     spec = json.loads((oci.bundle("true") / "config.json").read_text())
     spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
@@ -488,6 +501,16 @@ def test_a_filter_need_allow_no_more_than_the_command_needs(oci: Oci, no_new_pri
     }
     spec["process"]["noNewPrivileges"] = no_new_privileges
     oci.ok("run", "-b", oci.write(spec), "c")
+
+
+def test_an_unknown_system_call_in_a_profile_is_refused_when_an_annotation_says_so(oci: Oci) -> None:
+    spec = spec_of(str(oci.root), ("true",))
+    rule = {"names": ["chdir", "no_such_call"], "action": "SCMP_ACT_ERRNO"}
+    spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    oci.ok("run", "-b", oci.write(spec), "c")
+    spec["annotations"] = {"run.oci.seccomp_fail_unknown_syscall": "1"}
+    assert "linux.seccomp.syscalls[0].names" in oci.refused("run", "-b", oci.write(spec), "c")
+    assert not oci.left()
 
 
 def test_without_systemd_its_manager_is_refused_at_the_door(oci: Oci) -> None:

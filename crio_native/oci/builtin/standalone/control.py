@@ -9,6 +9,7 @@ import sys
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
 from crio_native.linux.cgroup import files, hierarchy
+from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.standalone import channel, state
 
 TYPE_CHECKING = False
@@ -46,8 +47,20 @@ def _run_poststart(found: State) -> None:
 
 
 def state_(options: SimpleNamespace) -> int:
-    print_json(_load(options).oci())
+    sys.stdout.write(_indented(_load(options).oci()) + "\n")
     return 0
+
+
+def _indented(value: object, margin: str = "\n") -> str:
+    """JSON of nested objects as runc prints it, without json: to import that takes longer than to ask for a state."""
+    if not isinstance(value, dict) or not value:
+        return wire.encode(value)
+    inner = margin + "  "
+    return (
+        "{"
+        + ",".join(f"{inner}{wire.encode(key)}: {_indented(item, inner)}" for key, item in value.items())
+        + f"{margin}}}"
+    )
 
 
 def kill(options: SimpleNamespace) -> int:
@@ -82,7 +95,23 @@ def _signal_all(cgroup: Cgroup, number: int) -> None:
 
 
 def delete(options: SimpleNamespace) -> int:
-    """Remove a container that has stopped, or never started; with --force any, and it is no error when it is gone."""
+    """Remove a container that has stopped, or never started; with --force any, and it is no error when it is gone.
+    With --regex, all whose ids it matches anywhere; the first that cannot be removed ends it."""
+    if not options.regex:
+        return _delete(options)
+    import re
+
+    try:
+        pattern = re.compile(options.arguments[0])
+    except re.error as error:
+        raise InvalidArgument("--regex", options.arguments[0], f"is no regular expression: {error}") from None
+    for name in [found.id for found in state.every(options.root) if pattern.search(found.id)]:
+        options.arguments = [name]
+        _delete(options)
+    return 0
+
+
+def _delete(options: SimpleNamespace) -> int:
     try:
         found = _load(options)
     except state.DoesNotExist as error:
@@ -176,13 +205,6 @@ def signal_number(text: str) -> int:
     if not isinstance(number, int) or name.startswith("_") or (number not in _signal.valid_signals() and text != "0"):
         raise InvalidArgument("signal", text, "unknown signal: give a name like TERM, or a number")
     return number
-
-
-def print_json(value: object) -> None:
-    """As runc prints it: indented by two blanks."""
-    import json
-
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def _load(options: SimpleNamespace) -> State:

@@ -149,7 +149,10 @@ class Made:
         joined = cgroup.join_files() if cgroup is not None else []
         if linux.get("intelRdt") is not None:
             joined += self._join_resctrl(linux["intelRdt"])
-        plan = self._plan(cgroup, joined, compiled(linux.get("seccomp"), self.options.root))
+        seccomp = compiled(linux.get("seccomp"), self.options.root)
+        if self.state.record["annotations"].get("run.oci.seccomp_fail_unknown_syscall") == "1":
+            _refuse_unknown(linux.get("seccomp") or {})
+        plan = self._plan(cgroup, joined, seccomp)
         if self.laboratory is not None:
             self.laboratory.check(plan)
         descriptor = None
@@ -359,6 +362,17 @@ def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] 
     from crio_native.oci.builtin.standalone import filters
 
     return filters.compiled(seccomp, root)
+
+
+def _refuse_unknown(seccomp: Mapping[str, Any]) -> None:
+    """What crun does for this annotation.  Elsewhere such names are passed over: profiles name those of all kernels."""
+    from crio_native.oci import seccomp as filters
+
+    for index, rule in enumerate(seccomp.get("syscalls") or ()):
+        for name in rule.get("names") or ():
+            if not filters.knows(name):
+                why = "is no system call that libseccomp knows, and an annotation wants that refused"
+                raise InvalidArgument(f"linux.seccomp.syscalls[{index}].names", name, why)
 
 
 def close_others(keep: list[int]) -> None:

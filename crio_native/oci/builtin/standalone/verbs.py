@@ -149,6 +149,7 @@ _VERBS: dict[str, tuple[Any, ...]] = {
         "ID",
         (1, 1),
         ("force", "switch", "kill it first where it lives", "f"),
+        ("regex", "switch", "ID is a regular expression: remove all containers that it is found in"),
     ),
     "pause": ("control:pause", "stop all processes of a container", "ID", (1, 1)),
     "resume": ("control:resume", "let them go on", "ID", (1, 1)),
