@@ -15,8 +15,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START = "crio_native.cli.oci"
 COMMANDS = "crio_native.oci.builtin.standalone"
 LOADER = COMMANDS + ".archive"
-MODULES = ("create", "exec", "control", "resources", "show", "checkpoint")
-ENTERING = ("create", "exec")  # modules whose commands enter a container, and import `interpreter` before that
+# The modules of commands, and what their commands import when they have begun.
+MODULES = {
+    "create": (f"{COMMANDS}.interpreter", "crio_native.linux.cgroup.devices", "crio_native.linux.cgroup.resources"),
+    "exec": (f"{COMMANDS}.interpreter",),
+    "control": (),
+    "resources": (),
+    "show": (),
+    "checkpoint": (),
+}
 CIRCULAR = ("ctypes",)  # whose parts import each other, so that there is no such order
 
 
@@ -59,7 +66,7 @@ def start() -> bytes:
 
 def command(module: str) -> bytes:
     __import__(START)
-    return archive([f"{COMMANDS}.interpreter"] * (module in ENTERING) + [f"{COMMANDS}.{module}"])
+    return archive([*MODULES[module], f"{COMMANDS}.{module}"])
 
 
 def archive(names: list[str]) -> bytes:

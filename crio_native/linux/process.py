@@ -6,8 +6,6 @@ import errno
 import fcntl
 import os
 
-from crio_native.linux import mounts, syscalls
-
 
 def start_time(pid: int) -> int | None:
     """Field 22 of /proc/PID/stat (clock ticks since boot); None when there is no such process or it is a zombie."""
@@ -36,6 +34,8 @@ def unwritable_executable(path: str) -> int:
     (CVE-2019-5736) must find a read-only view: a detached, read-only mount of the file, or a sealed copy where the
     kernel has no detached mounts.
     """
+    from crio_native.linux import mounts, syscalls  # here: most who ask for a start time make no system calls
+
     try:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC)
     except OSError as error:

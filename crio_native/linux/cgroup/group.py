@@ -9,7 +9,7 @@ import time
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 
-from . import devices, files, resources
+from . import files
 from .hierarchy import Hierarchy, hierarchy
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .. import bpf
+    from . import resources
 
 STEP = "cgroup"
 _PATH_MAX = 1024
@@ -171,6 +172,8 @@ class Cgroup:
         Returns a warning for each field that this host cannot do.  Raises InvalidArgument for values that no host could
         do, StepFailed with the file and the field for those that the kernel refuses.
         """
+        from . import resources  # only who limits pays for it: crio-oci has a process for each command
+
         writes, warnings = resources.plan(wanted, _Answers(self._host, self.path))
         self._announce(writes)
         # The kernel compares some files with each other (memory with memory and swap, quota with burst), in an order
@@ -212,6 +215,8 @@ class Cgroup:
         On v2 they replace the old ones at once; on v1 there is a moment with none allowed.  An empty list changes
         nothing.  Raises InvalidArgument, StepFailed.
         """
+        from . import devices
+
         parsed = devices.parse(rules)
         if not parsed:
             return

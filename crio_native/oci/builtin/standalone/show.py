@@ -7,7 +7,6 @@ import sys
 
 from crio_native.errors import AlreadyExists, InvalidArgument
 from crio_native.oci.builtin.standalone import state
-from crio_native.oci.builtin.standalone.control import print_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,9 +43,11 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 def features(_options: SimpleNamespace) -> int:
     """What is really there, in the form of the specification's features.md."""
+    import json
+
     from crio_native.oci.features import features as found
 
-    print_json(found())
+    sys.stdout.write(json.dumps(found(), indent=2) + "\n")
     return 0
 
 
