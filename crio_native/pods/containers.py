@@ -33,8 +33,10 @@ from crio_native.pods import (
     exit_files,
     image_volumes,
     infra_cpus,
+    linked_logs,
     names,
     pausing,
+    pod_annotations,
     preparation,
     spec,
     spec_security,
@@ -302,6 +304,8 @@ class Containers:
         built = preparation.prepare(node, pod, container, image_config, settings, pid_path, stage)
         if container.log_path:
             os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
+            workloads = node.settings.workloads
+            linked_logs.link(pod, container, pod_annotations.Allowed(pod.config.annotations, settings, workloads))
         made = [path for source in built.absent_sources for path in _make_directories(source)]
         try:
             preparation.label_volumes(node, pod, container, settings, stage)
@@ -415,6 +419,9 @@ class Containers:
 
     def _free(self, container: Container) -> None:
         """Let go of all that a container has, except its record; idempotent."""
+        pod = self._node.store.pods.get(container.pod_id)
+        if pod is not None:
+            linked_logs.unlink(pod, container.id)
         layout = self._node.layout
         run_dir = layout.run_dir(container.id)
         self._runtime(container).delete(container.id, run_dir, container.cgroup)

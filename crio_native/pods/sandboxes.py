@@ -23,6 +23,7 @@ from crio_native.oci.builtin import pinning
 from crio_native.oci.runtime import ContainerSpec, ExitStatus, Runtime
 from crio_native.pods import (
     infra_cpus,
+    linked_logs,
     names,
     networking,
     pod_annotations,
@@ -158,7 +159,8 @@ class Sandboxes:
 
     def dismantle(self, pod: Pod, *, files: bool = True) -> None:
         """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk."""
-        _try_all([lambda: self._delete_infra(pod), lambda: self.release(pod.id, files=files)], pod.id)
+        acts = [lambda: self._delete_infra(pod), lambda: linked_logs.unmount(pod)]
+        _try_all([*acts, lambda: self.release(pod.id, files=files)], pod.id)
 
     def release(self, pod_id: str, *, files: bool = True) -> None:
         """The part of `dismantle` that needs no more than an id."""
@@ -195,6 +197,10 @@ class Sandboxes:
         raise AlreadyExists(
             f"the pod name {pod.name!r} is taken {taken}; use another attempt number, or remove that pod"
         )
+
+    def _allowed(self, pod: Pod) -> pod_annotations.Allowed:
+        settings = self._node.handlers.settings_of(pod.handler)
+        return pod_annotations.Allowed(pod.config.annotations, settings, self._node.settings.workloads)
 
     def _hostname(self, pod: Pod) -> str:
         if pod.config.namespaces.network is NamespaceMode.NODE:
@@ -237,6 +243,7 @@ class Sandboxes:
             size = _shm_size(pod, node.handlers.usable(pod.handler).settings, node.settings)
             label = selinux.of_shared_memory(labels, node.host)
             _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns), size, label)
+        linked_logs.mount(pod, self._allowed(pod), labels.files)
         infra = None
         pause = self._pause_runtime(pod)
         if pause is not None:

@@ -21,6 +21,7 @@ from crio_native.pods import (
     cdi,
     devices,
     infra_cpus,
+    linked_logs,
     oci_hooks,
     pod_annotations,
     selinux,
@@ -208,10 +209,18 @@ def infra_spec(pod: Pod, node: Node, label: str = "") -> dict[str, Any]:
 
 
 def _pod_annotations(pod: Pod, settings: RuntimeTable) -> dict[str, str]:
-    """What a pod's first container tells a runtime that makes the pod itself, as a virtual machine."""
+    """What a pod's first container tells a runtime that makes the pod itself, as a virtual machine: also how large the
+    pod will be."""
     handler = settings.runtimes.get(pod.handler) or RuntimeHandler()
     allowed = pod_annotations.Allowed(pod.config.annotations, handler, settings.workloads)
-    return {**handler.default_annotations, **allowed.passed_on()}
+    linux = pod.config.linux
+    sizes = {"pod-linux-overhead.crio.io": linux.overhead, "pod-linux-resources.crio.io": linux.resources}
+    told = {
+        name: json.dumps({key: value for key, value in to_json(size).items() if value})
+        for name, size in sizes.items()
+        if size is not None
+    }
+    return {**handler.default_annotations, **allowed.passed_on(), **told}
 
 
 def exec_process(
@@ -270,6 +279,7 @@ def _mounts(
         *declared,
     ]
     asked = spec_mounts.caller_mounts(container.config.mounts, volumes, settings.bind_mount_prefix)
+    asked = linked_logs.keep_read_only(asked, allowed)
     return spec_mounts.merge(ours, asked)
 
 
