@@ -146,11 +146,15 @@ def find_program(directories: Sequence[str], kind: str) -> str | None:
     return None
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a FIFO that someone left there would never return."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_json(path: Path) -> Any:
     """Raises InvalidArgument with the path for what is no file, too large, or not JSON."""
     try:
-        # Non-blocking, because opening a FIFO that someone left there would never return.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise InvalidArgument(str(path), f"{len(data)} bytes or more", f"at most {MAX_FILE_BYTES} are accepted")

@@ -16,12 +16,16 @@ from crio_native.errors import FailedPrecondition, InvalidArgument
 MAX_FILE = 1 << 20  # bytes, of a policy, a key, a file of registries.d
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open`: does not wait for whom a FIFO wants to meet."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: str, what: str) -> bytes:
     """A file that the node's configuration names.  Raises FailedPrecondition where it cannot be read or is no such."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with open(path, "rb", opener=open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise FailedPrecondition(f"{what} {path} is not a regular file")
             raw = file.read(MAX_FILE + 1)
     except OSError as error:

@@ -129,13 +129,12 @@ def _bounded(found: Iterator[Signature]) -> Iterator[Signature]:
 
 def _local(path: str) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(path, "rb", opener=documents.open_at_once) as file:
+            raw = file.read(MAX_SIGNATURE + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise Unmet(f"the signature {path} cannot be read: {(error.strerror or '').lower()}") from None
-    with open(fd, "rb") as file:
-        raw = file.read(MAX_SIGNATURE + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     if not raw or len(raw) > MAX_SIGNATURE:
         raise Unmet(f"the signature {path} is not a file of 1 to {MAX_SIGNATURE} bytes")
     return raw
