@@ -1,6 +1,6 @@
 """`make bench`: run the measurements, print the table, write build/bench.json.
 
-python -m tests.perf [--rounds N] [--pods N] [run] [exec] [monitor] [daemon] [sandboxes] [probes] [handlers]
+python -m tests.perf [--rounds N] [--pods N] [run] [command] [exec] [monitor] [daemon] [sandboxes] [probes] [handlers]
                      [lists] [streaming] [pull]
 """
 
@@ -23,12 +23,12 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
-from tests.perf import containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
+from tests.perf import command, containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
 from tests.perf.host import private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
-EXECUTOR = ("run", "volumes", "crowd", "exec", "monitor")
+EXECUTOR = ("run", "command", "volumes", "crowd", "exec", "monitor")
 KINDS = (*EXECUTOR, "daemon", "sandboxes", "probes", "handlers", "lists", "streaming", "pull")
 PULLS = 3  # rounds: each takes a minute
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,6 +97,9 @@ def _executor(chosen: Sequence[str], bundle: Bundle, directory: Path, rounds: in
             for profile in (None, _default_seccomp()):
                 with console.status("create, start, /bin/true, exit, delete: ours, crun, runc"):
                     yield from containers.measure_run(ours, bundle, rounds, profile)
+        if "command" in chosen:
+            with console.status("crio-oci as a command: ours, runc"):
+                yield from command.measure(bundle, rounds)
         if "volumes" in chosen:
             with console.status("a container with many volumes: ours, crun"):
                 yield from crowd.measure_volumes(ours, bundle, directory, rounds, _default_seccomp())

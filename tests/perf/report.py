@@ -45,7 +45,7 @@ class Result:
         return {name: getattr(self, name) for name in names}
 
 
-def compare(name: str, ours: Sequence[float], peers: dict[str, tuple[Sequence[float], float]]) -> list[Result]:
+def compare(name: str, ours: Sequence[float], peers: dict[str, tuple[Sequence[float], float | None]]) -> list[Result]:
     """Rows of medians in ms from samples in seconds.  peers: name to samples and goal."""
     return [
         Result(name, "ms", _ms(ours), _ms(samples), peer, goal, spread=f"{_range(ours)} / {_range(samples)}")
