@@ -3,8 +3,10 @@
 Every wrapper raises OSError with errno and, where there is one, the path.  Calls go through syscall(2) by number,
 because libc lacks some of them and because a libc wrapper may do more than the call.  Prototypes are made once at
 import and never changed, so threads may share them.  The library is loaded as PyDLL: the GIL stays held during a
-call.  That is what makes `clone3` return safely into the interpreter (a child that had to take a GIL which another
-thread owned at the moment of the clone would hang), and no call wrapped here blocks for long.
+call.  That is what makes `clone3` return safely into the interpreter: a child that had to take a GIL which another
+thread owned at the moment of the clone would hang.  The calls on mounts and paths let it go: they wait for locks of
+the kernel, for RCU (up to 40 ms on a busy machine) and for file systems that do not answer, while other threads of the
+daemon have work to do.
 """
 
 from __future__ import annotations
@@ -202,16 +204,17 @@ _cap_data_pair = cap_data * 2  # made once: a ctypes array type costs 100 times 
 _MOST_DESCRIPTORS = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] & 0x7FFFFFFF, 1 << 20)
 
 _libc = ctypes.PyDLL(None, use_errno=True)
+_libc_without_gil = ctypes.CDLL(None, use_errno=True)
 
 
-def _bind(name: str, *argtypes: Any) -> Any:
-    function, number = _libc["syscall"], NUMBER[name]  # indexing makes a new function object each time
+def _bind(name: str, *argtypes: Any, library: ctypes.CDLL = _libc) -> Any:
+    function, number = library["syscall"], NUMBER[name]  # indexing makes a new function object each time
     function.argtypes, function.restype = (c_long, *argtypes), c_long
     return lambda *args: function(number, *args)
 
 
-_mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
-_umount2 = _bind("umount2", c_char_p, c_int)
+_mount = _bind("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p, library=_libc_without_gil)
+_umount2 = _bind("umount2", c_char_p, c_int, library=_libc_without_gil)
 _pivot_root = _bind("pivot_root", c_char_p, c_char_p)
 _unshare = _bind("unshare", c_ulong)
 _setns = _bind("setns", c_int, c_int)
@@ -227,15 +230,15 @@ _clone = _bind("clone", c_ulong, c_void_p, c_void_p, c_void_p, c_void_p)
 _ioprio_set = _bind("ioprio_set", c_int, c_int, c_int)
 _sched_setattr = _bind("sched_setattr", c_int, c_void_p, c_uint)
 _set_mempolicy = _bind("set_mempolicy", c_int, c_void_p, c_ulong)
-_open_tree = _bind("open_tree", c_int, c_char_p, c_uint)
-_move_mount = _bind("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
+_open_tree = _bind("open_tree", c_int, c_char_p, c_uint, library=_libc_without_gil)
+_move_mount = _bind("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint, library=_libc_without_gil)
 _fsopen = _bind("fsopen", c_char_p, c_uint)
-_fsconfig = _bind("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
-_fsmount = _bind("fsmount", c_int, c_uint, c_uint)
+_fsconfig = _bind("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int, library=_libc_without_gil)
+_fsmount = _bind("fsmount", c_int, c_uint, c_uint, library=_libc_without_gil)
 _clone3 = _bind("clone3", c_void_p, c_ulong)
 _close_range = _bind("close_range", c_uint, c_uint, c_uint)
-_openat2 = _bind("openat2", c_int, c_char_p, c_void_p, c_ulong)
-_mount_setattr = _bind("mount_setattr", c_int, c_char_p, c_uint, c_void_p, c_ulong)
+_openat2 = _bind("openat2", c_int, c_char_p, c_void_p, c_ulong, library=_libc_without_gil)
+_mount_setattr = _bind("mount_setattr", c_int, c_char_p, c_uint, c_void_p, c_ulong, library=_libc_without_gil)
 
 
 def _check(result: int, path: str | bytes | None = None) -> int:
