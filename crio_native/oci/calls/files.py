@@ -302,7 +302,7 @@ def pivot_root() -> list[str]:
         'pivot_root(".", ".")',
         "fchdir(old)",
         'mount(NULL, ".", NULL, MS_SLAVE|MS_REC, NULL)',
-        'umount2(".", MNT_DETACH)',
+        'umount2(".", MNT_DETACH), and again while there is something to unmount',
         'chdir("/")',
     ]
 

@@ -101,8 +101,20 @@ def pivot_root(context: Context) -> None:
     # The old root must not carry our unmounting to the host.
     syscalls.mount(None, ".", None, mounts.MS_SLAVE | mounts.MS_REC)
     syscalls.umount2(".", mounts.MNT_DETACH)
+    _unmount_below()
     os.close(old)
     _leave_root(context)
+
+
+def _unmount_below() -> None:
+    """umount(2) takes the topmost of what is stacked on a mount.  Where a bind mount covers a root that was placed on
+    the old one (`place_root`), that is not the old root yet; it is gone when the kernel knows nothing to unmount."""
+    try:
+        while True:
+            syscalls.umount2(".", mounts.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def move_root(context: Context) -> None:
