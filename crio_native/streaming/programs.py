@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,7 @@ from crio_native.streaming.wires import Buffer, read, readable, writable, write
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 0.5  # for output that comes after the process has ended, from children that it left
+_END_SECONDS = 2.0  # for the end of a container to be known after the end of its output
 _PIPE_MAX = 1 << 20  # bytes that a pipe or a terminal may hold
 _SMALL = 32 * 1024  # bytes of output after which the program gets a moment to write more
 _MOMENT = 0.001  # seconds; shorter than anybody notices, and as long as a pipe takes to fill
@@ -199,9 +201,18 @@ class Attachment:
             name = _STREAMS.get(packet[0], "")
             if name in self._wanted:
                 await send(name, packet[1:])
-        if self._lives():
+        if await self._goes_on():
             raise Unavailable("the container's output was not taken for 5 s, so it went on without this client")
         return 0
+
+    async def _goes_on(self) -> bool:
+        """Whether the container does; conmon lets its clients go some time before it tells how it ended."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self._lives():
+            if time.monotonic() > deadline:
+                return True
+            await asyncio.sleep(0.02)
+        return False
 
     async def _packet(self, buffer: Buffer) -> memoryview:
         try:

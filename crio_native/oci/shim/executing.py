@@ -99,7 +99,12 @@ def start(tasks: Tasks, container_id: str, cgroups_path: str, request: ExecSpec)
     if not request.process.get("terminal"):
         paths = {name: _path(getattr(request, name), name) for name in ("stdin", "stdout", "stderr")}
         streams = Streams(paths["stdin"], paths["stdout"], paths["stderr"])
-        return _start(tasks, container_id, cgroups_path, request, streams, -1)
+        session = _start(tasks, container_id, cgroups_path, request, streams, -1)
+        if request.stdin >= 0:
+            # A shim may open it only after it said that the process runs; a pipe that nobody reads refuses what comes.
+            reader = os.dup(request.stdin)
+            session.when_ended(lambda: os.close(reader))
+        return session
     # The shim copies between the process's own terminal and this one, which does nothing but pass bytes on.
     master, slave = os.openpty()
     try:
