@@ -26,15 +26,21 @@ PROGRAMS = {
 
 def settings(handler: str) -> str:
     """The daemon's configuration with one external handler, which is the default."""
-    program = PROGRAMS[handler]
-    path = "" if program == handler else f'runtime_path = "{shutil.which(program)}"'
-    path += f'\nmonitor_path = "{shutil.which("conmon")}"' if handler == "conmon" else ""
-    path += '\nruntime_type = "vm"' if handler == "shim" else ""
     return f"""
 [crio.runtime]
 container_exits_dir = "{{directory}}/run/exits"
 container_attach_socket_dir = "{{directory}}/run/attach"
 default_runtime = "{handler}"
+{table(handler)}"""
+
+
+def table(handler: str) -> str:
+    """The handler's own table."""
+    program = PROGRAMS[handler]
+    path = "" if program == handler else f'runtime_path = "{shutil.which(program)}"'
+    path += f'\nmonitor_path = "{shutil.which("conmon")}"' if handler == "conmon" else ""
+    path += '\nruntime_type = "vm"' if handler == "shim" else ""
+    return f"""
 [crio.runtime.runtimes.{handler}]
 {path}
 runtime_root = "{{directory}}/run/{handler}"
@@ -63,10 +69,15 @@ def shared(handler: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def fresh(handler: str) -> Iterator[Client]:
-    client = new_client(settings=settings(handler))
-    yield client
-    close(client)
+def fresh(shared: Client) -> Iterator[Client]:
+    """The same daemon: who restarts and breaks it leaves one behind that serves, and a start costs more than a test."""
+    yield shared
+    assert shared.daemon.process is not None
+    (shared.daemon.directory / "crio.conf.d/50-test.conf").unlink(missing_ok=True)
+    if shared.daemon.process.poll() is not None:
+        shared.start_daemon()
+    for pod in shared.pods():
+        shared.remove_pod(pod.id)
 
 
 class OfHandler(Client):
