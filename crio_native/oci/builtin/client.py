@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ import crio_native
 from crio_native.errors import (
     AlreadyExists,
     CrioError,
-    DeadlineExceeded,
     InvalidArgument,
     NotFound,
     StartFailed,
@@ -41,9 +39,11 @@ from crio_native.oci import features
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, wire
+from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, start_exec, stdio_of
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
+from crio_native.oci.builtin.replies import receive
 from crio_native.oci.monitored import Monitored
-from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, ExitStatus, Process, ResolvedUser
+from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +103,13 @@ class Launchers:
 
     def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
+        self.hand_on(request["op"], wire.pack(request), descriptors)
+
+    def hand_on(self, op: str, packet: bytes, descriptors: Sequence[int]) -> None:
+        """`send`, of a request that is packed already."""
         self._revive()
         spares = {"create": self._creates, "exec": self._execs, "external": self._externals}
-        wire.send(spares.get(request["op"], self._requests), wire.pack(request), descriptors)
+        wire.send(spares.get(op, self._requests), packet, descriptors)
 
     def pin_namespaces(
         self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
@@ -207,19 +211,6 @@ def _module_paths() -> list[str]:
     return [os.path.dirname(os.path.dirname(crio_native.__file__)), os.path.dirname(prctl.__file__)]
 
 
-def receive(reply: socket.socket, seconds: float | None, stage: str) -> dict[str, Any]:
-    """One packet from a launcher.  Raises DeadlineExceeded naming the stage; Unavailable at EOF."""
-    reply.settimeout(seconds)
-    try:
-        data = reply.recv(65536)
-    except TimeoutError:
-        raise DeadlineExceeded(f"nothing within {seconds:g} s while {stage}") from None
-    if not data:
-        raise Unavailable(f"the launcher ended while {stage}")
-    answer: dict[str, Any] = json.loads(data)
-    return answer
-
-
 @functools.cache
 def this_host(limited: bool) -> Host:
     """What plans have to know of this machine.  limited: stay within what a restricted host permits."""
@@ -276,34 +267,6 @@ class _Gate:
             self._ours = -1
 
 
-class BuiltinExec:
-    """An ExecSession of the built-in executor."""
-
-    def __init__(self, reply: socket.socket, pid: int, terminal: int = -1) -> None:
-        self._reply, self.pid, self.terminal = reply, pid, terminal
-        self._result: ExitStatus | None = None
-
-    def fileno(self) -> int:
-        return self._reply.fileno()
-
-    def result(self) -> ExitStatus:
-        if self._result is None:
-            answer = receive(self._reply, None, "a process ran in a container")
-            self._result = ExitStatus(answer["exited"], answer["signal"], False, time.time_ns())
-        return self._result
-
-    def resized(self, height: int, width: int) -> None:
-        pass  # the terminal is the process's own, and has told it
-
-    def kill(self) -> None:
-        if self._result is None:
-            with contextlib.suppress(OSError):
-                self._reply.send(b"kill")
-
-    def close(self) -> None:
-        self._reply.close()
-
-
 class BuiltinRuntime(Monitored):
     """The Runtime (see `oci.runtime`) that makes containers itself.
 
@@ -328,6 +291,7 @@ class BuiltinRuntime(Monitored):
         self._launchers = launchers
         self._clamp = clamp
         self._create_timeout = create_timeout
+        self._exec_packets = ExecPackets()
         self._watches: dict[Path, socket.socket] = {}  # by run_dir, of containers that nobody has begun to watch yet
 
     def abilities(self) -> Abilities:
@@ -443,54 +407,39 @@ class BuiltinRuntime(Monitored):
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         cgroup = self._cgroup(cgroups_path)
-        joined = cgroup.join_files() if cgroup else []
         try:
             foreign = namespaces.differing(process_.pid)
         except FileNotFoundError:
             raise StepFailed("exec", errno.ESRCH, "", "the container has ended") from None
-        own_user = bool(foreign & syscalls.CLONE_NEWUSER)
-        checked = replace(request, process=self._permitted(request.process, container_id, own_user))
-        state = {"ociVersion": specs.VERSION, "id": container_id, "status": "running", "bundle": ""}
-        plan = exec_plan(
-            checked,
-            this_host(self._clamp),
-            cgroup_files=joined,
-            seccomp=_compiled(request.seccomp),
-            namespaces=foreign,
-            state=state,
-            linux=request.linux,
+        asked = (container_id, process_.pid, process_.start_time, cgroups_path, foreign)
+        packet = self._exec_packets.packet(
+            asked, request, lambda: self._exec_packet(container_id, process_, cgroup, request, foreign)
         )
         descriptor = cgroup.descriptor() if cgroup else None
-        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        streams = [request.stdin, request.stdout, request.stderr]
-        given = [fd for fd in streams if fd >= 0]
+        return start_exec(self._launchers.hand_on, container_id, packet, request, descriptor)
+
+    def _exec_packet(
+        self, container_id: str, process_: Process, cgroup: Cgroup | None, request: ExecSpec, foreign: int
+    ) -> bytes:
+        own_user = bool(foreign & syscalls.CLONE_NEWUSER)
+        plan = exec_plan(
+            replace(request, process=self._permitted(request.process, container_id, own_user)),
+            this_host(self._clamp),
+            cgroup_files=cgroup.join_files() if cgroup else [],
+            seccomp=_compiled(request.seccomp),
+            namespaces=foreign,
+            state={"ociVersion": specs.VERSION, "id": container_id, "status": "running", "bundle": ""},
+            linux=request.linux,
+        )
         message = {
             "op": "exec",
             "pid": process_.pid,
             "start_time": process_.start_time,
-            "stdio": [given.index(fd) if fd >= 0 else -1 for fd in streams],
-            "cgroup": descriptor is not None,
+            "stdio": stdio_of(request),
+            "cgroup": cgroup is not None and bool(hierarchy().unified),
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
         }
-        extra = [descriptor] if descriptor is not None else []
-        reply, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with status:
-                try:
-                    self._launchers.send(message, [far.fileno(), theirs.fileno(), *given, *extra])
-                finally:
-                    far.close()
-                    theirs.close()
-                    for fd in extra:
-                        os.close(fd)
-                started = receive(reply, 30, f"starting a process in container {container_id}")
-                if "error" in started:
-                    raise StepFailed.from_dict(started["error"])
-                terminal = _await_exec(status)
-        except BaseException:
-            reply.close()
-            raise
-        return BuiltinExec(reply, started["started"], terminal)
+        return wire.pack(message)
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._limit(cgroup_of(cgroups_path, self._cgroup_manager), resources, container_id)
@@ -533,28 +482,6 @@ def _leave_resctrl(container_id: str, run_dir: Path) -> None:
 @functools.cache
 def _monitor_program() -> str:
     return str(monitor.binary_path())
-
-
-def _await_exec(status: socket.socket) -> int:
-    """Until the exec itself closes the socket; the master of the process's terminal, -1 for none.
-
-    Raises StartFailed with what the process tells instead.
-    """
-    status.settimeout(30)
-    terminal = -1
-    while True:
-        try:
-            message, descriptors = wire.receive(status)
-        except TimeoutError:
-            message, descriptors = b'{"error":{"step":"execute","detail":"nothing happened for 30 s"}}', []
-        if not message:
-            return terminal
-        if message == b"C":
-            terminal = descriptors[0]
-            continue
-        if terminal >= 0:
-            os.close(terminal)
-        raise StartFailed.from_dict(json.loads(message)["error"])
 
 
 def _number(name: str) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 
 from crio_native.errors import Internal, StepFailed
 from crio_native.linux import process
-from crio_native.oci.builtin.client import Launchers, receive
+from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.replies import receive
 
 _SECONDS = 30.0
 
