@@ -45,15 +45,19 @@ def with_attributes(name: str, attributes: dict[str, bytes], **fields: Any) -> t
     return member(name, data=b"data", pax_headers=pax, **fields)
 
 
-def of_gnu_tar(directory: Path) -> bytes:
+def of_gnu_tar(directory: Path, *options: str) -> bytes:
     """A real tree as a real archiver writes it: long names, holes, hard links, attributes."""
     made_directory(directory)
     for name in ("usr", "usr/share", "usr/share/" + "long" * 40):
         made_directory(directory / name)
-    with (directory / "usr/sparse").open("wb") as file:
-        file.seek(1 << 20)
-        file.write(b"end")
-        file.truncate(3 << 20)
+    for holes in (3, 100):
+        with (directory / f"usr/with-{holes}-holes").open("wb") as file:
+            for number in range(1, holes + 1):
+                file.seek(number << 16)
+                file.write(b"data" * number)
+            file.truncate(holes + 1 << 16)
+    with (directory / "usr/hole").open("wb") as file:
+        file.truncate(1 << 20)
     (directory / "usr/share" / ("long" * 40) / "ünï-\udcff").write_bytes(b"a name that is not UTF-8")
     (directory / "usr/empty").touch()
     os.link(directory / "usr/empty", directory / "usr/link")
@@ -62,7 +66,7 @@ def of_gnu_tar(directory: Path) -> bytes:
     os.setxattr(directory / "usr/empty", "user.note", b"of the file")
     os.setxattr(directory / "usr/share", "user.note", bytes(range(1, 256)))
     os.chmod(directory / "usr/share", 0o3777)
-    command = ["tar", "-C", directory, "--format=pax", "--xattrs", "--xattrs-include=*", "-c", "."]
+    command = ["tar", "-C", directory, *options, "-c", "."]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
@@ -107,11 +111,17 @@ def seen_by_a_container(store: ImageStore, name: str, root: Path) -> dict[str, t
     return found
 
 
-@pytest.mark.parametrize("kind", ["by hand", "GNU tar"])
-def test_umoci_unpacks_the_files_that_a_container_sees(store: ImageStore, tmp_path: Path, kind: str) -> None:
+PAX = ("--format=pax", "--xattrs", "--xattrs-include=*")
+
+
+@pytest.mark.parametrize("options", [(), PAX, (*PAX, "--sparse")], ids=" ".join)
+def test_umoci_unpacks_the_files_that_a_container_sees(
+    store: ImageStore, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """options: of GNU tar; without any, what its layers are is made by hand."""
     if not shutil.which("umoci"):
         pytest.skip("umoci is not installed")
-    layers = (LOWER, UPPER) if kind == "by hand" else (of_gnu_tar(tmp_path / "tree"),)
+    layers = (of_gnu_tar(tmp_path / "tree", *options),) if options else (LOWER, UPPER)
     layout = write_layout(tmp_path / "layout", picture(*layers))
     store.load(f"oci:{layout}:latest")
     ours = seen_by_a_container(store, store.list()[0].id, tmp_path / "root")
@@ -119,6 +129,9 @@ def test_umoci_unpacks_the_files_that_a_container_sees(store: ImageStore, tmp_pa
     theirs = tree(tmp_path / "bundle/rootfs")
     ours["."], theirs["."] = (found["."][:4] for found in (ours, theirs))  # a container's root is as old as itself
     assert ours == theirs and len(ours) > 5
+    if "--sparse" in options:
+        [there] = (tmp_path / "store").rglob("with-100-holes")
+        assert there.stat().st_blocks * 512 < there.stat().st_size // 4
 
 
 def test_skopeo_says_of_an_image_what_the_store_does(store: ImageStore, registry: Registry) -> None:

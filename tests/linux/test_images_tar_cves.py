@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from crio_native.errors import CrioError, InvalidArgument
+from crio_native.errors import CrioError, InvalidArgument, ResourceExhausted
 from crio_native.images.unpacker import Limits
 from crio_native.images.unpacking import unpack
 
@@ -147,12 +148,22 @@ def test_cve_2026_11940_a_hard_link_to_a_link_that_leads_out(target: Path, link:
 
 @pytest.mark.parametrize("version", ["0.0", "1.0"])
 def test_cve_2025_58183_a_sparse_map_without_end(target: Path, version: str) -> None:
-    """Nothing of the map is read: sparse files are in no image format."""
+    """Maps are bounded, and those that are in headers are not read at all."""
     headers = {"GNU.sparse.major": version[0], "GNU.sparse.minor": version[2], "GNU.sparse.numblocks": "9" * 18}
     info = tarfile.TarInfo("sparse")
     info.size, info.pax_headers = 1 << 20, headers
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        archive.addfile(info, io.BytesIO(b"1\n" * (1 << 19)))
-    with pytest.raises(InvalidArgument, match="sparse"):
+        archive.addfile(info, io.BytesIO(b"99999999\n" + b"1\n" * (1 << 19)))
+    with pytest.raises((InvalidArgument, ResourceExhausted), match="sparse"):
         unpack(target, [buffer.getvalue()], limits=LIMITS)
+
+
+def test_cve_2025_58183_a_sparse_header_without_end(target: Path) -> None:
+    """The old format: each block of the map says that another one follows."""
+    header = bytearray(tarfile.TarInfo("sparse").tobuf(tarfile.GNU_FORMAT))
+    header[156:157], header[482] = b"S", 1
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
+    block = b"".join(b"%011o\0%011o\0" % (number, 0) for number in range(21)) + b"\1" + bytes(7)
+    with pytest.raises(ResourceExhausted, match="more than 65536 fragments"):
+        unpack(target, itertools.chain([bytes(header)], itertools.repeat(block, 1 << 16)), limits=LIMITS)

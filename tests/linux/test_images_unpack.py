@@ -62,6 +62,13 @@ def refusal(target: Path, data: bytes, *, limits: Limits = SMALL) -> CrioError:
     return caught.value
 
 
+def sparse(map_: str, data: bytes, size: object, *, minor: str = "0", name: str = "x") -> tuple[tarfile.TarInfo, bytes]:
+    """A sparse file as PAX 1.0 has it: its map, in whole blocks, comes before its data."""
+    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": minor, "GNU.sparse.realsize": str(size)}
+    begin = map_.encode().ljust(-(-len(map_) // 512) * 512, b"\0")
+    return member(name, data=begin + data, pax_headers={**headers, "GNU.sparse.name": name})
+
+
 # What must come out
 
 
@@ -85,6 +92,29 @@ def test_a_tree_comes_out_as_gnu_tar_makes_it(
     assert (made.digest, made.size) == (sha256(data), len(data))
     assert made.owner == (stat.S_IMODE(source.stat().st_mode), 12, 34)
     assert made.inodes == len({path.lstat().st_ino for path in target.rglob("*")})
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_sparse_files_come_out_as_gnu_tar_makes_them(
+    target: Path, tmp_path_factory: pytest.TempPathFactory, format: str
+) -> None:
+    work = tmp_path_factory.mktemp("original")
+    (work / "source").mkdir()
+    for holes in (1, 3, 4, 5, 26, 300):  # the old format has maps of 4, and of 21 more
+        with (work / f"source/{holes}").open("wb") as file:
+            for number in range(holes):
+                file.seek(number * 12345 << 4)
+                file.write(b"data" * (number + 1))
+            file.truncate(holes << 19)
+    (work / "source/after").write_bytes(b"the next entry")
+    for path in (*(work / "source").iterdir(), work / "source"):
+        os.utime(path, (77, 77))  # the old format knows whole seconds
+    command = ["tar", "-C", work / "source", f"--format={format}", "--sparse", "-c", "."]
+    data = subprocess.run(command, check=True, capture_output=True).stdout
+    made = unpack(target, [data])
+    assert tree(target) == tree(work / "source")
+    assert len(data) < 3 << 20 and (target / "300").stat().st_blocks * 512 < 4 << 20
+    assert made.digest == sha256(data) and made.bytes > 150 << 20  # as every count of ours has it: by their sizes
 
 
 def make_everything(root: Path, *, long_names: bool, attributes: bool) -> None:
@@ -293,8 +323,20 @@ def test_whiteouts_are_plain_names_in_an_archive(target: Path) -> None:
         ([member("a/" * 21 + "x", data=b"x")], "deeper than 20 directories"),
         ([member("x" * 5000)], "longer than 4096 bytes"),
         ([member("x", SYM, linkname="y" * 5000)], "longer than 4096 bytes"),
-        ([member("x", tarfile.GNUTYPE_SPARSE)], "GNU sparse file"),
-        ([member("x", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.realsize": "99999999999"})], "GNU sparse file"),
+        ([sparse("1\n0\n5\n", b"xxxx", 5)], "does not fit its 4 bytes of data"),
+        ([sparse("1\n0\n4\n", b"xxxx", 3)], "or its size of 3"),
+        ([sparse("2\n5\n2\n0\n2\n", b"xxxx", 9)], "not in order: 2 bytes at 0 follow 7"),
+        ([sparse("2\n0\n3\n2\n1\n", b"xxxx", 9)], "not in order: 1 bytes at 2 follow 3"),
+        ([sparse("0\n", b"", 65 << 30)], "the most is"),
+        ([sparse("0\n", b"", 5 << 20), sparse("0\n", b"", 5 << 20, name="y")], "bytes of holes"),
+        ([sparse("65537\n", b"", 1)], "more than 65536 fragments"),
+        ([sparse("-1\n", b"", 1)], "b'-1' for a number"),
+        ([sparse("1\n0\n" + "0" * 600, b"", 1)], "a line that is no number"),
+        ([sparse("1\n0\n", b"", 1)], "a line that is no number"),
+        ([sparse("0\n", b"", "")], "b'' for a number"),
+        ([sparse("0\n", b"", 1, minor="1")], "none that is known"),
+        ([member("x", pax_headers={"GNU.sparse.map": "0,4"}, data=b"xxxx")], "none that is known"),
+        ([member("x", DIR, pax_headers={"GNU.sparse.major": "1"})], "it is a sparse file, and is none"),
         ([member("x", b"Z")], "type b'Z' is not known"),
         ([member("x", pax_headers={"uid": "-1"})], "uid is not a number"),
         ([member("x", pax_headers={"uid": "4294967295"})], "uid 4294967295 is not in"),

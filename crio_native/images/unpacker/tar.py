@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crio_native.images.unpacker import Limits, Refused
+from crio_native.images.unpacker import Limits, Refused, sparse
 from crio_native.images.unpacker.stream import Stream
 
 BLOCK = 512
@@ -21,14 +21,21 @@ _KINDS = {
     FILE: FILE,
     b"\0": FILE,
     b"7": FILE,
+    b"S": FILE,
     **{kind: kind for kind in (LINK, SYMLINK, CHAR, BLOCKDEV, DIRECTORY, FIFO)},
 }
 
 
 class Entry:
-    """One member.  Times in ns since the epoch; xattrs by name; `major`, `minor` of devices."""
+    """One member.  Times in ns since the epoch; xattrs by name; `major`, `minor` of devices.
 
-    __slots__ = ("gid", "kind", "link", "major", "minor", "mode", "mtime", "name", "size", "uid", "xattrs")
+    size: of the data that follow.  fragments: where they belong in a sparse file, whose size is `whole`; else None.
+    """
+
+    __slots__ = (
+        *("fragments", "gid", "kind", "link", "major", "minor", "mode", "mtime", "name", "size", "uid", "whole"),
+        "xattrs",
+    )
 
     kind: bytes
     name: bytes
@@ -41,6 +48,8 @@ class Entry:
     major: int
     minor: int
     xattrs: dict[bytes, bytes]
+    fragments: sparse.Fragments | None
+    whole: int
 
 
 def entries(stream: Stream, limits: Limits) -> Iterator[Entry]:
@@ -60,8 +69,10 @@ def entries(stream: Stream, limits: Limits) -> Iterator[Entry]:
                 extended[b"path" if kind == b"L" else b"linkpath"] = data.partition(b"\0")[0]
             continue
         entry = _entry(header, kind, extended)
-        extended = {}
         end = stream.position + entry.size + -entry.size % BLOCK
+        if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in extended):
+            end = _read_map(entry, header, extended, stream, limits, end)
+        extended = {}
         yield entry
         stream.skip(end - stream.position)
     if extended:
@@ -70,14 +81,12 @@ def entries(stream: Stream, limits: Limits) -> Iterator[Entry]:
 
 def _entry(header: bytes, kind: bytes, extended: dict[bytes, bytes]) -> Entry:
     entry = Entry()
-    entry.name = extended.get(b"path") or _name(header)
+    entry.name = extended.get(b"GNU.sparse.name") or extended.get(b"path") or _name(header)
     entry.link = extended.get(b"linkpath") or _text(header[157:257])
     if len(entry.name) > MAX_NAME or b"\0" in entry.name:
         raise Refused(f"the name is longer than {MAX_NAME} bytes or has a NUL in it", entry.name)
     if len(entry.link) > MAX_NAME or b"\0" in entry.link:
         raise Refused(f"the link's target is longer than {MAX_NAME} bytes or has a NUL in it", entry.name)
-    if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in extended):
-        raise Refused("it is a GNU sparse file, which no image format allows", entry.name)
     if kind not in _KINDS:
         raise Refused(f"the entry's type {kind!r} is not known", entry.name)
     entry.kind = _KINDS[kind]
@@ -100,8 +109,32 @@ def _entry(header: bytes, kind: bytes, extended: dict[bytes, bytes]) -> Entry:
     ):
         raise Refused("its time or device number is out of range", entry.name)
     entry.size = size if entry.kind == FILE else 0  # the other kinds have no data, whatever their header says
+    entry.fragments, entry.whole = None, entry.size
     entry.xattrs = {key[13:]: value for key, value in extended.items() if key.startswith(b"SCHILY.xattr.")}
     return entry
+
+
+def _read_map(
+    entry: Entry, header: bytes, extended: dict[bytes, bytes], stream: Stream, limits: Limits, end: int
+) -> int:
+    """Make an entry a sparse file; what comes before its data is read.  Returns where its data end."""
+    before = stream.position
+    try:
+        if entry.kind != FILE:
+            raise Refused("it is a sparse file, and is none")
+        if header[156:157] == b"S":
+            entry.fragments, entry.whole = sparse.of_header(header, stream, _number)
+            end += stream.position - before
+        else:
+            entry.fragments, entry.whole = sparse.of_data(extended, stream)
+            entry.size -= stream.position - before
+        sparse.check(entry.fragments, entry.size, entry.whole)
+        if entry.whole > limits.bytes:
+            raise Refused(f"a sparse file of {entry.whole} bytes; the most is {limits.bytes}", kind="limit")
+    except Refused as refused:
+        refused.entry = entry.name
+        raise
+    return end
 
 
 def _check_sum(header: bytes) -> None:

@@ -38,7 +38,7 @@ class Tree:
 
     def __init__(self, root: int, limits: Limits, *, layer: bool) -> None:
         self._root, self._limits, self._layer = root, limits, layer
-        self.bytes = self.inodes = 0
+        self.bytes = self.inodes = self._holes = 0
         self.owner: tuple[int, int, int] | None = None
         self._times: dict[Path, int] = {}
         self._opaque: set[Path] = set()
@@ -189,15 +189,26 @@ class Tree:
             self._remove(parent, name)
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
         try:
-            for piece in stream.pieces(entry.size):
-                while piece:
-                    piece = piece[os.write(fd, piece) :]
+            if entry.fragments is None:
+                _write(fd, stream, entry.size)
+            else:
+                self._sparse(fd, stream, entry)
             self._attributes(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
         self.inodes += 1
-        self.bytes += entry.size + -entry.size % _ALLOCATION
+        self.bytes += entry.whole + -entry.whole % _ALLOCATION
+
+    def _sparse(self, fd: int, stream: Stream, entry: tar.Entry) -> None:
+        """Holes cost no data, but whoever copies or reads the file: all of them together have the layer's bound."""
+        self._holes += entry.whole - entry.size
+        if self._holes > self._limits.bytes:
+            raise Refused(f"its sparse files have more than {self._limits.bytes} bytes of holes", kind="limit")
+        for offset, length in entry.fragments or ():
+            os.lseek(fd, offset, os.SEEK_SET)
+            _write(fd, stream, length)
+        os.ftruncate(fd, entry.whole)
 
     def _directory(self, parent: int, path: Path, entry: tar.Entry) -> None:
         """A directory that is there already keeps its entries and gets new attributes."""
@@ -314,6 +325,12 @@ class Tree:
         if stat.S_ISDIR(there.st_mode) or there.st_nlink == 1:
             self.inodes -= 1
             self.bytes -= allocated(there)
+
+
+def _write(fd: int, stream: Stream, count: int) -> None:
+    for piece in stream.pieces(count):
+        while piece:
+            piece = piece[os.write(fd, piece) :]
 
 
 def allocated(info: os.stat_result) -> int:
