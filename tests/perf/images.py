@@ -63,7 +63,8 @@ def _measure(
 ) -> list[Result]:
     """end: removes what was made, when all is measured."""
     name, changed, small = images
-    ours, skopeo, containerd, again, many, their_many, calls, peaks = [], [], [], [], [], [], [], []
+    ours, skopeo, containerd, again, many, their_many, peaks = [], [], [], [], [], [], []
+    calls, calls_at_rest, their_calls = list[float](), list[float](), list[float]()
     for number in range(rounds):
         say(f"pulling, round {number + 1} of {rounds}")
         skopeo.append(_skopeo(directory / f"storage{number}", name, end))
@@ -71,13 +72,14 @@ def _measure(
         end.callback(peer.close)
         theirs = Puller(peer.process.pid, peer.runtime, api_pb2_grpc.ImageServiceStub(peer.channel))
         containerd.append(theirs.pull(name))
+        their_calls += theirs.calls
         their_many.append(theirs.pull_all(small))
-        daemon = end.enter_context(_daemon())
+        daemon, other = end.enter_context(_daemon()), end.enter_context(_daemon())
         assert daemon.process
-        mine = Puller(daemon.process.pid, daemon.runtime, daemon.images)
+        mine = Puller(daemon.process.pid, daemon.runtime, daemon.images, other.runtime)
         ours.append(mine.pull(name))
         again.append(mine.pull(changed))
-        calls += mine.calls
+        calls, calls_at_rest = calls + mine.calls, calls_at_rest + mine.others
         peaks.append(mine.peak())
         many.append(mine.pull_all(small))
     return [
@@ -87,28 +89,35 @@ def _measure(
         _compared("the same, CPU", ours, containerd, 1, GOAL_CPU, "containerd"),
         Result("the same, daemon's peak (RSS)", "MiB", max(peaks), None, None, GOAL_PEAK),
         Result("the same, other CRI calls, 99th of 100", "ms", _percentile(calls, 99), None, None, GOAL_CALL),
+        # What the processors' other work costs any program, and what the pull costs the daemon that pulls.
+        _waiting("the same", calls, calls_at_rest, 1.5, "a daemon at rest beside it"),
+        _waiting("the same", calls, their_calls, 1.0, "containerd, pulling"),
         Result("pull of it with one changed layer", "s", _middle(again, 0), _middle(ours, 0), "the whole", 2 / LAYERS),
         _compared(f"pull of {SMALL} small images at once", many, their_many, 0, 1.0, "containerd"),
     ]
 
 
 class Puller:
-    """A daemon that pulls, and how it answers meanwhile.  calls: ms of each other call."""
+    """A daemon that pulls, and how it answers meanwhile.  calls: ms of each other call; others: of the same calls to
+    another daemon, at rest."""
 
-    def __init__(self, pid: int, runtime: Any, images: Any) -> None:
-        self._pid, self._runtime, self._images = pid, runtime, images
-        self.calls: list[float] = []
+    def __init__(self, pid: int, runtime: Any, images: Any, at_rest: Any = None) -> None:
+        self._pid, self._runtime, self._images, self._at_rest = pid, runtime, images, at_rest
+        self.calls, self.others = list[float](), list[float]()
 
     def pull(self, name: str) -> tuple[float, float]:
         """Seconds of wall time and of CPU, the children's included."""
         done = threading.Event()
-        caller = threading.Thread(target=self._call_meanwhile, args=(done,))
-        caller.start()
+        asked = [(self._runtime, self.calls)] + ([(self._at_rest, self.others)] if self._at_rest else [])
+        callers = [threading.Thread(target=_call_meanwhile, args=(done, *each)) for each in asked]
+        for caller in callers:
+            caller.start()
         try:
             return self.pull_all([name])
         finally:
             done.set()
-            caller.join()
+            for caller in callers:
+                caller.join()
 
     def pull_all(self, names: Sequence[str]) -> tuple[float, float]:
         """The same, of several at once."""
@@ -118,13 +127,6 @@ class Puller:
             answer.result()
         return time.perf_counter() - began, self._cpu() - before
 
-    def _call_meanwhile(self, done: threading.Event) -> None:
-        request = cri.ListContainersRequest()
-        while not done.wait(OTHER_CALLS_EVERY):
-            began = time.perf_counter()
-            self._runtime.ListContainers(request, timeout=60)
-            self.calls.append((time.perf_counter() - began) * 1e3)
-
     def _cpu(self) -> float:
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / CLOCK
@@ -132,6 +134,14 @@ class Puller:
     def peak(self) -> float:
         status = Path(f"/proc/{self._pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _call_meanwhile(done: threading.Event, runtime: Any, times: list[float]) -> None:
+    request = cri.ListContainersRequest()
+    while not done.wait(OTHER_CALLS_EVERY):
+        began = time.perf_counter()
+        runtime.ListContainers(request, timeout=60)
+        times.append((time.perf_counter() - began) * 1e3)
 
 
 def _skopeo(storage: Path, name: str, end: contextlib.ExitStack) -> tuple[float, float]:
@@ -197,6 +207,12 @@ def _made(directory: Path) -> Path:
 
 def _percentile(samples: list[float], which: int) -> float:
     return statistics.quantiles(samples, n=100)[which - 1]
+
+
+def _waiting(name: str, ours: list[float], theirs: list[float], goal: float, peer: str) -> Result:
+    """Of calls meanwhile, the 99th of 100; `spread` shows the middle one."""
+    spread = f"{statistics.median(ours):.2f} / {statistics.median(theirs):.2f}"
+    return Result(f"{name}, other calls", "ms", _percentile(ours, 99), _percentile(theirs, 99), peer, goal, spread)
 
 
 def _compared(name: str, ours: Samples, theirs: Samples, which: int, goal: float, peer: str) -> Result:
