@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator, Iterator
 
 import prctl
 import pytest
 
+from . import apart
 from .machine import Machine, assert_machine_unchanged, machine_state
 from .vm.plugin import MUST_WORK, Inside, Outside, in_vm
 
@@ -17,6 +19,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # A monitor or a container that outlives its parent becomes our child: the first process of some machines reaps
     # late, and a test for left-over processes has to find them somewhere.
     prctl.set_child_subreaper(1)
+    if config.pluginmanager.has_plugin("dsession") or hasattr(config, "workerinput"):
+        from . import workers
+
+        config.pluginmanager.register(workers)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the machine's network is touched, and nothing is left; a guest is a machine of its own already."""
+    tmp_path_factory.getbasetemp()  # outlives the run, so not in the run's temporary directory
+    with contextlib.nullcontext() if in_vm or os.geteuid() else apart.apart():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +53,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def leaks() -> Iterator[Machine]:
     """The machine as it was; after the test it must be so again.  Ask for it before the fixtures it should cover."""
-    before = machine_state()
+    before = machine_state(group=apart.MARK)
     yield before
-    assert_machine_unchanged(before)
+    assert_machine_unchanged(before, group=apart.MARK)

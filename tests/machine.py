@@ -9,17 +9,18 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Machine = Mapping[str, frozenset[str]]
 
 SETTLE_SECONDS = 3.0  # how long a test's last processes and lazy unmounts may take
 
 
-def machine_state(containing: str = "") -> Machine:
+def machine_state(containing: str = "", group: str = "") -> Machine:
     """A snapshot: mounts, pinned network namespaces, cgroups, network links, our descendants, our descriptors.
 
-    containing: count only mounts, pins, cgroups and links with this in their name (a test's own prefix).
+    containing: count only mounts, pins, cgroups and links with this in their name (a test's own prefix); group: the
+    same for cgroups alone.
     """
     mounts = _mounts()
     named = {
@@ -28,25 +29,29 @@ def machine_state(containing: str = "") -> Machine:
         "cgroups": _cgroups([where for where, kind in mounts.items() if kind in ("cgroup", "cgroup2")]),
         "links": {name for _, name in socket.if_nameindex()},
     }
+    named["cgroups"] = {name for name in named["cgroups"] if group in name}
     state = {what: frozenset(name for name in names if containing in name) for what, names in named.items()}
     return state | {"processes": frozenset(_descendants()), "descriptors": frozenset(_descriptors())}
 
 
-def assert_machine_unchanged(before: Machine, containing: str = "") -> None:
-    """Fail with all that is new since before and stays; things that are gone are not our concern."""
+def assert_machine_unchanged(before: Machine, containing: str = "", group: str = "", also: Sequence[str] = ()) -> None:
+    """Fail with all that is new since before and stays; things that are gone are not our concern.
+
+    also: what somebody else found left behind.
+    """
     deadline = time.monotonic() + SETTLE_SECONDS
-    new = _added(before, containing)
+    new = _added(before, containing, group)
     while any(new.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
-        again = _added(before, containing)
+        again = _added(before, containing, group)
         new = {what: names & again[what] for what, names in new.items()}
-    left = [f"{what}: {', '.join(sorted(names))}" for what, names in new.items() if names]
+    left = [f"{what}: {', '.join(sorted(names))}" for what, names in new.items() if names] + list(also)
     assert not left, "left behind:\n" + "\n".join(left)
 
 
-def _added(before: Machine, containing: str) -> dict[str, frozenset[str]]:
+def _added(before: Machine, containing: str, group: str) -> dict[str, frozenset[str]]:
     reap_orphans()
-    added = {what: names - before[what] for what, names in machine_state(containing).items()}
+    added = {what: names - before[what] for what, names in machine_state(containing, group).items()}
     known = {_identity(process) for process in before["processes"]}
     return added | {"processes": frozenset(new for new in added["processes"] if _identity(new) not in known)}
 

@@ -27,6 +27,7 @@ from crio_native.linux import mounts, syscalls
 from crio_native.linux.cgroup import Cgroup
 
 MESSAGE_SIZE = 80 << 20
+PREFIX = "crio-native-"  # of the directory's name, and so of the cgroup's
 PARENT_BYTES = 107 - len("/crio-native-12345678/crio.sock")  # a socket's address has 107 bytes for its path
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -63,8 +64,8 @@ class ScratchDaemon:
     def __init__(self, parent: Path = Path("/var/tmp"), settings: str = "") -> None:
         if len(os.fsencode(parent)) > PARENT_BYTES:
             raise InvalidArgument("scratch", str(parent), f"longer than the {PARENT_BYTES} bytes that sockets leave")
-        self.directory = Path(tempfile.mkdtemp(prefix="crio-native-", dir=parent))
-        suffix = self.directory.name.removeprefix("crio-native-")
+        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        suffix = self.directory.name.removeprefix(PREFIX)
         self.bridge = f"crio{suffix}"
         self.cgroup_parent = f"/{self.directory.name}"
         self.socket = self.directory / "crio.sock"

@@ -19,6 +19,8 @@ from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 from crio_native.linux import syscalls
 from crio_native.linux.cgroup import Cgroup, Hierarchy, hierarchy
 
+from ..apart import MARK
+
 MIB = 1 << 20
 DENY_ALL = {"allow": False, "access": "rwm"}
 NULL = {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}
@@ -29,7 +31,7 @@ _counter = itertools.count()
 @pytest.fixture
 def group() -> Iterator[Cgroup]:
     """An existing group two levels deep; afterwards it, its members and its ancestors are gone."""
-    top = f"/crio-native-test-{os.getpid()}-{next(_counter)}"
+    top = f"/{MARK}{next(_counter)}"
     group = Cgroup(f"{top}/pod/container")
     group.create()
     yield group

@@ -15,6 +15,7 @@ import pytest
 from crio_native.errors import FailedPrecondition, Internal, NotFound, StartFailed, StepFailed
 from crio_native.monitor import client
 from crio_native.oci.runtime import ExitStatus
+from tests.apart import MARK
 from tests.linux.monitor_harness import Container, alive, children, ending, executing, failing, running, wait_until
 from tests.machine import machine_state
 
@@ -206,7 +207,7 @@ def test_oom_kill_of_the_kernel(tmp_path: Path) -> None:
     root = Path("/sys/fs/cgroup/memory")
     if not (root / "memory.limit_in_bytes").exists():
         pytest.skip("no cgroup v1 memory controller here")
-    cgroup = root / f"crio-native-test-monitor-{os.getpid()}"
+    cgroup = root / f"{MARK}monitor"
     cgroup.mkdir()
     try:
         (cgroup / "memory.limit_in_bytes").write_text(str(16 << 20))

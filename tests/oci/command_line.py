@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ..apart import MARK
 from ..machine import assert_machine_unchanged, machine_state
 from .conftest import APPLETS, spec_of
 
@@ -90,7 +91,7 @@ class Oci:
 def oci() -> Iterator[Oci]:
     """A scratch directory; what its containers leave on the machine is the test's failure."""
     assert PROGRAM.exists(), "build it with: make build"
-    directory = Path(tempfile.mkdtemp(prefix="crio-native-oci-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"{MARK}oci-"))
     before = machine_state(directory.name[-8:])
     scratch = Oci(directory)
     yield scratch

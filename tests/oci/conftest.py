@@ -21,6 +21,9 @@ import pytest
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process
 
+from ..apart import MARK
+
+PARENT = f"/{MARK}boxes"  # of the cgroups of containers that have one
 APPLETS = "sh true false cat ls id echo sleep mount stat grep wc hostname umask dd head touch ln mkdir sysctl env kill"
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"]
 MOUNTS = [
@@ -110,11 +113,10 @@ class Container:
         request = {**self.spec.spec["process"], "args": list(args), **process}
         request.pop("terminal", None)
         read, write = os.pipe()
-        session = self.runtime.exec(
-            self.spec.id, self.process, self.cgroup, ExecSpec(request, seccomp, stdout=write, stderr=write)
-        )
-        os.close(write)
         with open(read, "rb") as pipe:
+            with open(write, "wb"):
+                spec = ExecSpec(request, seccomp, stdout=write, stderr=write)
+                session = self.runtime.exec(self.spec.id, self.process, self.cgroup, spec)
             text = pipe.read().decode()
         code = session.result().code
         session.close()
@@ -166,7 +168,7 @@ class Box:
 
     def remove_all(self) -> None:
         self.remove_containers()
-        for parent in (*Path("/sys/fs/cgroup").glob("*/crio-native-test"), Path("/sys/fs/cgroup/crio-native-test")):
+        for parent in (*Path("/sys/fs/cgroup").glob(f"*{PARENT}"), Path(f"/sys/fs/cgroup{PARENT}")):
             with contextlib.suppress(OSError):  # not there, or another test's containers are in it
                 parent.rmdir()
         subprocess.run(["rm", "-rf", "--one-file-system", str(self.directory)], check=True)

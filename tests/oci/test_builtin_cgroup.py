@@ -14,9 +14,7 @@ from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.oci.runtime import ExecSpec
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import Box, Container
-
-PARENT = "/crio-native-test-oci"
+from .conftest import PARENT, Box, Container
 
 
 def limited(box: Box, *args: str, **resources: object) -> Container:
@@ -105,10 +103,10 @@ def the_container_sees_its_own_group_as_the_root(box: Box) -> None:
 
 
 def a_limit_that_is_too_small_is_refused(box: Box) -> None:
-    before = machine_state("crio-native-test-oci")
+    before = machine_state(PARENT)
     with pytest.raises(InvalidArgument, match="memory"):
         limited(box, memory={"limit": 4096})
-    assert_machine_unchanged(before, "crio-native-test-oci/")
+    assert_machine_unchanged(before, f"{PARENT}/")
 
 
 BEHAVIOUR = [

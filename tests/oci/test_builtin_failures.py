@@ -13,7 +13,7 @@ from crio_native.errors import InvalidArgument, NotFound, StartFailed, StepFaile
 from crio_native.oci.runtime import Overlay, UserRequest
 
 from ..machine import Machine
-from .conftest import Box, Container
+from .conftest import PARENT, Box, Container
 
 pytestmark = pytest.mark.root
 
@@ -241,7 +241,7 @@ def test_a_killed_launcher_is_replaced(box: Box, runtime: Any) -> None:
 def test_delete_is_idempotent_and_leaves_nothing(runtime: Any, tmp_path: Path, leaks: Machine) -> None:
     box = Box(runtime, tmp_path / "box")
     spec = box.spec()
-    spec["linux"]["cgroupsPath"] = f"/crio-native-test/{os.getpid()}"
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/left"
     spec["linux"]["resources"] = {"pids": {"limit": 50}}
     container: Container = box.create(spec).start()
     assert runtime.is_alive(container.process)
@@ -249,7 +249,4 @@ def test_delete_is_idempotent_and_leaves_nothing(runtime: Any, tmp_path: Path, l
         runtime.delete(container.spec.id, container.spec.run_dir, container.cgroup)
     assert not runtime.is_alive(container.process)
     assert not (container.spec.run_dir / "control").exists()
-    for top in Path("/sys/fs/cgroup").iterdir():
-        parent = top / "crio-native-test"
-        if parent.is_dir():
-            parent.rmdir()
+    box.remove_all()

@@ -16,7 +16,7 @@ from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import mounts, syscalls, trees
 
 from ..machine import Machine
-from .conftest import Box
+from .conftest import PARENT, Box
 from .test_builtin_userns import in_user_namespace
 
 pytestmark = pytest.mark.root
@@ -452,7 +452,7 @@ def test_directories_nested_without_end(box: Box) -> None:
 def test_a_control_group_mount(box: Box, mode: str, kind: str) -> None:
     attempts = "for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/x 2>/dev/null && rmdir $d/x && echo w; done"
     spec = box.spec("sh", "-c", f"{attempts}; head -1 /proc/self/cgroup")
-    spec["linux"]["cgroupsPath"] = f"/crio-native-test/{box.directory.name}"
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{box.directory.name}"
     spec["mounts"].append(
         {"destination": "/sys/fs/cgroup", "type": kind, "source": "cgroup", "options": [mode, "nosuid"]}
     )

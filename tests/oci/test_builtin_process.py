@@ -15,7 +15,7 @@ from crio_native.linux import syscalls
 from crio_native.oci.spec import RLIMITS
 
 from ..machine import Machine
-from .conftest import Box, Container, status_of
+from .conftest import PARENT, Box, Container, status_of
 
 pytestmark = pytest.mark.root
 
@@ -285,7 +285,7 @@ def nodes(container: Container, *paths: str) -> list[str]:
 def test_device_rules(box: Box) -> None:
     """Nodes can be made of any device; which can be opened the control group decides."""
     spec = box.spec()
-    spec["linux"]["cgroupsPath"] = f"/crio-native-test/{box.directory.name}"
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{box.directory.name}"
     wanted = {"/dev/own-kmsg": (1, 11), "/dev/own-zero": (1, 5), "/dev/own-port": (1, 4)}
     spec["linux"]["devices"] = [
         {"path": path, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}

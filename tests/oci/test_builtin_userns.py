@@ -15,7 +15,7 @@ from crio_native.linux import capabilities, trees
 from crio_native.oci.runtime import Overlay
 
 from ..machine import Machine
-from .conftest import Box, status_of
+from .conftest import PARENT, Box, status_of
 
 pytestmark = pytest.mark.root
 
@@ -204,7 +204,7 @@ def test_a_terminal(box: Box) -> None:
 
 def test_a_control_group_is_shown(box: Box) -> None:
     spec = in_user_namespace(
-        box, "sh", "-c", "ls /sys/fs/cgroup | head -1 | wc -l; cat /proc/self/cgroup", cgroupsPath="/crio-native-test/u"
+        box, "sh", "-c", "ls /sys/fs/cgroup | head -1 | wc -l; cat /proc/self/cgroup", cgroupsPath=f"{PARENT}/u"
     )
     spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["ro", "nosuid"]})
     lines = box.run(spec=spec).output().splitlines()

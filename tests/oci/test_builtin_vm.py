@@ -13,7 +13,7 @@ import pytest
 from crio_native.errors import StepFailed
 from crio_native.oci.features import features
 
-from .conftest import Box
+from .conftest import PARENT, Box
 from .test_builtin_hooks import test_each_runs_at_its_moment_with_the_state as hooks_at_their_moments
 from .test_builtin_mounts import test_propagation_of_the_root as propagation_of_the_root
 from .test_builtin_userns import in_user_namespace
@@ -52,33 +52,33 @@ class TestOnV2:
         )
         if not own:
             spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "cgroup"]
-        spec["linux"]["cgroupsPath"] = "/crio-native-test/v2"
+        spec["linux"]["cgroupsPath"] = f"{PARENT}/v2"
         spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": [mode]})
         container = box.run(spec=spec)
         lines = container.output().splitlines()
         assert "1" in lines and ("made" in lines) == (mode == "rw")
         assert not any("crio" in line for line in lines)
-        made = Path("/sys/fs/cgroup/crio-native-test/v2/x")
+        made = Path(f"/sys/fs/cgroup{PARENT}/v2/x")
         if made.exists():
             made.rmdir()
 
     def test_a_user_namespace(self, box: Box) -> None:
         script = "id -u; cat /proc/self/cgroup; mkdir /sys/fs/cgroup/x; ls /sys/class/net; stat -c %t:%T /dev/null"
-        spec = in_user_namespace(box, "sh", "-c", script, cgroupsPath="/crio-native-test/user")
+        spec = in_user_namespace(box, "sh", "-c", script, cgroupsPath=f"{PARENT}/user")
         spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["rw"]})
         container = box.run(spec=spec)
         assert container.output().splitlines() == ["0", "0::/", "lo", "1:3"]
         assert "Permission denied" in container.output("stderr")  # the group is the host's root's
 
     def test_exec_into_a_user_namespace_is_born_in_the_group(self, box: Box) -> None:
-        container = box.create(in_user_namespace(box, cgroupsPath="/crio-native-test/user")).start()
+        container = box.create(in_user_namespace(box, cgroupsPath=f"{PARENT}/user")).start()
         assert container.exec("sh", "-c", "cat /proc/self/cgroup; id -u")[1] == "0::/\n0\n"
 
     def test_device_rules(self, box: Box) -> None:
         spec = box.spec(
             "sh", "-c", "head -c 1 /dev/own-zero | wc -c; head -c 1 /dev/own-mem; echo $?; echo x > /dev/null; echo $?"
         )
-        spec["linux"]["cgroupsPath"] = "/crio-native-test/devices"
+        spec["linux"]["cgroupsPath"] = f"{PARENT}/devices"
         spec["linux"]["devices"] = [
             {"path": "/dev/own-zero", "type": "c", "major": 1, "minor": 5},
             {"path": "/dev/own-mem", "type": "c", "major": 1, "minor": 1},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from crio_native.oci.builtin import client
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from crio_native.oci.explain import INIT, explain
 
+from ..apart import MARK
 from . import observed
 from .conftest import Box
 
@@ -57,7 +57,7 @@ def rich(spec: dict[str, Any], directory: Path) -> None:
     spec["process"] |= {"noNewPrivileges": False, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 99}]}
     spec["root"]["readonly"] = True
     spec["linux"] |= {
-        "cgroupsPath": f"/crio-native-explained-{os.getpid()}",
+        "cgroupsPath": f"/{MARK}explained",
         "sysctl": {"kernel.msgmax": "9000"},
         "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"},
         "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "uid": 7}],

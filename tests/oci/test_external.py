@@ -32,10 +32,9 @@ from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import ExecSpec, UserRequest
 
 from ..machine import machine_state
-from .conftest import Box
+from .conftest import PARENT, Box
 
 pytestmark = pytest.mark.root
-PARENT = "/crio-native-test"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ from crio_native.cli import crioctl, lab
 from crio_native.errors import InvalidArgument, NotFound
 from crio_native.oci.isolation import Finding, Verdict, report
 
+from ..apart import MARK
 from ..cri.conftest import Client, cri, shared  # noqa: F401  fixtures
 from .conftest import Box, Container
 
 pytestmark = pytest.mark.root
 
-CGROUP = f"/crio-native-isolation-{os.getpid()}"
+CGROUP = f"/{MARK}isolation"
 
 
 def full_spec(box: Box) -> dict[str, Any]:
@@ -172,6 +172,26 @@ def test_a_container_that_was_made_weaker_is_seen(box: Box, field: str) -> None:
     container = box.create(spec).start()
     container.exec("true")
     assert field in weaker(report(container.process.pid, asked))
+
+
+def test_another_root_and_symlinks_are_as_asked(box: Box) -> None:
+    """Mounted over the root, mounted themselves and copied; what somebody stacks on the root is seen."""
+    spec, link = box.spec(), box.directory / "link"
+    link.symlink_to("somewhere")
+    over = {"destination": "/", "type": "bind", "source": str(box.root), "options": ["bind"]}
+    spec["mounts"] = [over, *spec["mounts"]]
+    for path, options in {"/itself": ["src-nofollow", "dest-nofollow"], "/copy": ["copy-symlink"]}.items():
+        spec["mounts"].append({"destination": path, "type": "bind", "source": str(link), "options": ["bind", *options]})
+    container = box.create(spec).start()
+    container.exec("true")
+    assert {found.field for found in report(container.process.pid, spec) if found.verdict is not Verdict.SAME} == set()
+    link.unlink()
+    link.symlink_to("elsewhere")
+    changed = {found.field for found in report(container.process.pid, spec) if found.verdict is Verdict.DIFFERENT}
+    assert len(changed) == 2 and all(field.endswith(("/itself", "/copy")) for field in changed)
+    inside = ["nsenter", "--mount", "--target", str(container.process.pid), "/bin/mount", "-t", "tmpfs", "x", "/"]
+    subprocess.run(inside, check=True)
+    assert "mount /" in weaker(report(container.process.pid, spec))
 
 
 def test_a_file_that_replaced_the_mounts_source_is_told(box: Box) -> None:

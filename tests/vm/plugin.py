@@ -6,6 +6,7 @@ shows the inner tracebacks, captured output and durations as if the test had run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -44,11 +45,11 @@ class Outside:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Items of one guest follow each other, after all that run here."""
-        items.sort(key=lambda item: [wanted] if (wanted := configuration(item)) else [])
+        """Items of one guest follow each other, before all that run here: the fixtures of those end with the last."""
+        items.sort(key=lambda item: [0, wanted] if (wanted := configuration(item)) else [1])
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         wanted = configuration(item)
         if wanted is None:
             return None
@@ -56,7 +57,15 @@ class Outside:
         for report in self._reports(item, wanted):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if nextitem is None or configuration(nextitem) != wanted:
+            self._stop()
         return True
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Fetch the rig's files now: the tests that run here cut the network off (`tests/apart`)."""
+        if any(configuration(item) for item in session.items):
+            with contextlib.suppress(RigUnavailable):  # said by each item when it comes up
+                rig()
 
     def pytest_sessionfinish(self) -> None:
         self._stop()
