@@ -32,12 +32,17 @@ def mounted(subject: Subject, spec: Spec) -> Iterator[Finding]:
     asked = {specs.normalise(mount["destination"]): mount for mount in spec.get("mounts") or ()}
     for index, (target, mount) in enumerate(asked.items()):
         field = f"mounts[{index}] {target}"
+        extensions = mounts.parse(mount.get("options") or ()).extensions
+        copied = "copy-symlink" in extensions and os.path.islink(mount.get("source", ""))
         probe = None
-        for probe in subject.probes(target):
+        for probe in subject.probes(target, follow=not copied and "dest-nofollow" not in extensions):
             explained.add(probe.at)
-            yield _mount(field, mount, probe)
+            yield _copied_link(field, mount, probe) if copied else _mount(field, mount, probe)
         if probe is None:
             yield Finding(field, _asked_words(mount), "is not there", Verdict.DIFFERENT)
+    stacked = sum(found.point == "/" for found in subject.mounts.values()) - 1
+    if stacked > 0:  # whoever enters the mount namespace by setns(2) finds himself up there
+        yield Finding("mount /", "the root file system", f"{stacked} more mounted on top of it", Verdict.WEAKER)
     linux = spec.get("linux") or {}
     others = [*(linux.get("maskedPaths") or ()), *(linux.get("readonlyPaths") or ()), "/dev/console"]
     others += [device["path"] for device in linux.get("devices") or ()] + [path for path, _, _ in DEFAULT_DEVICES]
@@ -94,11 +99,18 @@ def _mount(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
     if missing:
         return Finding(field, asked, f"{words}; without {' '.join(sorted(missing))}", Verdict.WEAKER)
     if _is_bind(mount):
-        if not _same_file(mount.get("source", ""), probe):
+        if not _same_file(mount.get("source", ""), probe, "src-nofollow" not in options.extensions):
             return Finding(field, asked, f"{words}, not what the source is now", Verdict.DIFFERENT)
     elif found.fstype not in _types(mount.get("type", "")):
         return Finding(field, asked, f"{words}, another file system", Verdict.WEAKER)
     return compared(field, asked, words, weaker=False, same=wanted == has)
+
+
+def _copied_link(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
+    asked, found = f"a symlink to {os.readlink(mount['source'])}", "no symlink"
+    if stat.S_ISLNK(probe.status.st_mode):
+        found = f"a symlink to {os.readlink('', dir_fd=probe.descriptor)}"
+    return Finding(field, asked, found, Verdict.SAME if found == asked else Verdict.DIFFERENT)
 
 
 def _types(kind: str) -> tuple[str, ...]:
@@ -106,9 +118,9 @@ def _types(kind: str) -> tuple[str, ...]:
     return ("cgroup", "cgroup2", "tmpfs") if kind == "cgroup" else (kind,)
 
 
-def _same_file(source: str, probe: Probe) -> bool:
+def _same_file(source: str, probe: Probe, follow: bool) -> bool:
     try:
-        found = os.stat(source)
+        found = os.stat(source, follow_symlinks=follow)
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == (probe.status.st_dev, probe.status.st_ino)

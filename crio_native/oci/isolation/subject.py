@@ -112,8 +112,9 @@ class Subject:
         finally:
             os.close(descriptor)
 
-    def probes(self, path: str) -> Iterator[Probe]:
-        """What `path` leads to inside the root, or nothing.  The descriptor is open until the next step of the loop.
+    def probes(self, path: str, *, follow: bool = True) -> Iterator[Probe]:
+        """What `path` leads to inside the root, or nothing; follow: also through a symlink at its end.  The descriptor
+        is open until the next step of the loop.
 
         Symbolic links are followed below the root as the executor follows them; one that swings meanwhile can only
         show another part of the same root.  Raises OSError.
@@ -121,7 +122,7 @@ class Subject:
         if self._root < 0:
             self._root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
         try:
-            descriptor = inroot.open_in_root(self._root, path, os.O_PATH)
+            descriptor = inroot.open_in_root(self._root, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
         except (FileNotFoundError, NotADirectoryError):
             return
         try:
