@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from crio_native.errors import InvalidArgument
+from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.oci.runtime import ExecSpec
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import PARENT, Box, Container
+from .conftest import Box, Container
+
+PARENT = "/crio-native-test-oci"
 
 
 def limited(box: Box, *args: str, **resources: object) -> Container:
@@ -103,10 +105,28 @@ def the_container_sees_its_own_group_as_the_root(box: Box) -> None:
 
 
 def a_limit_that_is_too_small_is_refused(box: Box) -> None:
-    before = machine_state(PARENT)
+    before = machine_state("crio-native-test-oci")
     with pytest.raises(InvalidArgument, match="memory"):
         limited(box, memory={"limit": 4096})
-    assert_machine_unchanged(before, f"{PARENT}/")
+    assert_machine_unchanged(before, "crio-native-test-oci/")
+
+
+def a_limit_that_the_kernel_refuses_leaves_nothing(box: Box) -> None:
+    """The init has been born by then, and waits for its groups."""
+    limited(box, pids={"limit": 20})  # the groups' parent is made
+    before = machine_state("crio-native-test-oci")
+    with pytest.raises(StepFailed, match=r"linux.resources.cpu.quota"):
+        limited(box, cpu={"quota": 500, "period": 100_000})
+    assert_machine_unchanged(before, "crio-native-test-oci")
+
+
+def a_group_that_is_in_use_is_refused_and_lives_on(box: Box) -> None:
+    container = limited(box, pids={"limit": 20}).start()
+    spec = box.spec()
+    spec["linux"]["cgroupsPath"] = container.cgroup
+    with pytest.raises(AlreadyExists, match=f"in use by processes {container.process.pid}"):
+        box.create(spec)
+    assert box.runtime.is_alive(container.process) and is_member(container.process.pid, container.cgroup)
 
 
 BEHAVIOUR = [
@@ -119,6 +139,8 @@ BEHAVIOUR = [
     an_update_changes_the_live_limit,
     the_container_sees_its_own_group_as_the_root,
     a_limit_that_is_too_small_is_refused,
+    a_limit_that_the_kernel_refuses_leaves_nothing,
+    a_group_that_is_in_use_is_refused_and_lives_on,
 ]
 
 
