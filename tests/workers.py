@@ -7,9 +7,7 @@ workers are asked for.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator
-from unittest import mock
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -35,8 +33,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByModuleO
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> Generator[None]:
     """The scheduler, in another process, sees nothing of an item but its id: the guest is told in it, just there."""
-    with contextlib.ExitStack() as stack:
+    with pytest.MonkeyPatch.context() as patch:
         for item in session.items:
             if wanted := configuration(item):
-                stack.enter_context(mock.patch.object(item, "_nodeid", f"{item.nodeid}{GUEST}{wanted}"))
+                patch.setattr(item, "_nodeid", f"{item.nodeid}{GUEST}{wanted}")
         yield
