@@ -146,6 +146,7 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         door = FrontDoor(config.api.listen, behind, Inspection(node, calls).route)
         door.claim()  # before there is a gRPC server: one that never starts complains when it goes
         counts = Counts(node.store)
+        counts.forbidden_calls = node.notifiers.counts
         jobs = Jobs(counts.stall)
         server = Server(
             behind,

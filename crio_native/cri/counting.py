@@ -7,6 +7,7 @@ bound: a label that tenants choose has at most `_LABELS_MAX` values.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crio_native.errors import CrioError
@@ -81,6 +82,7 @@ class Counts:
         self.skipped_bytes: Counter[str] = Counter()
         self.reused_layers: Counter[str] = Counter()
         self.layers = Layers()
+        self.forbidden_calls: Mapping[tuple[str, ...], int] = {}  # by container and system call
         self._ended: set[str] = set()
         store.listen(self._changed)
 

@@ -188,7 +188,7 @@ _FAMILIES: Mapping[str, Callable[[Exporter, str], Any]] = {
         n, "Ends for want of memory, by container.", _single(e._counts.oom), "name"
     ),
     "containers_seccomp_notifier_count_total": lambda e, n: e._labelled(
-        n, "System calls that seccomp notified of.", {}, "name", "syscall"
+        n, "System calls that seccomp notified of.", dict(e._counts.forbidden_calls), "name", "syscall"
     ),
     "containers_stopped_monitor_count": lambda e, n: e._labelled(
         n, "Containers whose monitor died before them.", _single(e._counts.lost_monitors), "name"

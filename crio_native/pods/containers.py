@@ -38,6 +38,7 @@ from crio_native.pods import (
     pausing,
     pod_annotations,
     preparation,
+    seccomp_notifier,
     spec,
     spec_security,
     trees,
@@ -60,6 +61,8 @@ class Containers:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._heritages = Heritages(node.layout)
+        node.notifiers.stop = self._stop_forbidden
+        self._forbidden: dict[str, str] = {}  # by container: what it was stopped for
         self._ends: dict[str, Future[None]] = {}
         self._ends_lock = threading.Lock()
         settings = node.settings
@@ -249,6 +252,7 @@ class Containers:
         status = runtime.exit_status(self._node.layout.run_dir(container.id))
         runtime.delete(container.id, self._node.layout.run_dir(container.id), container.cgroup)
         self.tuning.release(container.id)
+        self._node.notifiers.close(container.id)
         if status is not None:
             self._set_ended(container.id, status)
         else:
@@ -260,6 +264,26 @@ class Containers:
         """Undo a container that was never finished, with its record."""
         self._free(container)
         self._node.store.delete(container)
+
+    def _stop_forbidden(self, container_id: str, calls: str) -> None:
+        log.warning("container %s is stopped: it %s", container_id, calls)
+        self._forbidden[container_id] = calls
+        self.kill(container_id)
+
+    def listen_again(self, container: Container) -> None:
+        """To what seccomp forbids the commands that are run in it: an exec needs somebody who takes its notifications,
+        if it inherits such a filter."""
+        node = self._node
+        pod = node.store.get(Pod, container.pod_id)
+        allowed = pod_annotations.Allowed(
+            pod.config.annotations,
+            node.handlers.settings_of(pod.handler),
+            node.settings.workloads,
+            container.config.metadata.name,
+        )
+        action = seccomp_notifier.action(allowed)
+        if action:
+            node.notifiers.listen_again(container.id, container.name, stop=action == "stop")
 
     def _tune(self, pod: Pod, container: Container) -> None:
         """What a latency-sensitive container changes around itself, before its command runs."""
@@ -426,6 +450,7 @@ class Containers:
         run_dir = layout.run_dir(container.id)
         self._runtime(container).delete(container.id, run_dir, container.cgroup)
         self.tuning.release(container.id)
+        self._node.notifiers.close(container.id)
         trees.remove_tree(run_dir)
         preparation.release(layout, container.id)
 
@@ -446,7 +471,8 @@ class Containers:
                 self._starting[container_id].append(status)
                 return
         if status is not None:
-            self._set_ended(container_id, status)
+            forbidden = self._forbidden.pop(container_id, "")
+            self._set_ended(container_id, status, reason="seccomp killed" if forbidden else "", message=forbidden)
         try:
             self._node.workers.submit(self._after_end, container_id, status)
         except RuntimeError:
@@ -466,6 +492,7 @@ class Containers:
     def _clean_up(self, container: Container) -> None:
         """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
         self.tuning.release(container.id)
+        self._node.notifiers.close(container.id)
         with self._node.locks.hold(container.id):
             if container.id in self._node.store.containers:
                 run_dir = self._node.layout.run_dir(container.id)

@@ -21,6 +21,7 @@ from crio_native.pods.io_classes import BlockIo
 from crio_native.pods.locks import KeyedLocks
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Container, Layout, Pod
+from crio_native.pods.seccomp_notifier import Notifiers
 from crio_native.pods.store import Store
 
 Stage = Callable[[str], None]
@@ -49,6 +50,10 @@ class Node:
     block_io: BlockIo = field(default_factory=BlockIo)
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     reloaded: Mapping[str, Any] = field(default_factory=dict)
+    notifiers: Notifiers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.notifiers = Notifiers(self.layout.runroot / "seccomp")
 
     @property
     def settings(self) -> RuntimeTable:

@@ -27,6 +27,7 @@ NAMES = {
     "cgroup_rw": ("cgroup2-mount-hierarchy-rw.crio.io", "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw"),
     "platform": ("platform-runtime-path.crio.io", "io.kubernetes.cri-o.PlatformRuntimePath"),
     "skip_relabel": ("try-skip-volume-selinux-label.crio.io", "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel"),
+    "seccomp_notifier": ("seccomp-notifier-action.crio.io", "io.kubernetes.cri-o.seccompNotifierAction"),
     "link_logs": ("link-logs.crio.io", "io.kubernetes.cri-o.LinkLogs"),
     "cpu_load_balancing": ("cpu-load-balancing.crio.io",) * 2,
     "cpu_quota": ("cpu-quota.crio.io",) * 2,

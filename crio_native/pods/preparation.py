@@ -26,6 +26,7 @@ from crio_native.pods import (
     image_volumes,
     io_classes,
     pod_annotations,
+    seccomp_notifier,
     selinux,
     spec,
     trees,
@@ -90,6 +91,7 @@ def prepare(
         wishes(node, pod, container.config, handler),
     )
     _join_classes(node, pod, container, handler, built.spec)
+    _notify(node, pod, container, handler, built.spec)
     apparmor.ensure(built.spec["process"]["apparmorProfile"])
     for warning in built.warnings:
         log.warning("container %s: %s", container.id, warning)
@@ -126,6 +128,21 @@ def _join_classes(node: Node, pod: Pod, container: Container, handler: RuntimeHa
     field, name = io_classes.class_of("rdt", container.config.metadata.name, *annotations)
     if name and any("io.kubernetes.cri.rdt-class".startswith(prefix) for prefix in handler.allowed_annotations):
         oci["linux"]["intelRdt"] = io_classes.rdt_group(field, name)
+
+
+def _notify(node: Node, pod: Pod, container: Container, handler: RuntimeHandler, oci: dict[str, Any]) -> None:
+    """Have somebody listen to what the seccomp profile forbids, if the pod wants that.  Raises InvalidArgument."""
+    name, linux = container.config.metadata.name, oci["linux"]
+    allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, name)
+    action = seccomp_notifier.action(allowed)
+    if action and linux.get("seccomp"):
+        linux["seccomp"] = node.notifiers.listen(
+            container.id,
+            container.name,
+            linux["seccomp"],
+            stop=action == "stop",
+            defaults=handler.runtime_type == "builtin",
+        )
 
 
 def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHandler) -> Resources:

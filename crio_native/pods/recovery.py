@@ -71,6 +71,7 @@ def _container(node: Node, containers: Containers, container: Container) -> None
         case ContainerState.CREATED | ContainerState.RUNNING:
             try:
                 containers.watch(container)
+                containers.listen_again(container)
             except NotFound:
                 containers.settle(container)
 

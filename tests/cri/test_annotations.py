@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,9 +31,18 @@ SETTINGS = """
 [crio.runtime]
 min_injected_gomaxprocs = 3
 [crio.runtime.runtimes.builtin]
-allowed_annotations = ["link-logs.crio.io"]
+allowed_annotations = ["link-logs.crio.io", "seccomp-notifier-action.crio.io"]
 [crio.runtime.runtimes.closed]
 runtime_type = "builtin"
+[crio.runtime.runtimes.runc]
+runtime_path = "/usr/sbin/runc"
+runtime_root = "{directory}/run/runc"
+allowed_annotations = ["seccomp-notifier-action.crio.io"]
+[crio.metrics]
+enable_metrics = true
+metrics_port = 0
+metrics_socket = "{directory}/metrics.sock"
+metrics_collectors = ["containers_seccomp_notifier_count_total"]
 """
 
 
@@ -45,12 +58,15 @@ def kubelet() -> Iterator[tuple[str, Path]]:
     """A pod's uid, and the directory of its volumes, where the kubelet has them; what is made is removed."""
     uid = str(uuid.uuid4())
     volumes = Path(linked_logs.VOLUMES.format(uid=uid))
-    first = next(path for path in reversed([volumes, *volumes.parents]) if not path.exists())
+    made = [path for path in volumes.parents[2:] if not path.exists()]
     volumes.mkdir(parents=True)
     yield uid, volumes
     for place in mounts_below(volumes):  # of a test that has failed
         syscalls.umount2(place, mounts.MNT_DETACH)
-    shutil.rmtree(first)
+    shutil.rmtree(volumes.parents[1])
+    for directory in made:
+        with contextlib.suppress(OSError):  # another test has come to use it
+            directory.rmdir()
 
 
 def mounted_on(place: Path) -> bool:
@@ -135,3 +151,83 @@ def test_the_pause_process_is_told_of_the_pods_size(cri: Client) -> None:
     assert json.loads(annotations["pod-linux-overhead.crio.io"]) == {"cpu_shares": 20, "memory_limit_in_bytes": 1 << 20}
     resources = {"cpu_quota": 50000, "unified": {"memory.high": "1"}}
     assert json.loads(annotations["pod-linux-resources.crio.io"]) == resources
+
+
+REFUSING = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [
+        {"names": ["sethostname", "swapoff", "umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+        {"names": ["chroot"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+    ],
+}
+
+
+def profile(cri: Client) -> dict[str, Any]:
+    file = cri.daemon.directory / "refusing.json"
+    file.write_text(json.dumps(REFUSING))
+    return {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=str(file))}
+
+
+def counted(cri: Client) -> dict[str, float]:
+    """By system call, of all containers."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(cri.daemon.directory / "metrics.sock"))
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    found: dict[str, float] = {}
+    for name, value in re.findall(r'notifier_count_total\{name="[^"]+",syscall="(\w+)"\} ([\d.]+)', text):
+        found[name] = found.get(name, 0) + float(value)
+    return found
+
+
+@pytest.mark.parametrize("handler", ["builtin", "runc"])
+def test_forbidden_calls_are_noticed_and_answered_as_they_were(cri: Client, handler: str) -> None:
+    """Of the first process, of an exec, and of an exec under the next daemon; what tells of a missing call is not."""
+    before = counted(cri)
+    pod = cri.pod(handler=handler, annotations={"seccomp-notifier-action.crio.io": "log"})
+    script = "hostname x; chroot / true; sleep 600"
+    container = cri.start(pod, "sh", "-c", f"({script}) 2>&1", security=profile(cri))
+    log = Path(cri.status(container).log_path)
+    cri.until(lambda: log.read_text().count("\n") >= 2)
+    assert "sethostname: No space left on device" in log.read_text() and "not implemented" in log.read_text()
+    told = cri.exec(container, "sh", "-c", "hostname x; swapoff /x")
+    assert told.stderr.count(b"No space left on device") == 2
+    after = counted(cri)
+    grown = {call: after[call] - before.get(call, 0) for call in ("sethostname", "swapoff", "chroot") if call in after}
+    assert grown == {"sethostname": 2, "swapoff": 1}
+    cri.restart()
+    told = cri.exec(container, "sh", "-c", "hostname x")
+    assert b"Operation not permitted" in told.stderr, "the next daemon knows no more than that it was refused"
+    assert counted(cri)["sethostname"] == 1
+    cri.remove_pod(pod)
+    assert list((cri.daemon.directory / "run/seccomp").iterdir()) == []
+
+
+def test_the_default_profile_refuses_what_it_does_not_allow(cri: Client) -> None:
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "log"})
+    default = {"seccomp": pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)}
+    before = counted(cri).get("swapoff", 0)
+    _, output = cri.run("sh", "-c", "swapoff /x 2>&1; echo $?", pod=pod, security=default)
+    assert "Operation not permitted" in output and counted(cri)["swapoff"] == before + 1
+
+
+def test_a_container_is_stopped_for_what_it_called(cri: Client) -> None:
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "stop"})
+    container = cri.start(pod, "sh", "-c", "hostname x; hostname y; sleep 600", security=profile(cri))
+    status = cri.ended(container, 20)
+    assert (status.exit_code, status.reason) == (137, "seccomp killed")
+    assert status.message == "used forbidden syscalls: sethostname (2x)"
+
+
+def test_who_calls_without_end_is_left_to_the_kernel(cri: Client) -> None:
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "log"})
+    script = "i=0; while [ $i -lt 10500 ]; do umask 0; i=$((i+1)); done; echo done"
+    assert cri.run("sh", "-c", script, pod=pod, security=profile(cri)) == (0, "done\n")
+    assert counted(cri)["umask"] == 10_000
+
+
+def test_an_action_that_is_none_is_refused(cri: Client) -> None:
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "explode"})
+    with refused(Code.INVALID_ARGUMENT, "seccomp-notifier-action.crio.io", "explode", "stop"):
+        cri.create(pod, "true", security=profile(cri))
+    assert cri.containers() == []
