@@ -86,6 +86,15 @@ def test_the_hosts_network_and_processes_are_shown_where_they_are_shared(box: Bo
     assert container.output("stderr")
 
 
+@pytest.mark.skipif(not trees.HAVE_SETATTR, reason="no options of a whole tree without mount_setattr")
+def test_the_hosts_sysfs_is_read_only_with_all_that_is_mounted_below(box: Box) -> None:
+    spec = in_user_namespace(box, "cat", "/proc/self/mountinfo")
+    spec["linux"]["namespaces"].remove({"type": "network"})
+    rows = [line.split() for line in box.run(spec=spec).output().splitlines()]
+    below = [row for row in rows if row[4].startswith("/sys")]
+    assert len(below) > 1 and all({"ro", "nosuid", "nodev", "noexec"} <= set(row[5].split(",")) for row in below)
+
+
 def test_devices_are_the_hosts_and_work(box: Box) -> None:
     listing = "stat -c '%n %t:%T %u' /dev/null /dev/zero /dev/net/tun; head -c 3 /dev/zero | wc -c"
     spec = in_user_namespace(

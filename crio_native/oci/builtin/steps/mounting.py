@@ -145,7 +145,8 @@ def mount(
     or_bind: str = "",
 ) -> None:
     """or_bind: the host's own mount of this type, shown where a user namespace may not have one of its own: a procfs
-    shows a PID namespace, a sysfs a network namespace, and that one belongs to others."""
+    shows a PID namespace, a sysfs a network namespace, and that one belongs to others.  The host's has mounts below it,
+    as the control groups, which a mount of one's own would not have: for them the options hold too."""
     if fstype == "tmpfs" and "mode=" not in data:
         data = f"{data},{_covered_mode(context, destination)}".strip(",")
     target = _target(context, destination, True, exact=fstype in ("proc", "sysfs"))
@@ -164,7 +165,7 @@ def mount(
             set=to_set,
             clear=to_clear,
             propagation=propagation,
-            tree_set=tree_set,
+            tree_set=tree_set | (to_set if trees.HAVE_SETATTR else 0),
             tree_clear=tree_clear,
         )
         return
