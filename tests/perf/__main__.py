@@ -24,7 +24,7 @@ from crio_native.errors import CrioError
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from tests.perf import command, containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
-from tests.perf.host import private_mounts
+from tests.perf.host import in_memory, private_mounts
 from tests.perf.peers import Bundle
 from tests.perf.report import Result
 
@@ -68,7 +68,8 @@ def _measure(chosen: Sequence[str], rounds: int, pods: int) -> list[Result]:
     with private_mounts(), _scratch() as directory:
         bundle = Bundle(directory / "bundle")
         if set(chosen) & set(EXECUTOR):
-            results += _executor(chosen, bundle, directory, rounds)
+            with in_memory(bundle.directory / "state") as state:  # where /run is, for all sides
+                results += _executor(chosen, bundle, state, rounds)
         if "streaming" in chosen:
             results += _on_daemon(lambda server, tell: streaming.measure(daemon.Client(server), tell))
         if "daemon" in chosen:

@@ -39,6 +39,18 @@ def private_mounts() -> Iterator[None]:
             HUGETLB.rmdir()
 
 
+@contextmanager
+def in_memory(directory: Path) -> Iterator[Path]:
+    """A directory that is a tmpfs of its own, within `private_mounts`."""
+    directory.mkdir()
+    syscalls.mount("tmpfs", str(directory), "tmpfs", 0)
+    try:
+        yield directory
+    finally:
+        syscalls.umount2(str(directory), mounts.MNT_DETACH)
+        directory.rmdir()
+
+
 class Account:
     """The CPU time of a daemon, all that it starts, and its pods: of one cgroup, with the pods' in it."""
 
