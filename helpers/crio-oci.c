@@ -37,14 +37,13 @@ static const char boot[] =
     "sys.path += " PACKAGES "\n"
     "archives = " ARCHIVES "\n"
     "try:\n"
-    "    with open(archives + '/start', 'rb') as file:\n"
-    "        loader = marshal.loads(file.read(int.from_bytes(file.read(4), 'little')))\n"
-    "        modules = memoryview(file.read())\n"
+    "    file = open(archives + '/start', 'rb', 0)\n"
     "except FileNotFoundError:\n"
     "    pass\n"
     "else:\n"
-    "    exec(loader)\n"
-    "    add(modules)\n"
+    "    exec(marshal.loads(file.read(int.from_bytes(file.read(4), 'little'))))\n"
+    "    add(file)\n"
+    "    file.close()\n"
     "from crio_native.cli.oci import main\n"
     "main(%d, archives)\n";
 /* Above the descriptors that a caller passes on to the container (--preserve-fds), which are counted from 3. */

@@ -24,11 +24,9 @@ BOOT = """
 import sys, marshal
 sys.path += {packages!r}
 archives = {archives!r}
-with open(archives + '/start', 'rb') as file:
-    loader = marshal.loads(file.read(int.from_bytes(file.read(4), 'little')))
-    modules = memoryview(file.read())
-exec(loader)
-add(modules)
+with open(archives + '/start', 'rb', 0) as file:
+    exec(marshal.loads(file.read(int.from_bytes(file.read(4), 'little'))))
+    add(file)
 from crio_native.cli.oci import main
 main(-1, archives)
 """

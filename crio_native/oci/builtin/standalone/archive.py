@@ -8,15 +8,16 @@ every file that it was made from is as it was: else, and for what is imported la
 The code of this module is in the first archive (see `helpers/crio-oci.c`), so it imports only what is there already.
 """
 
+import posix
 import sys
 from _frozen_importlib import ModuleSpec, _load  # type: ignore[attr-defined]  # importlib's own, here without it
 from _frozen_importlib_external import ExtensionFileLoader
 from marshal import loads
-from posix import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
     from types import ModuleType
 
     # name, file, the directory of a package or "", the file's st_mtime_ns and st_size
@@ -26,24 +27,23 @@ if TYPE_CHECKING:
 def load(path: str) -> None:
     """Import the modules of the archive at that path, if it is there."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
         return
-    add(memoryview(content))
+    with open(descriptor, "rb", buffering=0) as file:
+        add(file)
 
 
-def add(content: memoryview) -> None:
+def add(file: "FileIO") -> None:
     """Import all modules of an archive, or none when a file has changed since.
 
-    content: the size of the list of entries (4 bytes, little end first), the list, and the modules' code in its order,
-    both as `marshal` writes them.
+    file: unbuffered, or all would be copied once more; at the size of the list of entries (4 bytes, little end first),
+    which the list follows, and then the modules' code in its order, both as `marshal` writes them.
     """
-    size = 4 + int.from_bytes(content[:4], "little")
-    entries = loads(content[4:size])
+    entries = loads(file.read(int.from_bytes(file.read(4), "little")))
     if _outdated(entries):
         return
-    code = loads(content[size:])  # None for a module in C
+    code = loads(file.read())  # None for a module in C
     # First all of them, still empty: a package is executed after its parts.
     python = [entry for entry, body in zip(entries, code, strict=True) if body is not None]
     for name, path, directory, *_ in python:
@@ -62,7 +62,7 @@ def add(content: memoryview) -> None:
 def _outdated(entries: "Sequence[Entry]") -> bool:
     try:
         for _, path, _, changed, size in entries:
-            found = stat(path)
+            found = posix.stat(path)
             if found.st_mtime_ns != changed or found.st_size != size:
                 return True
     except OSError:
