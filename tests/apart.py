@@ -74,6 +74,7 @@ def _mount_sysfs() -> None:
 def _temporary_directory() -> Iterator[Path]:
     """For our tempfile, and for the programs that the tests start."""
     directory = Path(tempfile.mkdtemp(prefix=MARK))
+    directory.chmod(0o711)  # some tests run programs of other users below it
     before, tempfile.tempdir = tempfile.tempdir, str(directory)
     os.environ["TMPDIR"] = str(directory)
     try:
