@@ -52,11 +52,13 @@ def test_any_bytes_are_read_or_refused(data: bytes, compression: str) -> None:
         assert refused.reason
 
 
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99"}
 VALID = make_tar(
     member("directory/", tarfile.DIRTYPE),
     member("file" * 40, data=b"x" * 700, pax_headers={"SCHILY.xattr.user.a": "b", "mtime": "1.5"}),
     member("link", tarfile.SYMTYPE, linkname="t" * 150),
     member("device", tarfile.CHRTYPE, devmajor=1, devminor=3),
+    member("sparse", data=b"2\n0\n3\n9\n3\n".ljust(512, b"\0") + b"abcdef", pax_headers=SPARSE),
 )
 
 
@@ -73,6 +75,7 @@ def test_a_damaged_archive_is_read_or_refused(changes: list[tuple[int, int]], me
     try:
         for entry, content in read(bytes(data)):
             assert len(entry.name) <= tar.MAX_NAME and len(content) == entry.size
+            assert entry.fragments is None or sum(length for _, length in entry.fragments) == entry.size <= entry.whole
             assert 0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32 and 0 <= entry.mode <= 0o7777
     except Refused as refused:
         assert refused.reason

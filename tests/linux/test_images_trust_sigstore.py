@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from crio_native.errors import UntrustedImage
+from crio_native.images.manifests import OCI_CONFIG, OCI_MANIFEST
+from crio_native.images.trust.signatures import SIGSTORE_PAYLOAD
 
-from ..images_support import BASE, Registry, assert_nothing_left, picture, registry
+from ..images_support import BASE, Picture, Registry, assert_nothing_left, picture, registry
 from ..trust_support import (
     ACCEPT,
     COSIGN,
@@ -90,6 +92,56 @@ def test_what_openssl_signed_is_pulled(registry: Registry, node: Node, app: tupl
     assert "it was made with another key" in judge(node, app[0])
     Path(public).write_bytes(right)
     assert judge(node, app[0]) == ""
+
+
+# What skopeo 1.22 (`copy --sign-by-sigstore-private-key`) attached to an image; Debian's skopeo is built without that.
+BY_SKOPEO = {
+    "name": "127.0.0.1:34489/sigstore/by-skopeo:v1",
+    "key": (
+        "-----BEGIN PUBLIC KEY-----\n"
+        "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEywCBM5PQZfdxc6Sr/o0+WjFa1ls8\n"
+        "YTcvH2airQ+XwFh+Ub3TQ4eh1MJGogFByOjzvmPRAp66FWNSiuva1qe6cw==\n"
+        "-----END PUBLIC KEY-----\n"
+    ),
+    "signature": "MEYCIQDtNn5RcQ64lbu8YrL6pUqjbjBz27hVsdVm3+pkLp44MQIhAInjxMSjeTINDBj64U06C9pSK9AVrfqRYEvsx/RwlVB+",
+    "payload": (
+        '{"critical":{"identity":{"docker-reference":"127.0.0.1:34489/sigstore/by-skopeo:v1"},"image":{"d'
+        'ocker-manifest-digest":"sha256:1d03b10080c88150b3a169d2aa8e3c127fd51170f3e111382fd335e38466f2f3"'
+        '},"type":"cosign container image signature"},"optional":{"creator":"containers/image 5.40.0-dev"'
+        ',"timestamp":1795384373}}'
+    ),
+    "config": (
+        '{"architecture":"","os":"","rootfs":{"type":"layers","diff_ids":["sha256:6da037a12429d8c938fd317'
+        'eadd93471d60b8f0ee96bcc25b4af035974479127"]}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["right", "another key", "another name", "another signature", "another payload"])
+def test_what_skopeo_signed_with_sigstore_is_pulled(registry: Registry, node: Node, how: str) -> None:
+    image = picture(BASE, compress=False, config={"architecture": "amd64", "os": "linux", "author": "skopeo"})
+    repository = f"sigstore/by-skopeo-{how.replace(' ', '-')}"
+    name = registry.push(repository, "v1", image)
+    key, text, signature = BY_SKOPEO["key"], BY_SKOPEO["payload"], base64.b64decode(BY_SKOPEO["signature"])
+    assert image.manifest["digest"] in text
+    if how == "another key":
+        key = public_pem(new_key()).decode()
+    elif how == "another signature":
+        signature = signature[:-1] + bytes([signature[-1] ^ 1])
+    elif how == "another payload":
+        text = text.replace("containers/image", "containers/Image")
+    attachment = Picture()
+    layer = attachment.put(SIGSTORE_PAYLOAD, text.encode())
+    layer["annotations"] = {"dev.cosignproject.cosign/signature": data(signature)}
+    config = attachment.put(OCI_CONFIG, BY_SKOPEO["config"].encode())
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+    attachment.manifest = {"digest": ""}
+    registry.push(repository, image.manifest["digest"].replace(":", "-") + ".sig", attachment, document=document)
+    whom = "example.com/other:v1" if how == "another name" else BY_SKOPEO["name"]
+    identity = {"type": "exactReference", "dockerReference": whom}
+    node.require({"type": "sigstoreSigned", "keyData": data(key), "signedIdentity": identity})
+    said = judge(node, name)
+    assert said == "" if how == "right" else "no signature (sigstore) counts" in said
 
 
 def test_without_attachments_in_registries_d_there_are_none(
