@@ -36,5 +36,5 @@ def pytest_collection_finish(session: pytest.Session) -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for item in session.items:
             if wanted := configuration(item):
-                patch.setattr(item, "_nodeid", f"{item.nodeid}{GUEST}{wanted}")
+                patch.setattr(item, "_id", f"{item.nodeid}{GUEST}{wanted}")
         yield
