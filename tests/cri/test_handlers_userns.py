@@ -116,6 +116,13 @@ def test_a_directory_that_hides_the_roots_is_named(cri: OfHandler) -> None:
     assert not cri.containers() and not list((directory / "run/roots").iterdir())
 
 
+def test_a_container_that_cannot_be_made_leaves_nothing(cri: OfHandler) -> None:
+    pod = users.user_pod(cri)
+    with refused(grpc.StatusCode.INTERNAL, "find_user", "nobody-here"):
+        cri.create(pod, "true", security={"run_as_username": "nobody-here"})
+    assert not cri.containers() and not list((cri.daemon.directory / "run/roots").iterdir())
+
+
 def test_who_can_is_told_and_who_cannot_refuses(cri: OfHandler, handler: str) -> None:
     features = {each.name: each.features for each in cri.call("Status").runtime_handlers}
     assert features[handler].user_namespaces and not features["old"].user_namespaces

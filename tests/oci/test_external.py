@@ -492,6 +492,25 @@ def test_a_features_document_is_believed_as_far_as_it_goes() -> None:
     assert not abilities_of("x", {**document, "mountOptions": None}, "/x").recursive_read_only_mounts
 
 
+@pytest.mark.parametrize(
+    ("linux", "maps"),
+    [
+        ({"namespaces": ["user"], "mountExtensions": {"idmap": {"enabled": True}}}, True),
+        ({"namespaces": ["user"], "mountExtensions": {"idmap": {"enabled": False}}}, False),
+        ({"namespaces": ["pid"], "mountExtensions": {"idmap": {"enabled": True}}}, False),
+        ({"namespaces": "user", "mountExtensions": {"idmap": {"enabled": True}}}, False),
+        ({"namespaces": ["user"], "mountExtensions": {"idmap": {"enabled": "yes"}}}, False),
+        ({"namespaces": ["user"], "mountExtensions": {"idmap": True}}, False),
+        ({"namespaces": ["user"], "mountExtensions": [1]}, False),
+        ({"namespaces": ["user"]}, False),
+        (None, False),
+    ],
+)
+def test_user_namespaces_take_both_words(linux: Any, maps: bool) -> None:
+    document = {"ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0", "linux": linux}
+    assert abilities_of("x", document, "/x").user_namespaces is maps
+
+
 def test_words_of_no_log() -> None:
     assert words(b"") == ""
     assert words(b"\xff\n\n  two \n two ") == "\ufffd; two"
