@@ -35,6 +35,7 @@ from crio_native.images.unpacker import Limits
 from ..images_support import (
     BASE,
     TOP,
+    Answer,
     HostileRegistry,
     Picture,
     Registry,
@@ -429,3 +430,21 @@ def test_the_end_of_the_daemon_ends_its_pulls(hostile: HostileRegistry, tmp_path
     threading.Timer(0.3, store.close).start()
     with pytest.raises(DeadlineExceeded):
         store.pull(name)
+
+
+def test_connections_are_used_again(store: ImageStore, hostile: HostileRegistry) -> None:
+    """One for each layer in flight, not one for each request."""
+    image = picture(*(tar(member(f"file{number}", data=b"x" * 1000)) for number in range(12)))
+    name = hostile.serve("app", image)
+    ports: set[int] = set()
+
+    def noting(answer: Answer) -> Answer:
+        def answered(request: BaseHTTPRequestHandler) -> None:
+            ports.add(request.client_address[1])
+            answer(request)
+
+        return answered
+
+    hostile.routes = {path: noting(answer) for path, answer in hostile.routes.items()}
+    store.pull(name)
+    assert len(hostile.requests) >= 14 and len(ports) <= 4

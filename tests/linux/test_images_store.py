@@ -100,6 +100,15 @@ def test_usage_is_near_what_du_says(store: ImageStore, tmp_path: Path) -> None:
     assert store.usage().mountpoint == str(tmp_path / "store")
 
 
+def test_usage_looks_at_no_file(store: ImageStore, tmp_path: Path) -> None:
+    load(store, tmp_path, "one", BASE, TOP)
+    before = store.usage()
+    (tmp_path / "store/layers").rename(tmp_path / "store/elsewhere")
+    after = store.usage()
+    (tmp_path / "store/elsewhere").rename(tmp_path / "store/layers")
+    assert (after.bytes, after.inodes) == (before.bytes, before.inodes) and after.bytes and after.inodes
+
+
 # Root file systems
 
 

@@ -337,6 +337,12 @@ def test_whiteouts_are_plain_names_in_an_archive(target: Path) -> None:
         ([sparse("0\n", b"", 1, minor="1")], "none that is known"),
         ([member("x", pax_headers={"GNU.sparse.map": "0,4"}, data=b"xxxx")], "none that is known"),
         ([member("x", DIR, pax_headers={"GNU.sparse.major": "1"})], "it is a sparse file, and is none"),
+        (
+            [member("x", pax_headers={"SCHILY.xattr.user.a": "v" * 70_000})],
+            "no room for its attribute 'user.a' of 70000",
+        ),
+        ([member("x", pax_headers={"SCHILY.xattr.user." + "a" * 300: "v"})], "of 1 bytes: it takes none so large"),
+        ([member("x", pax_headers={"SCHILY.xattr.user.a": "v" * 1_100_000})], "the most is 1048576"),
         ([member("x", b"Z")], "type b'Z' is not known"),
         ([member("x", pax_headers={"uid": "-1"})], "uid is not a number"),
         ([member("x", pax_headers={"uid": "4294967295"})], "uid 4294967295 is not in"),

@@ -301,6 +301,12 @@ class Tree:
             try:
                 os.setxattr(fd, name, value)
             except OSError as error:
+                if error.errno in (errno.E2BIG, errno.ERANGE, errno.ENOSPC):  # ext4 says the last of one too large
+                    raise Refused(
+                        f"the file system has no room for its attribute {_show(name)} of {len(value)} bytes: it takes "
+                        "none so large, or is full",
+                        kind="limit",
+                    ) from None
                 if error.errno != errno.ENOTSUP or name == b"security.capability":
                     raise
 
