@@ -71,8 +71,8 @@ class Sandboxes:
         if userns_options is not None and not chosen.abilities.user_namespaces:
             raise FailedPrecondition(
                 "config.linux.security_context.namespace_options.userns_options: "
-                f"the handler {chosen.name!r} cannot show an image's files to a user namespace; "
-                "use one of runtime_type builtin"
+                f"the handler {chosen.name!r} does not tell that it can show files to a user namespace by its owners "
+                "(features: linux.mountExtensions.idmap); use one of runtime_type builtin"
             )
         pod = Pod(
             id=names.new_id(),
