@@ -115,7 +115,9 @@ def _root(bundle: Path, overlay: Overlay | None, namespace_file: str) -> Iterato
     # Such a mount marks its work directory, and the mark would refuse the container's own mount.
     plain = replace(overlay, options=[option for option in overlay.options if option != "volatile"])
     namespace = namespace_file if overlay.mapped else ""
-    with image_volumes.layers(overlay.base, bundle / "layers", namespace) as base:
+    aside = bundle / image_volumes.DIRECTORY / "declared"  # where the bundle's release looks for mounts
+    aside.parent.mkdir(mode=0o700, exist_ok=True)
+    with image_volumes.layers(overlay.base, aside, namespace) as base:
         data = plain.data(base=f"/proc/self/fd/{base}")
         syscalls.mount("overlay", place, "overlay", mounts.MS_NODEV | mounts.MS_NOSUID | mounts.MS_NOEXEC, data)
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from crio_native.images import ImageStore
 
-_DIRECTORY = "volumes"  # below the bundle
+DIRECTORY = "volumes"  # below the bundle
 _FLAGS = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
 
 
@@ -76,7 +76,7 @@ def mount_all(
     """
     places: dict[int, str] = {}
     for volume in volumes:
-        place = bundle / _DIRECTORY / str(volume.index)
+        place = bundle / DIRECTORY / str(volume.index)
         place.mkdir(mode=0o700, parents=True)
         try:
             _mount(images.view(volume.image_id), place, user_namespace, label)
@@ -92,7 +92,7 @@ def mount_all(
 def unmount_all(bundle: Path) -> None:
     """Undo `mount_all`; what is gone already is fine."""
     try:
-        places = [entry.path for entry in os.scandir(bundle / _DIRECTORY)]
+        places = [entry.path for entry in os.scandir(bundle / DIRECTORY)]
     except FileNotFoundError:
         return
     for place in places:

@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
-from crio_native.pods import spec_resources
+from crio_native.pods import preparation, spec_resources
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod
 from crio_native.pods.values import Resources
@@ -40,6 +40,8 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
             )
         runtime = node.executor_of(container)
         settings = node.handlers.settings_of(container.handler)
+        pod = node.store.get(Pod, container.pod_id)
+        wanted = preparation.wishes(node, pod, container.config, settings).limits(wanted)
         old = container.resources
         new = _merged(old, wanted)
         _limits(new, settings.container_min_memory)

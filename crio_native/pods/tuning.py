@@ -49,22 +49,22 @@ class Tuning:
         """Change what a container wishes, all or nothing of it.  Raises FailedPrecondition where the node lacks it,
         StepFailed."""
         files = dict(_files(wishes))
-        if not files and not wishes.no_interrupts:
+        if not files and not wishes.interrupt_free:
             return
         with self._lock:
             others = self._others(container_id)
             before = {path: text for record in others for path, text in record["files"].items()}
             record = {
                 "files": {path: before.get(path) or _read(path) for path in files},
-                "interrupts": list(wishes.cpus) if wishes.no_interrupts else [],
+                "interrupts": wishes.interrupt_free,
             }
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self._path(container_id).write_text(json.dumps(record))
             try:
                 for path, value in files.items():
                     _write(path, value)
-                if record["interrupts"]:
-                    self._direct(away=wishes.cpus)
+                if wishes.interrupt_free:
+                    self._direct(away=wishes.interrupt_free)
             except BaseException:
                 self._undo(container_id)
                 raise

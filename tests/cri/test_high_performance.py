@@ -113,9 +113,25 @@ def test_shared_cpus_and_the_first_of_them_for_execs(cri: Client) -> None:
     own = cri.start(pod, "sleep", "600", name="own", resources=WHOLE)
     assert group_file(cri, both, "cpuset", "cpuset.cpus") == "0-1"
     assert group_file(cri, own, "cpuset", "cpuset.cpus") == "1"
+    cri.call("UpdateContainerResources", container_id=both, linux={"cpuset_cpus": "1"})
+    assert group_file(cri, both, "cpuset", "cpuset.cpus") == "0-1", "as a kubelet's CPU manager says it again"
     cri.until(lambda: Path(cri.status(both).log_path).read_text().endswith("F 1 0\n"))
     for container, cpu in ((both, "0"), (own, "1")):
         assert cri.exec(container, "grep", "Cpus_allowed_list", "/proc/self/status").stdout.split()[1].decode() == cpu
+
+
+def test_one_core_keeps_its_interrupts(cri: Client) -> None:
+    siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text().strip()
+    cpus = interrupts()
+    pod = cri.pod(annotations={"irq-load-balancing.crio.io": "housekeeping"})
+    everything = {**WHOLE, "cpuset_cpus": "0-1", "cpu_shares": 2048}
+    container = cri.start(pod, "sh", "-c", "echo $OPENSHIFT_HOUSEKEEPING_CPUS; sleep 600", resources=everything)
+    kept = {"0": {0}}.get(siblings, {0, 1})
+    assert interrupts() == cpus - ({0, 1} - kept)
+    words = ",".join(map(str, sorted(kept)))
+    cri.until(lambda: Path(cri.status(container).log_path).read_text().endswith(f"F {words}\n"))
+    cri.remove_pod(pod)
+    assert interrupts() == cpus
 
 
 @pytest.mark.parametrize(
@@ -124,7 +140,7 @@ def test_shared_cpus_and_the_first_of_them_for_execs(cri: Client) -> None:
         ("cpu-c-states.crio.io", "max_latency:-1", ("cpu-c-states.crio.io", "max_latency:MICROSECONDS")),
         ("cpu-c-states.crio.io", "sometimes", ("cpu-c-states.crio.io", "'sometimes'")),
         ("cpu-quota.crio.io", "no", ("cpu-quota.crio.io", "'no'")),
-        ("irq-load-balancing.crio.io", "housekeeping", ("irq-load-balancing.crio.io", "housekeeping")),
+        ("irq-load-balancing.crio.io", "sometimes", ("irq-load-balancing.crio.io", "sometimes")),
         ("cpu-freq-governor.crio.io", "../../x", ("cpu-freq-governor.crio.io", "no name of a governor")),
     ],
 )

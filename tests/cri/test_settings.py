@@ -132,7 +132,7 @@ def test_declared_volumes_are_made(cri: Client, handler: str) -> None:
     assert lines[:4] == ["65534 755 directory", "65534 755 directory", "65534 755 directory", "image"]
     assert lines.count("file") == 2
     cri.remove_pod(pod)
-    assert [m for m in mounts_below(cri.daemon.directory) if m.endswith(("/rootfs", "/layers"))] == []
+    assert [m for m in mounts_below(cri.daemon.directory) if m.endswith(("/rootfs", "/volumes/declared"))] == []
 
 
 def test_declared_volumes_in_a_user_namespace(cri: Client) -> None:
@@ -159,7 +159,7 @@ def test_declared_volumes_that_cannot_be_made(cri: Client, volumes: dict[str, An
         cri.create(pod, "true", image=image)
     assert all(word in caught.value.details() for word in words), caught.value.details()
     assert cri.containers() == []
-    assert [m for m in mounts_below(cri.daemon.directory) if m.endswith(("/rootfs", "/layers"))] == []
+    assert [m for m in mounts_below(cri.daemon.directory) if m.endswith(("/rootfs", "/volumes/declared"))] == []
 
 
 def test_declared_volumes_are_bound_or_ignored(fresh: Client) -> None:
