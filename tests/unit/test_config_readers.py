@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import crio_native
+from crio_native.config import load
 from crio_native.config.schema import Named, Option, members
 from crio_native.config.tables import Config
 
@@ -66,3 +67,23 @@ def test_every_option_has_a_reader_or_a_reason(key: str, table: str, option: Opt
         assert not read, f"{key} is read, and still said to have no effect"
     else:
         assert read or option.deprecated or key in ONE_VALUE, f"nothing reads {key}"
+
+
+def test_what_has_no_effect_is_warned_about_where_it_was_written(tmp_path: Path) -> None:
+    """With its value and the reason; at its default it is not, whoever writes it."""
+    (tmp_path / "conf.d").mkdir()
+    file = tmp_path / "crio.conf"
+    file.write_text(
+        '[crio.image]\npause_command = "/pause"\nbig_files_temporary_dir = "/big"\n'
+        "[crio.nri]\nenable_nri = true\n"
+        '[crio.runtime.runtimes.kata]\nruntime_type = "vm"\nruntime_pull_image = true\nstream_websockets = false\n'
+    )
+    flags = {"crio.tracing.tracing_sampling_rate_per_million": 5}
+    warnings = load(file, tmp_path / "conf.d", flags).warnings
+    assert [warning.partition(" has no effect: ")[0] for warning in warnings] == [
+        f"{file}: crio.runtime.runtimes.kata.runtime_pull_image: True",
+        f"{file}: crio.image.big_files_temporary_dir: '/big'",
+        "command line: crio.tracing.tracing_sampling_rate_per_million: 5",
+        f"{file}: crio.nri.enable_nri: True",
+    ]
+    assert all(len(warning.partition(" has no effect: ")[2]) > 20 for warning in warnings)
