@@ -11,8 +11,6 @@ import _socket
 import os
 from types import SimpleNamespace
 
-import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
-
 from crio_native.errors import AlreadyExists, CrioError, Internal, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, process, syscalls
 from crio_native.linux.cgroup import hierarchy
@@ -52,7 +50,7 @@ def run(options: SimpleNamespace) -> int:
     if foreground:
         terminal.block_signals()
         if not options.no_subreaper:
-            _prctl.prctl(_prctl.PR_SET_CHILD_SUBREAPER, 1)
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     made = Made(options, starts=True)
     try:
         made.hand_over_terminal(keep=foreground)
@@ -343,7 +341,7 @@ def _become_init(
     plan: Plan, creator: int, listener: int, preserved: list[int], watcher: laboratory.Laboratory | None
 ) -> NoReturn:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
-    _prctl.prctl(_prctl.PR_SET_NAME, "crio-init")
+    syscalls.set_name(b"crio-init")
     close_others([*preserved, creator, listener, watcher.trace if watcher else -1])
     to_creator = channel.InitChannel(creator, listener)
     to_creator.send(b"A")

@@ -7,8 +7,6 @@ import _socket
 import os
 from types import SimpleNamespace
 
-import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
-
 from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.linux import capabilities, namespaces, syscalls
 from crio_native.linux.cgroup import hierarchy
@@ -189,7 +187,7 @@ class Exec:
 
 
 def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
-    _prctl.prctl(_prctl.PR_SET_NAME, "crio-exec")
+    syscalls.set_name(b"crio-exec")
     watcher = running.laboratory
     create.close_others([*running.preserved, status, running.container, watcher.trace if watcher else -1])
     to_parent = wire.channel(status)

@@ -10,11 +10,9 @@ import fcntl
 import os
 import sys
 
-import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
-
 import crio_native
 from crio_native.errors import Internal
-from crio_native.linux import process
+from crio_native.linux import process, syscalls
 
 BOOT = "import sys; sys.path += {}; from crio_native.cli.oci import main; main({})"
 _MARK = "crio-oci-again"
@@ -29,7 +27,7 @@ def protect(view: int) -> View:
     if not _is_unwritable():
         _start_again()
     if os.geteuid() == 0:  # else the kernel would give our files in /proc to root, and we have to write some
-        _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     return View(view)
 
 
@@ -64,6 +62,8 @@ def _start_again() -> None:
     if _MARK in sys._xoptions:
         raise Internal(f"the interpreter {sys.executable} cannot be started from a file that nobody can write to")
     program = process.unwritable_executable(os.path.realpath(sys.executable))
+    import _prctl  # type: ignore[import-not-found]  # prctl's C half
+
     # Also where a finder of `site`'s, which is not there the second time, has found them.
     packages = [os.path.dirname(os.path.dirname(crio_native.__file__)), os.path.dirname(_prctl.__file__), *sys.path[1:]]
     os.set_inheritable(program, True)

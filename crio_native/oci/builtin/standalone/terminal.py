@@ -9,7 +9,6 @@ import fcntl
 import os
 import select
 import struct
-import termios
 
 from crio_native.errors import InvalidArgument
 from crio_native.oci.builtin import wire
@@ -116,6 +115,8 @@ class Foreground:
         poll.register(self.master, select.POLLIN)
         poll.register(0, select.POLLIN)
         if os.isatty(0):
+            import termios  # here: a library to be loaded, which only a terminal needs
+
             self.settings = termios.tcgetattr(0)
             raw = termios.tcgetattr(0)
             raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
@@ -128,9 +129,13 @@ class Foreground:
 
     def _restore_terminal(self) -> None:
         if self.settings is not None:
+            import termios
+
             termios.tcsetattr(0, termios.TCSANOW, self.settings)
 
     def _resize(self) -> None:
+        import termios
+
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8) if os.isatty(0) else struct.pack("4H", 0, 0, 0, 0)
         if any(size):
             fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)

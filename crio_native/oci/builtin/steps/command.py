@@ -8,8 +8,6 @@ import os
 import resource
 import stat
 
-import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
-
 from crio_native.linux import capabilities, inroot, process, syscalls
 from crio_native.oci.builtin import users, wire
 from crio_native.oci.builtin.steps.context import Context, Refused
@@ -84,7 +82,7 @@ def personality(context: Context, domain: int) -> None:
 
 
 def no_new_privileges(context: Context) -> None:
-    _prctl.prctl(_prctl.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def seccomp(context: Context, program: bytes, flags: int, notice: dict[str, Any] | None = None) -> None:
@@ -114,12 +112,12 @@ def change_user(context: Context, umask: int, keep_groups: bool = False) -> None
             _give(number, user.uid, user.gid)
         elif context.terminal >= 0:
             _give(number, user.uid, -1)  # its group is the terminals'
-    _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 1)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     if not keep_groups:
         _set_groups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    _prctl.prctl(_prctl.PR_SET_KEEPCAPS, 0)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
     os.umask(umask)
 
 

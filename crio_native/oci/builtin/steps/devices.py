@@ -7,7 +7,6 @@ import fcntl
 import os
 import stat
 import struct
-import termios
 
 from crio_native.linux import inroot, mounts, syscalls, trees
 from crio_native.oci.builtin import wire
@@ -18,6 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# As in asm-generic/ioctls.h, which all our architectures have; termios, which knows them, is a library to be loaded.
+_TIOCSCTTY = 0x540E
+_TIOCSWINSZ = 0x5414
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441  # the terminal's other end, without going through a path (CVE-2025-52565)
 _NODE_TYPE = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
@@ -129,14 +131,14 @@ def _open_terminal(context: Context, height: int, width: int) -> None:
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     context.terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if height or width:
-        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     assert context.sync is not None
     wire.send(context.sync, b"C", [master])
     os.close(master)
 
 
 def _take_terminal(context: Context) -> None:
-    fcntl.ioctl(context.terminal, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(context.terminal, _TIOCSCTTY, 0)
     for number in (0, 1, 2):
         os.dup2(context.terminal, number)
 
