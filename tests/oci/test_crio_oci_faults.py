@@ -48,6 +48,11 @@ def user_namespace(spec: dict[str, Any]) -> None:
     spec["linux"]["namespaces"].append({"type": "user"})
     for field in ("uidMappings", "gidMappings"):
         spec["linux"][field] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    spec["linux"]["devices"] = [{"type": "c", "path": "/dev/mine", "major": 1, "minor": 3, "uid": 5}]
+    spec["mounts"].insert(0, {"destination": "/", "type": "bind", "source": spec["root"]["path"], "options": ["bind"]})
+    spec["mounts"].append(
+        {"destination": "/dev/link", "type": "bind", "source": "/proc/self", "options": ["copy-symlink"]}
+    )
 
 
 PLANS = {function.__name__: function for function in (plain, rich, user_namespace)}

@@ -99,6 +99,8 @@ def _link(context: Context, target: str, destination: str) -> None:
         os.close(found)
         if not same:
             raise Refused(destination, "is there already, and is not the symlink to copy", errno.EEXIST) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, destination) from None
     finally:
         os.close(parent)
 
