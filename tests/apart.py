@@ -4,7 +4,7 @@ A run of the tests (each worker, where it has several) works in network and moun
 nothing of the machine's network, no two runs meet in a port, an address or a link's name, and every link, rule or mount
 that is there at the end was left by this run.  Control groups have no such place: those of a run carry its mark in
 their names, and so does what has to be in a place that everybody uses.  Not here: what one test could leave
-(`machine`), and which tests may run at once (`turns`).
+(`machine`), and which tests may run at once (`workers`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 from crio_native.linux import syscalls
 from crio_native.linux.mounts import MNT_DETACH, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC
@@ -73,15 +74,15 @@ def _mount_sysfs() -> None:
 @contextlib.contextmanager
 def _temporary_directory() -> Iterator[Path]:
     """For our tempfile, and for the programs that the tests start."""
+    usual = tempfile.gettempdir()
     directory = Path(tempfile.mkdtemp(prefix=MARK))
     directory.chmod(0o711)  # some tests run programs of other users below it
-    before, tempfile.tempdir = tempfile.tempdir, str(directory)
-    os.environ["TMPDIR"] = str(directory)
+    # A pytest that a test starts keeps the directories of its last runs, on purpose.
+    environment = {"TMPDIR": str(directory), "PYTEST_DEBUG_TEMPROOT": usual}
     try:
-        yield directory
+        with mock.patch.object(tempfile, "tempdir", str(directory)), mock.patch.dict(os.environ, environment):
+            yield directory
     finally:
-        tempfile.tempdir = before
-        del os.environ["TMPDIR"]
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 Machine = Mapping[str, frozenset[str]]
 
+# Descriptors that stay on purpose: the cache of loaded device programs, which has a bound, and what gRPC polls with.
+KEPT = ("anon_inode:bpf-prog", "anon_inode:[eventpoll]", "anon_inode:[eventfd]")
 SETTLE_SECONDS = 3.0  # how long a test's last processes and lazy unmounts may take
 
 
@@ -115,7 +117,7 @@ def _descriptors() -> set[str]:
             target = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:  # the listing's own
             continue
-        if target != "anon_inode:bpf-prog":  # the cache of loaded device programs, which has a bound
+        if target not in KEPT:
             names.add(f"{number} -> {target}")
     return names
 
