@@ -95,7 +95,23 @@ def _signal_all(cgroup: Cgroup, number: int) -> None:
 
 
 def delete(options: SimpleNamespace) -> int:
-    """Remove a container that has stopped, or never started; with --force any, and it is no error when it is gone."""
+    """Remove a container that has stopped, or never started; with --force any, and it is no error when it is gone.
+    With --regex, all whose ids it matches anywhere; the first that cannot be removed ends it."""
+    if not options.regex:
+        return _delete(options)
+    import re
+
+    try:
+        pattern = re.compile(options.arguments[0])
+    except re.error as error:
+        raise InvalidArgument("--regex", options.arguments[0], f"is no regular expression: {error}") from None
+    for name in [found.id for found in state.every(options.root) if pattern.search(found.id)]:
+        options.arguments = [name]
+        _delete(options)
+    return 0
+
+
+def _delete(options: SimpleNamespace) -> int:
     try:
         found = _load(options)
     except state.DoesNotExist as error:
