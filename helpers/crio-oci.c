@@ -37,13 +37,13 @@ static const char boot[] =
     "sys.path += " PACKAGES "\n"
     "archives = " ARCHIVES "\n"
     "try:\n"
-    "    file = open(archives + '/start', 'rb', 0)\n"
+    "    with open(archives + '/loader', 'rb') as file:\n"
+    "        loader = marshal.loads(file.read())\n"
     "except FileNotFoundError:\n"
     "    pass\n"
     "else:\n"
-    "    exec(marshal.loads(file.read(int.from_bytes(file.read(4), 'little'))))\n"
-    "    add(file)\n"
-    "    file.close()\n"
+    "    exec(loader)\n"
+    "    load(archives + '/start')\n"
     "from crio_native.cli.oci import main\n"
     "main(%d, archives)\n";
 /* Above the descriptors that a caller passes on to the container (--preserve-fds), which are counted from 3. */

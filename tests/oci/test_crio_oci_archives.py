@@ -24,9 +24,9 @@ BOOT = """
 import sys, marshal
 sys.path += {packages!r}
 archives = {archives!r}
-with open(archives + '/start', 'rb', 0) as file:
-    exec(marshal.loads(file.read(int.from_bytes(file.read(4), 'little'))))
-    add(file)
+with open(archives + '/loader', 'rb') as file:
+    exec(marshal.loads(file.read()))
+load(archives + '/start')
 from crio_native.cli.oci import main
 main(-1, archives)
 """
@@ -116,7 +116,7 @@ def test_a_file_that_is_gone_is_missed_and_not_taken_from_the_archive(copy: Copy
     assert done.returncode == 1 and "show" in done.stderr
 
 
-@pytest.mark.parametrize("archive", ["start", "show"])
+@pytest.mark.parametrize("archive", ["loader", "start", "show"])
 def test_without_an_archive_the_modules_are_imported(oci: Oci, copy: Copy, archive: str) -> None:
     path = copy.archives / archive
     aside = path.rename(path.with_suffix(".aside"))

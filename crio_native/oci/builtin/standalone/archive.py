@@ -5,7 +5,7 @@ all that it costs.  `helpers/modules.py` compiles them when the program is built
 imports, in the order in which that is to be executed; here it is.  An archive is a copy, so it counts only as long as
 every file that it was made from is as it was: else, and for what is imported later, the interpreter looks for itself.
 
-The code of this module is in the first archive (see `helpers/crio-oci.c`), so it imports only what is there already.
+The code of this module is a file beside the archives (see `helpers/crio-oci.c`); it imports only what is there already.
 """
 
 import posix
@@ -17,33 +17,18 @@ from marshal import loads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import FileIO
-    from types import ModuleType
+    from types import CodeType, ModuleType
 
     # name, file, the directory of a package or "", the file's st_mtime_ns and st_size
     Entry = tuple[str, str, str, int, int]
 
 
 def load(path: str) -> None:
-    """Import the modules of the archive at that path, if it is there."""
-    try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
+    """Import all modules of the archive at that path, or none when it is not `current`."""
+    found = current(path)
+    if found is None:
         return
-    with open(descriptor, "rb", buffering=0) as file:
-        add(file)
-
-
-def add(file: "FileIO") -> None:
-    """Import all modules of an archive, or none when a file has changed since.
-
-    file: unbuffered, or all would be copied once more; at the size of the list of entries (4 bytes, little end first),
-    which the list follows, and then the modules' code in its order, both as `marshal` writes them.
-    """
-    entries = loads(file.read(int.from_bytes(file.read(4), "little")))
-    if _outdated(entries):
-        return
-    code = loads(file.read())  # None for a module in C
+    entries, code = found
     # First all of them, still empty: a package is executed after its parts.
     python = [entry for entry, body in zip(entries, code, strict=True) if body is not None]
     for name, path, directory, *_ in python:
@@ -57,6 +42,21 @@ def add(file: "FileIO") -> None:
             exec(body, sys.modules[name].__dict__)
         else:
             _load(ModuleSpec(name, ExtensionFileLoader(name, path), origin=path))
+
+
+def current(path: str) -> "tuple[Sequence[Entry], Sequence[CodeType | None]] | None":
+    """What an archive has, if it is there and no file has changed since it was made; None is the code of a module in C.
+
+    In the file: the size of the list of entries (4 bytes, little end first), the list, and the code in its order, both
+    as `marshal` writes them.
+    """
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb", buffering=0) as file:  # a buffer would copy all once more
+        entries = loads(file.read(int.from_bytes(file.read(4), "little")))
+        return None if _outdated(entries) else (entries, loads(file.read()))
 
 
 def _outdated(entries: "Sequence[Entry]") -> bool:
