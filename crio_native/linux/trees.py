@@ -130,10 +130,15 @@ def new_tmpfs(*options: str) -> Tree:
     """An empty tmpfs; options as "size=64k"."""
     if not (HAVE_TREES and HAVE_FSOPEN):
         return Tree(-1, False, False, tmpfs=",".join(options))
-    configuration = syscalls.fsopen("tmpfs")
+    return new("tmpfs", *options)
+
+
+def new(fstype: str, *options: str) -> Tree:
+    """A new mount of a file system; options as "size=64k" or a word."""
+    configuration = syscalls.fsopen(fstype)
     try:
         for option in options:
-            syscalls.fsconfig_set(configuration, *option.split("="))
+            syscalls.fsconfig_set(configuration, *option.split("=", 1))
         syscalls.fsconfig_create(configuration)
         return Tree(syscalls.fsmount(configuration, 0), False, True)
     finally:

@@ -362,6 +362,18 @@ def test_a_dangling_target_is_made_in_the_root(box: Box, tree: Path, target: str
     assert not Path("/run/new").exists()
 
 
+def test_a_file_system_may_cover_itself(box: Box) -> None:
+    """As control groups do where the host's /sys was bound with all that is below it."""
+    spec = box.spec("cat", "/proc/self/mountinfo")
+    spec["mounts"].append({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["noexec", "ro"]})
+    if not (trees.HAVE_TREES and trees.HAVE_FSOPEN):
+        with pytest.raises(StepFailed, match="/sys with EBUSY"):
+            box.create(spec)
+        return
+    mounted = [line.split() for line in box.run(spec=spec).output().splitlines() if line.split()[4] == "/sys"]
+    assert len(mounted) == 2 and {"ro", "noexec"} <= set(mounted[1][5].split(","))
+
+
 def test_targets_that_lead_to_themselves(box: Box, tree: Path, leaks: Machine) -> None:
     (box.root / "round").symlink_to("round")
     (box.root / "left").symlink_to("right/x")

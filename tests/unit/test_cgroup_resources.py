@@ -198,7 +198,7 @@ def test_bad_values_are_named(resources: dict[str, Any], field: str) -> None:
 
 
 def test_raw_v2_files_need_a_v2_controller() -> None:
-    with pytest.raises(InvalidArgument, match="no memory controller in a cgroup v2 hierarchy"):
+    with pytest.raises(InvalidArgument, match="controller `memory` is not available in a cgroup v2 hierarchy"):
         plan({"unified": {"memory.high": "1"}}, FakeHost(V1))
 
 

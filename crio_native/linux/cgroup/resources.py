@@ -368,16 +368,17 @@ class _Planner:
         for file, value in _bounded(self._section("unified"), "unified").items():
             field = f"unified.{file}"
             if not _matches(_UNIFIED_FILE, file) or len(file) > 255:
-                raise InvalidArgument(_PREFIX + "unified", file, "keys must be names of cgroup v2 files")
+                raise InvalidArgument(
+                    _PREFIX + "unified", file, f"the specified key has not the form CONTROLLER.VALUE `{file[:80]}`"
+                )
             if not isinstance(value, str) or len(value) > _TEXT_MAX:
                 raise InvalidArgument(_PREFIX + field, value, f"must be a string of at most {_TEXT_MAX} characters")
             controller = file.split(".")[0]
             if controller == "cgroup":
                 raise InvalidArgument(_PREFIX + field, value, "files of the group itself are not resources")
             if self._host.version(controller) != 2:
-                raise InvalidArgument(
-                    _PREFIX + field, value, f"this host has no {controller} controller in a cgroup v2 hierarchy"
-                )
+                reason = f"the requested cgroup controller `{controller}` is not available in a cgroup v2 hierarchy"
+                raise InvalidArgument(_PREFIX + field, value, reason)
             for line in value.splitlines() or [value]:  # one write a line, as the kernel takes them
                 self._write(controller, file, line, field)
 

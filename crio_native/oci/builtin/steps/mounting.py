@@ -153,7 +153,7 @@ def mount(
         data = f"{data},{_covered_mode(context, destination)}".strip(",")
     target = _target(context, destination, True, exact=fstype in ("proc", "sysfs"))
     try:
-        syscalls.mount(origin, f"/proc/self/fd/{target}", fstype, flags, data or None)
+        _new_mount(target, origin, fstype, flags, data)
     except OSError as error:
         if not (or_bind and error.errno == errno.EPERM):
             raise OSError(error.errno, f"{error.strerror} (type {fstype}, options {data!r})", destination) from None
@@ -179,6 +179,20 @@ def mount(
         finally:
             os.close(mounted)
     os.close(target)
+
+
+def _new_mount(target: int, origin: str, fstype: str, flags: int, data: str) -> None:
+    """mount(2) refuses to cover a file system's mount by another of its own, as control groups meet with where the
+    host's /sys was bound with all below it; move_mount(2) does not."""
+    try:
+        syscalls.mount(origin, f"/proc/self/fd/{target}", fstype, flags, data or None)
+    except OSError as error:
+        if error.errno != errno.EBUSY or not (trees.HAVE_TREES and trees.HAVE_FSOPEN):
+            raise
+        tree = trees.new(fstype, *(option for option in data.split(",") if option))
+        tree.change(*mounts.attributes(flags, 0))
+        tree.attach(target)
+        tree.close()
 
 
 def _covered_mode(context: Context, destination: str) -> str:
