@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 from collections.abc import Callable, Collection
@@ -21,6 +22,8 @@ from crio_native.images.roots import FIELD, Tree, translated
 from crio_native.images.work import Joining, Stop
 from crio_native.linux import btrfs
 from crio_native.linux.filesystem import syncfs
+
+log = logging.getLogger(__name__)
 
 _DIGITS = re.compile(r"[0-9a-f]{64}")
 
@@ -74,11 +77,23 @@ class Wholes:
                     btrfs.destroy(os.fspath(whole))
 
     def keep(self, image_ids: Collection[str]) -> None:
-        """Remove the subvolumes of all other images."""
-        wanted = {_name(image_id) for image_id in image_ids}
-        for path in self._base.iterdir():
-            if path.name not in wanted:
+        """Remove the subvolumes of all other images.  One that cannot be removed is logged, and tried again later."""
+        _remove_all(self._base, {_name(image_id) for image_id in image_ids})
+
+
+def forget(root: Path) -> None:
+    """Remove what a store has from a time when it had this driver; containers keep their snapshots."""
+    if (root / "wholes").is_dir():
+        _remove_all(root / "wholes", ())
+
+
+def _remove_all(base: Path, but: Collection[str]) -> None:
+    for path in base.iterdir():
+        if path.name not in but:
+            try:
                 btrfs.destroy(os.fspath(path))
+            except OSError as error:
+                log.warning("cannot remove the subvolume %s: %s", path, error)
 
 
 def _limit(rootfs: Path, size: int) -> None:

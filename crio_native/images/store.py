@@ -37,7 +37,17 @@ from crio_native.errors import (
     Unavailable,
     Unimplemented,
 )
-from crio_native.images import admission, artifacts, chunked, conversion, layouts, manifests, references, roots
+from crio_native.images import (
+    admission,
+    artifacts,
+    chunked,
+    conversion,
+    layouts,
+    manifests,
+    references,
+    roots,
+    snapshots,
+)
 from crio_native.images.additional import Additional
 from crio_native.images.admission import Admission, Check
 from crio_native.images.layers import EMPTY, Layers, LocalFiles
@@ -47,7 +57,6 @@ from crio_native.images.model import Credentials, FsUsage, Image, Platform, Prog
 from crio_native.images.records import Record, Records, image_of
 from crio_native.images.references import Reference
 from crio_native.images.registry import Repository
-from crio_native.images.snapshots import Wholes
 from crio_native.images.sources import Settings, Sources
 from crio_native.images.unpacker import Limits
 from crio_native.images.work import Joining, Stop
@@ -116,9 +125,8 @@ class ImageStore:
             self._offered = Additional.read(self._options.stores)
             self._forget_incomplete()
             self._refresh()
-            self._wholes = Wholes(self._root, self._layers.scratch) if self._options.driver == "btrfs" else None
             Layers.delete(self._collect())
-            self._drop_wholes()
+            self._open_wholes()
             undo.pop_all()
 
     def close(self) -> None:
@@ -407,6 +415,12 @@ class ImageStore:
             removed = self._collect()
             self._drop_wholes()
         Layers.delete(removed)
+
+    def _open_wholes(self) -> None:
+        self._wholes = snapshots.Wholes(self._root, self._layers.scratch) if self._options.driver == "btrfs" else None
+        if self._wholes is None:
+            snapshots.forget(self._root)
+        self._drop_wholes()
 
     def _drop_wholes(self) -> None:
         if self._wholes:

@@ -503,6 +503,9 @@ def test_a_start_removes_snapshots_of_images_that_are_gone(btrfs_disk: Path) -> 
         store.close()
         store = opened()
         assert subvolumes() == ["c/rootfs", whole]
+        store.close()
+        ImageStore(place / "store").close()  # with another driver
+        assert subvolumes() == ["c/rootfs"]
         """,
     )
 
