@@ -1,7 +1,7 @@
 """A shim that misbehaves: the file `behaviour` in the daemon's root says how, method by method.
 
-It speaks ttrpc by its own few lines, not by the project's, and its "container" is a `sleep`.  What a shim does right is
-proven with containerd's; this one is for what can be done wrong.
+It speaks ttrpc by its own few lines, not by the project's, and its "container" is a `cat`.  What a shim does right is
+proven with containerd's; this one is for what can be done wrong.  Its "container" ends with it: nobody else would.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Shim:
         request = task_pb2.CreateTaskRequest.FromString(payload)
         with open(request.stdout, "wb", 0) as stdout:
             stdout.write(b"made\n")
-            process = subprocess.Popen(["sleep", "1000"], stdout=stdout, stderr=stdout)
+            process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stdout, stderr=stdout)
         self.processes[request.id] = process
         threading.Thread(target=self.reap, args=(request.id,), daemon=True).start()
         return task_pb2.CreateTaskResponse(pid=int(argument) if how == "pid" else process.pid)

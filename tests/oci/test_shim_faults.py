@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -110,12 +111,6 @@ def test_a_bad_start(fake: Fake, how: str, code: grpc.StatusCode, words: str) ->
         fake.pod(handler="fake")
 
 
-def test_a_start_that_hangs(fake: Fake) -> None:
-    fake.behave(start="hang")
-    with refused(Code.DEADLINE_EXCEEDED, "fake-shim", "did not end within 30 s"):
-        fake.pod(handler="fake", seconds=60)
-
-
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
@@ -181,12 +176,16 @@ def test_a_shim_that_will_not_end(fake: Fake) -> None:
     fake.remove_pod(pod)
 
 
-def test_a_kill_that_does_nothing(fake: Fake) -> None:
-    """The end does not come: it is an error, and the container is still there to be stopped."""
+def test_a_start_that_hangs_and_a_kill_that_does_nothing(fake: Fake) -> None:
+    """At once, as each takes its 30 s.  A container whose end does not come is still there to be stopped."""
     container = fake.start(fake.pod(handler="fake"), "true")
-    fake.behave(Kill="ignore")
-    with refused(Code.DEADLINE_EXCEEDED, container):
-        fake.call("StopContainer", container_id=container, timeout=0, seconds=90)
+    fake.behave(start="hang", Kill="ignore")
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(fake.pod, handler="fake", seconds=60)
+        with refused(Code.DEADLINE_EXCEEDED, container):
+            fake.call("StopContainer", container_id=container, timeout=0, seconds=90)
+        with refused(Code.DEADLINE_EXCEEDED, "fake-shim", "did not end within 30 s"):
+            starting.result()
     fake.behave()
     fake.call("StopContainer", container_id=container, timeout=0)
 
