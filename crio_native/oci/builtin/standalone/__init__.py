@@ -9,6 +9,7 @@ Engines start `crio-oci` several times a container, and most of what that costs 
 import what their command needs, and neither typing, dataclasses, re, json nor socket on the usual ways.
 
 verbs      the commands and their flags, as data
+archive    the modules of a command from one file
 options    the parser of the command line
 state      a container's directory, its status, the json that is read
 channel    the socket between the init and those who made it or start it

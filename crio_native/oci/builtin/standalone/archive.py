@@ -28,18 +28,18 @@ def load(path: str) -> None:
     found = current(path)
     if found is None:
         return
-    entries, code = found
+    modules = [(entry, code) for entry, code in zip(*found, strict=True) if entry[0] not in sys.modules]
     # First all of them, still empty: a package is executed after its parts.
-    python = [entry for entry, body in zip(entries, code, strict=True) if body is not None]
+    python = [entry for entry, code in modules if code is not None]
     for name, path, directory, *_ in python:
         sys.modules[name] = _empty(name, path, directory)
     for name, *_ in python:
         package, _, own = name.rpartition(".")
         if package:
             setattr(sys.modules[package], own, sys.modules[name])
-    for (name, path, *_), body in zip(entries, code, strict=True):
-        if body is not None:
-            exec(body, sys.modules[name].__dict__)
+    for (name, path, *_), code in modules:
+        if code is not None:
+            exec(code, sys.modules[name].__dict__)
         else:
             _load(ModuleSpec(name, ExtensionFileLoader(name, path), origin=path))
 
