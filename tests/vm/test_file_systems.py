@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.images import roots
 from crio_native.linux import quota, syscalls
@@ -116,8 +119,33 @@ def judge(client: Client, directory: Path) -> None:
     told = client.exec(greedy, "df", "-k", "/").stdout.split()
     assert str(SIZE >> 10).encode() in told  # what a program in there sees is its bound
 
+    # The bound holds who writes too much, and in a user namespace also who wants to leave it.
+    assert leave_project(client, modest) == ""
+    ids = [pb.IDMapping(host_id=200000, container_id=0, length=65536)]
+    shut_in = client.pod(namespaces={"userns_options": pb.UserNamespace(mode=pb.POD, uids=ids, gids=ids)})
+    mapped = client.start(shut_in, "sleep", "1000")
+    assert client.exec(mapped, "dd", "if=/dev/zero", "of=/big", "bs=64k", "count=100").exit_code == 1
+    assert "Invalid argument" in leave_project(client, mapped, mapped=True)
+    client.remove_pod(shut_in)
+
     client.remove_pod(pod)
     assert limits_left(directory, project) == (0, 0)
+
+
+def leave_project(client: Client, container: str, *, mapped: bool = False) -> str:
+    """Give /big of a container another project, as its root; why that is not done."""
+    status = client.call("ContainerStatus", container_id=container, verbose=True)
+    pid = json.loads(status.info["info"])["pid"]
+    script = f"""
+import fcntl, os, sys
+from crio_native.linux import quota
+fd = os.open("/proc/{pid}/root/big", os.O_RDWR)
+fields = [*quota._ATTRIBUTES.unpack(fcntl.ioctl(fd, quota._FS_GET, bytes(quota._ATTRIBUTES.size)))]
+fields[3] = 5
+fcntl.ioctl(fd, quota._FS_SET, quota._ATTRIBUTES.pack(*fields))
+"""
+    enter = ["nsenter", "-t", str(pid), "--user", "-S", "0", "-G", "0"] if mapped else []
+    return subprocess.run([*enter, sys.executable, "-c", script], capture_output=True, text=True).stderr
 
 
 def limits_left(directory: Path, project: int) -> tuple[int, int]:
