@@ -2,6 +2,7 @@
 
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
+WORKERS := 0  # processes that share the tests; 0: one, which is pytest itself
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -9,8 +10,8 @@ help:  ## list these commands
 run: setup build  ## install what is missing, start the daemon, run a demonstration pod, serve (ONCE=1: and end)
 	@env --block-signal=INT $(PYTHON) -m crio_native.cli.demo $(if $(ONCE),--once)
 
-test: setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses)
-	@$(PYTHON) -m pytest --ignore=tests/perf $(ARGS)
+test: setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses, WORKERS=2 shares)
+	@$(PYTHON) -m pytest --ignore=tests/perf -n $(WORKERS) $(ARGS)
 
 bench: setup-tests build  ## measure ours beside crun, runc and conmon; writes build/bench.json (ARGS=name chooses)
 	@$(PYTHON) -m tests.perf $(ARGS)
