@@ -22,7 +22,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -547,13 +547,16 @@ def _ignore(progress: Progress) -> None:
 
 def _reported(pieces: Iterable[bytes], descriptor: Descriptor, progress: OnProgress, stop: Stop) -> Iterator[bytes]:
     current, last = 0, 0.0
-    for piece in pieces:
-        stop.check()
-        yield piece
-        current += len(piece)
-        if (now := time.monotonic()) - last > PROGRESS_INTERVAL:
-            progress(Progress(descriptor.digest, current, descriptor.size, "fetch"))
-            last = now
+    with contextlib.ExitStack() as end:
+        if isinstance(pieces, Generator):  # after an error its connection would be as old as the traceback
+            end.callback(pieces.close)
+        for piece in pieces:
+            stop.check()
+            yield piece
+            current += len(piece)
+            if (now := time.monotonic()) - last > PROGRESS_INTERVAL:
+                progress(Progress(descriptor.digest, current, descriptor.size, "fetch"))
+                last = now
 
 
 def _stoppable(pieces: Iterable[bytes], stop: Stop) -> Iterator[bytes]:

@@ -79,8 +79,10 @@ class Transport:
         self._scheme = "http" if plain else "" if insecure else "https"
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.clear()
+        for manager in self._pools.values():
+            for key in manager.pools.keys():  # noqa: SIM118  (no mapping: it cannot be iterated)
+                manager.pools[key].close()  # which `clear` leaves to whoever forgets them last: a traceback, say
+            manager.clear()
 
     @property
     def origin(self) -> str:
