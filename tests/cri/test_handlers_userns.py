@@ -8,7 +8,9 @@ to do themselves for a pod without mapped volumes they can: as programs that tel
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,18 @@ def fresh(cri: Client) -> Client:
 def test_under_conmon(cri: OfHandler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cri, "handler", "conmon")
     users.test_root_inside_is_nobody_outside(cri)
+
+
+@pytest.mark.parametrize("program", ["crun", "conmon"])
+def test_the_hosts_null_device_stays_the_hosts(cri: OfHandler, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may give its standard streams, of which one is a null device, to the container's root."""
+    monkeypatch.setattr(cri, "handler", program)
+    try:
+        cri.start(users.user_pod(cri), "sleep", "60")
+        found = os.stat("/dev/null")
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o666)
+    finally:
+        os.chown("/dev/null", 0, 0)
 
 
 def test_volumes_of_its_own_ids(cri: OfHandler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
     """The same as `runner.create`; request["conmon"] is conmon's argument vector."""
     with runner.telling(request, reply) as step:
         if request["root"] and request["root"]["user_namespace"]:
-            runner.own_mounts()  # conmon stays in them: it runs the runtime
+            runner.own_mounts(request["scratch"])  # conmon stays in them: it runs the runtime
         user = runner.prepare(request, step)
         step.name = "create"
         pid = outcome(start(request, reply))

@@ -15,6 +15,7 @@ import _socket
 import fcntl
 import os
 import select
+import stat
 import time
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
@@ -228,7 +229,7 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
     The monitor's reply is JSON (see `monitor.client.read_reply`), and so is a failure of ours.
     """
     with telling(request, reply) as step:
-        hosts = own_mounts() if request["root"] and request["root"]["user_namespace"] else -1
+        hosts = own_mounts(request["scratch"]) if request["root"] and request["root"]["user_namespace"] else -1
         user = prepare(request, step)
         step.name = "create"
         made = Made(request, reply)
@@ -290,11 +291,21 @@ class Refusal(Exception):
         self.said = said[-SAID_MAX:]
 
 
-def own_mounts() -> int:
-    """Leave the host's mount namespace, of which a descriptor is returned, for a copy that follows it."""
+def own_mounts(scratch: str) -> int:
+    """Leave the host's mount namespace, of which a descriptor is returned, for a copy that follows it and has a null
+    device of its own: there are crun that give their standard streams to the container's root, whatever they are."""
     hosts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+    directory = f"{scratch}/{os.getpid()}.dev"
+    os.mkdir(directory)
+    syscalls.mount("tmpfs", directory, "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=700,nr_inodes=2")
+    null = f"{directory}/null"
+    os.mknod(null, stat.S_IFCHR, os.makedev(1, 3))
+    os.chmod(null, 0o666)
+    syscalls.mount(null, "/dev/null", None, mounts.MS_BIND)
+    syscalls.umount2(directory, mounts.MNT_DETACH)
+    os.rmdir(directory)
     return hosts
 
 
