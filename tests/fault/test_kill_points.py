@@ -25,6 +25,7 @@ import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.linux.cgroup import Cgroup
 
 from ..cri import external
 from ..cri.conftest import Client, close, log_text, new_client
@@ -217,6 +218,7 @@ class Mortal(Client):
         while (remains := left()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not remains, f"left behind: {remains}"
+        Cgroup(self.daemon.cgroup_parent).remove()  # every life is to make it anew, as the first did
 
 
 def names(directory: Path) -> set[str]:
