@@ -23,6 +23,7 @@ from crio_native.pods.store import Store, images_in_use
 # Words of our own beside registry references: CRI has no call that imports an image from a file.
 IMPORTS = ("oci:", "oci-archive:", "docker-archive:", "dir:", "containers-storage:")
 SAVE = "save:"  # SAVE TRANSPORT:PATH:IMAGE writes an image to a file; no kubelet takes any of these for a reference
+MAX_DIGITS = 18  # of a user's number; the CRI's field has 64 bits
 
 
 class ImageService:
@@ -157,12 +158,15 @@ def _credentials(auth: Any) -> Credentials | None:
 
 
 def _fill(message: Any, image: Image) -> Any:
-    """Fill an Image message.  The user of the image's config is a number in `uid` or a name in `username`."""
+    """Fill an Image message.  The user of the image's config is a number in `uid` or a name in `username`.
+
+    A number that the field has no room for is as good as a name: nobody has it, and a container of it is refused.
+    """
     message.id, message.size, message.pinned = image.id, image.size, image.pinned
     message.repo_tags.extend(image.names)
     message.repo_digests.extend(image.digests)
     user = str((image.config.get("config") or {}).get("User") or "").partition(":")[0]
-    if user.isascii() and user.isdecimal():
+    if user.isascii() and user.isdecimal() and len(user) <= MAX_DIGITS:
         message.uid.value = int(user)
     else:
         message.username = user

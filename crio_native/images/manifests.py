@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,7 @@ MAX_LAYERS = 127  # so many names still fit the kernel's page of mount options
 MAX_LAYER = 1 << 40  # bytes, compressed
 MAX_URLS = 16  # of a foreign layer
 MAX_NESTING = 3  # documents from a name to its manifest
+_UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,8 @@ def _check_platform(config: Mapping[str, Any], what: str) -> None:
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    """JSON can escape half of a character, which neither the CRI nor a file system can say."""
+    return isinstance(value, str) and not _UNSPEAKABLE.search(value)
 
 
 def _texts(value: object) -> bool:
@@ -255,7 +258,7 @@ def _check_fields(document: Mapping[str, Any], fields: Mapping[str, Any], what: 
     for name, check in fields.items():
         value = document.get(name)
         if value is not None and not check(value):
-            raise InvalidArgument(f"{what}.{name}", value, f"not {_KINDS[check]}, without NUL characters")
+            raise InvalidArgument(f"{what}.{name}", value, f"not {_KINDS[check]}, without NUL characters and half ones")
 
 
 def _descriptors(document: Mapping[str, Any], key: str, what: str) -> Iterator[Descriptor]:

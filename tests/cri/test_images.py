@@ -23,6 +23,7 @@ from ..images_support import BASE, HostileRegistry, Picture, picture, reply, sha
 from ..images_support import hostile as hostile
 from ..linux.test_images_formats import artifact
 from .conftest import Client, refused
+from .images import variant
 
 pytestmark = pytest.mark.root
 
@@ -46,6 +47,20 @@ def test_an_image_is_the_same_by_all_its_names(cri: Client, hostile: HostileRegi
     assert by_id.repo_tags and by_id.repo_digests
     for name in (*by_id.repo_tags, *by_id.repo_digests):
         assert cri.call("ImageStatus", image=pb.ImageSpec(image=name)).image == by_id, name
+
+
+@pytest.mark.parametrize("digits", [18, 19, 5000])
+def test_an_image_of_a_user_without_end_costs_only_itself(cri: Client, digits: int) -> None:
+    """The CRI's number has 64 bits; one image that has more must not keep the kubelet from its list."""
+    made = variant(cri, f"user-of-{digits}", User="9" * digits)
+    try:
+        (listed,) = [image for image in cri.call("ListImages").images if image.id == made]
+        assert cri.call("ImageStatus", image=pb.ImageSpec(image=made)).image == listed
+        assert listed.username or listed.uid.value == 10**18 - 1
+        with refused(grpc.StatusCode.INTERNAL, "find_user", "outside 0..4294967294"):
+            cri.create(cri.pod(), "true", image=made)
+    finally:
+        cri.call("RemoveImage", image=pb.ImageSpec(image=made))
 
 
 @pytest.mark.parametrize(

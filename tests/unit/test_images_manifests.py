@@ -145,6 +145,7 @@ def test_a_config_that_we_can_use_is_kept_whole() -> None:
         ({"config": {"User": 0}}, "c.config.User: not a string"),
         ({"config": {"Env": "A=B"}}, "c.config.Env: not a list of strings"),
         ({"config": {"Env": ["A=\0"]}}, "c.config.Env"),
+        ({"config": {"User": "\ud800"}}, "c.config.User"),
         ({"config": {"Cmd": [1]}}, "c.config.Cmd"),
         ({"config": {"Labels": {"a": 1}}}, "c.config.Labels"),
         ({"config": {"Volumes": ["/x"]}}, "c.config.Volumes: not an object"),
