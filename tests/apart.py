@@ -41,9 +41,7 @@ def apart() -> Iterator[None]:
     with _temporary_directory() as directory:
         scratch.PREFIX = MARK
         yield
-        with contextlib.suppress(OSError):  # where crioctl keeps logs: it stays, but not what is in it
-            (directory / f"crioctl-{os.geteuid()}").rmdir()
-        left = sorted(_shared_places() - places) + sorted(map(str, directory.iterdir())) + _rules()
+        left = sorted(_shared_places() - places) + _files(directory) + _rules()
         assert_machine_unchanged(before, group=MARK, also=left)
 
 
@@ -93,6 +91,11 @@ def _shared_places() -> set[str]:
         for place in map(Path, SHARED_PLACES)
         for path in place.glob(f"{MARK}*" if place.name in ("tmp", "shm") else "*crio*")
     }
+
+
+def _files(directory: Path) -> list[str]:
+    """All that is in it but for where crioctl keeps logs, which stays when they go."""
+    return sorted(str(path) for path in directory.rglob("*") if path != directory / f"crioctl-{os.geteuid()}")
 
 
 def _rules() -> list[str]:

@@ -6,6 +6,7 @@ On a machine that others use too, what is theirs comes and goes; only what stays
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import socket
 import time
@@ -41,6 +42,7 @@ def assert_machine_unchanged(before: Machine, containing: str = "", group: str =
 
     also: what somebody else found left behind.
     """
+    gc.collect()  # what closes with an object that nobody has any more is not left open
     deadline = time.monotonic() + SETTLE_SECONDS
     new = _added(before, containing, group)
     while any(new.values()) and time.monotonic() < deadline:

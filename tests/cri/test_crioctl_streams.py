@@ -188,6 +188,7 @@ def test_a_terminal_is_given_back_when_the_container_is_killed(cri: Client) -> N
     cri.call("StopContainer", container_id=container, timeout=0)
     eventually(lambda: not terminal.is_raw())
     assert terminal.end() == 137
+    assert crioctl(cri, "rm", "victim").returncode == 0  # its logs too
 
 
 def test_port_forward(cri: Client) -> None:

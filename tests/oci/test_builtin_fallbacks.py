@@ -15,7 +15,10 @@ ROOT = HERE.parents[1]
 
 TREES = "open_tree,move_mount,mount_setattr,fsopen,fsconfig,fsmount"
 # Which tests need what a kernel without these calls cannot do: recursive attributes, id mappings.
-NEEDS_SETATTR = "recursive or decides or id_mapped or same_mapping or cannot_be_mapped or what_is_written"
+NEEDS_SETATTR = (
+    "recursive or decides or id_mapped or same_mapping or cannot_be_mapped or what_is_written"
+    " or all_that_is_mounted_below"
+)
 # And what one without detached trees: to clone a mount before another becomes private, or is out of reach.
 NEEDS_TREES = f"{NEEDS_SETATTR} or roots_own_file_system or only_the_hosts_root_reaches or mount_namespace_is_joined"
 

@@ -86,7 +86,6 @@ def test_the_hosts_network_and_processes_are_shown_where_they_are_shared(box: Bo
     assert container.output("stderr")
 
 
-@pytest.mark.skipif(not trees.HAVE_SETATTR, reason="no options of a whole tree without mount_setattr")
 def test_the_hosts_sysfs_is_read_only_with_all_that_is_mounted_below(box: Box) -> None:
     spec = in_user_namespace(box, "cat", "/proc/self/mountinfo")
     spec["linux"]["namespaces"].remove({"type": "network"})
