@@ -9,6 +9,7 @@ import json
 import os
 
 from crio_native.oci.external import runner
+from crio_native.oci.external.children import Children, Tail, drain, read_to_end, spawn, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
 
 def start(request: dict[str, Any], reply: _socket.socket) -> bytes:
     """Start conmon, which forks and goes on; what it tells.  Raises Refusal, Unwanted."""
-    children = runner.Children()
+    children = Children()
     sync, words = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     env = {**request["env"], "_OCI_SYNCPIPE": str(SYNC_FD)}
-    pid = runner.spawn(request["conmon"], env, [null, null, words[1], sync[1]])
+    pid = spawn(request["conmon"], env, [null, null, words[1], sync[1]])
     os.close(sync[1])
     os.close(words[1])
-    tails = [runner.Tail(sync[0], SYNC_MAX, end=False), runner.Tail(words[0], runner.WORDS_MAX, end=True)]
-    status = runner.wait_for(pid, children, reply, tails, {})
+    tails = [Tail(sync[0], SYNC_MAX, end=False), Tail(words[0], runner.WORDS_MAX, end=True)]
+    status = wait_for(pid, children, reply, tails, {})
     if status != 0:
-        runner.drain(tails)
+        drain(tails)
         raise runner.Refusal(runner.end_of(status, tails[1].data))
-    runner.read_to_end(tails[0], reply)  # a line: conmon itself keeps the pipe open
+    read_to_end(tails[0], reply)  # a line: conmon itself keeps the pipe open
     return tails[0].data
 
 
