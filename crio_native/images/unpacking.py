@@ -1,15 +1,18 @@
-"""The daemon's side of the unpacker: start the confined child, feed it, and believe it only as far as needed.
+"""The daemon's side of the unpacker: have a confined process made, feed it, and believe it only as far as needed.
 
-The child's own program is `unpacker/`.
+That process's own program is `unpacker/`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import functools
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +20,8 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +35,8 @@ REPORT_TIMEOUT = 300.0  # seconds for the child's last writes after the last byt
 END_TIMEOUT = 10.0  # seconds from its report, or from an error here, to its end
 MAX_REPORT = 1 << 16
 PIPE_SIZE = 1 << 20
+_ENDED = b"ended "
+_KILLED = str(128 + signal.SIGKILL)
 
 _PACKAGES = os.fspath(Path(crio_native.__file__).parent.parent)
 # How compressed data begins.  What a media type says does not decide: registries have images where it is wrong.
@@ -40,7 +47,7 @@ _MAGIC = {
     "xz": re.compile(rb"\xfd7zXZ\0"),
 }
 HEAD = 10  # bytes to tell them apart
-# -S and our own paths instead of -m: reading site-packages would double the child's start.
+# -S and our own paths instead of -m: reading site-packages would double the start.
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.path.append(sys.argv.pop(1)); "
     "from crio_native.images.unpacker.main import main; main()"
@@ -81,14 +88,14 @@ def unpack(
     pieces = iter(pieces)
     head = _head(pieces)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
+    with _nursery.open() as nursery, ours:
         with theirs:
-            child = _start(directory, theirs, compression(head), layer, limits or Limits())
+            pipe = nursery.bear(theirs, directory, compression(head), layer, limits or Limits())
         try:
-            _feed(child, itertools.chain((head,), pieces))
-            return _result(ours, child, what)
+            _feed(pipe, itertools.chain((head,), pieces))
+            return _result(ours, what)
         finally:
-            _end(child, ours)
+            _end(ours)
 
 
 def compression(head: bytes) -> str:
@@ -112,44 +119,68 @@ def _libraries() -> str:
     return os.path.dirname(found.submodule_search_locations[0])
 
 
-def _start(
-    directory: Path, report: socket.socket, compressed: str, layer: bool, limits: Limits
-) -> subprocess.Popen[bytes]:
-    arguments = (os.getpid(), report.fileno(), directory.absolute(), compressed, "layer" if layer else "archive")
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            _BOOT,
-            _PACKAGES,
-            _libraries(),
-            *map(str, arguments),
-            ",".join(map(str, limits)),
-        ],
-        stdin=subprocess.PIPE,
-        pipesize=PIPE_SIZE,
-        pass_fds=(report.fileno(),),
-        env={},
-        cwd="/",
-        bufsize=0,
-    )
+class Nursery:
+    """The process that bears unpackers.  It is there while somebody unpacks: an interpreter's start costs as much as
+    a small layer, and for many layers at once it is paid once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Nursery]:
+        with self._lock:
+            if not self._users or self._process.poll() is not None:
+                self._start()
+            self._users += 1
+        try:
+            yield self
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._socket.close()
+                    self._process.wait()
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        line = (sys.executable, "-I", "-S", "-c", _BOOT, _PACKAGES, _libraries(), str(theirs.fileno()))
+        with theirs:
+            self._process = subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={}, cwd="/"
+            )
+
+    def bear(self, report: socket.socket, directory: Path, compressed: str, layer: bool, limits: Limits) -> int:
+        """A new unpacker; the pipe that it reads."""
+        words = (os.fspath(directory.absolute()), compressed, "layer" if layer else "archive")
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+            request = os.fsencode("\0".join((*words, ",".join(map(str, limits)))))
+            socket.send_fds(self._socket, [request], [read, report.fileno()])
+        except OSError as error:
+            os.close(write)
+            raise Internal(f"the unpackers' process {self._process.pid} takes no request: {error.strerror}") from error
+        finally:
+            os.close(read)
+        return write
 
 
-def _feed(child: subprocess.Popen[bytes], pieces: Iterable[bytes]) -> None:
-    assert child.stdin
-    with child.stdin as pipe:
+_nursery = Nursery()
+
+
+def _feed(pipe: int, pieces: Iterable[bytes]) -> None:
+    with open(pipe, "wb", buffering=0) as file:
         try:
             for piece in pieces:
                 rest = memoryview(piece)
                 while rest:
-                    rest = rest[os.write(pipe.fileno(), rest) :]
+                    rest = rest[file.write(rest) :]
         except BrokenPipeError:
             pass  # it has ended early; its report says why
 
 
-def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) -> Unpacked:
+def _result(report: socket.socket, what: str) -> Unpacked:
     report.settimeout(REPORT_TIMEOUT)
     try:
         while True:
@@ -160,9 +191,9 @@ def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) ->
                 _mark_opaque(fd)
     except TimeoutError:
         raise DeadlineExceeded(f"{what}: the unpacker did not finish within {REPORT_TIMEOUT:.0f} s") from None
-    if not packet:
-        status = child.wait()
-        hint = ", killed by the kernel: it used too much memory or time" if status == 128 + signal.SIGKILL else ""
+    if not packet or packet.startswith(_ENDED):
+        status = packet.removeprefix(_ENDED).decode() or "unknown"
+        hint = ", killed by the kernel: it used too much memory or time" if status == _KILLED else ""
         raise Internal(f"{what}: the unpacker died with status {status}{hint}")
     answer = json.loads(packet)
     if "error" in answer:
@@ -171,15 +202,27 @@ def _result(report: socket.socket, child: subprocess.Popen[bytes], what: str) ->
     return Unpacked(**answer, owner=owner and tuple(owner))
 
 
-def _end(child: subprocess.Popen[bytes], report: socket.socket) -> None:
+def _end(report: socket.socket) -> None:
     """Its input has ended, so it ends, in one way or the other; nothing of it may be left when we return."""
     try:
-        child.wait(END_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-        while report.recv(MAX_REPORT):  # until nobody has the other end: a process of the child's own did the work
-            pass
+        _hear_out(report, END_TIMEOUT)
+    except TimeoutError:
+        report.shutdown(socket.SHUT_WR)  # which has it killed
+        _hear_out(report, math.inf)
+
+
+def _hear_out(report: socket.socket, seconds: float) -> None:
+    """Until nobody has the other end.  Raises TimeoutError."""
+    until = time.monotonic() + seconds
+    packet = b" "
+    while packet:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        report.settimeout(None if math.isinf(left) else left)
+        packet, descriptors, _, _ = socket.recv_fds(report, MAX_REPORT, 1)
+        for fd in descriptors:
+            os.close(fd)
 
 
 def _mark_opaque(fd: int) -> None:

@@ -15,33 +15,21 @@ _NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWI
 # Not from `mounts`: what that imports to parse options would double the start of such a short process.
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
-_SIGKILL = 9  # signal itself would make enumerations first, at every start of such a process
+_SIGKILL, _SIGCHLD = 9, 17  # signal itself would make enumerations first, at every start of such a process
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def die_with_parent(parent: int) -> None:
-    """SIGKILL for the caller when the thread that started it ends; at once if its process already has."""
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), _SIGKILL)
+def bear_alone() -> int:
+    """As fork, for a single-threaded caller: the child, where this is 0, can see and signal no other process.
 
-
-def alone() -> None:
-    """Go on in a child that can see and signal no other process; what called waits for it, and ends as it does.
-
-    Without this, a process of root may signal every process of root, whatever its capabilities.  Closes all
-    descriptors of the caller's own process, so that the child's are the only ones.
+    Without this, a process of root may signal every process of root, whatever its capabilities.  The child is killed
+    when the caller ends, and has all its descriptors.
     """
-    syscalls.unshare(syscalls.CLONE_NEWPID)
-    child = os.fork()
+    child = syscalls.clone3(syscalls.CLONE_NEWPID, exit_signal=_SIGCHLD)
     if child == 0:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _SIGKILL)
-        return
-    syscalls.close_range(0)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else 128 - code)  # as a shell says "by a signal"
+    return child
 
 
 def into_directory(path: str, keep: Iterable[str]) -> None:

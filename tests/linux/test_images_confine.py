@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 ESCAPES = """
 import json, os, socket, sys
 sys.path.insert(0, sys.argv[1])
-from crio_native.images.unpacker.main import CAPABILITIES
+from crio_native.images.unpacker.run import CAPABILITIES
 from crio_native.linux import capabilities, confine, syscalls
 
 os.mknod(sys.argv[2] + "/zero", 0o020666, os.makedev(1, 5))
@@ -25,7 +25,8 @@ with open(sys.argv[2] + "/program", "wb") as file:
     file.write(b"#!/program\\n")
 os.chmod(sys.argv[2] + "/program", 0o755)
 confine.limit_resources(memory=1 << 30, files=64, file_size=1 << 20, cpu=60)
-confine.alone()
+if (child := confine.bear_alone()):
+    sys.exit(os.waitpid(child, 0)[1])
 confine.into_directory(sys.argv[2], CAPABILITIES)
 
 def attempt(action):
@@ -51,7 +52,8 @@ print(json.dumps({
     "parent": [os.getpid(), attempt(lambda: os.kill(int(sys.argv[3]), 0))],
     "capabilities": [capabilities.names(bits) for bits in syscalls.capget()],
     "large": attempt(lambda: os.truncate("/program", 2 << 20)),
-}))
+}), flush=True)
+os._exit(0)
 """
 
 

@@ -6,18 +6,16 @@ import bz2
 import gzip
 import lzma
 import os
-import signal
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from crio_native.errors import CrioError, Internal, InvalidArgument, ResourceExhausted, StepFailed
+from crio_native.errors import CrioError, InvalidArgument, ResourceExhausted, StepFailed
 from crio_native.images.unpacker import Limits
 from crio_native.images.unpacking import Unpacked, unpack
 
@@ -527,40 +525,6 @@ def test_an_attribute_that_the_kernel_refuses_is_told(target: Path) -> None:
 
 
 # The child
-
-
-def children() -> set[str]:
-    """Our child processes: other tests' fixtures have some."""
-    me = os.getpid()
-    return set(Path(f"/proc/{me}/task/{me}/children").read_text().split())
-
-
-def test_errors_of_the_source_come_through_and_no_child_is_left(target: Path) -> None:
-    def broken() -> Iterator[bytes]:
-        yield tar(member("x", data=b"1"))[:512]
-        raise RuntimeError("the source broke")
-
-    before = children()
-    with pytest.raises(RuntimeError, match="the source broke"):
-        unpack(target, broken())
-    assert children() == before
-
-
-def test_a_child_that_is_killed_is_told(target: Path) -> None:
-    def murder() -> Iterator[bytes]:
-        yield tar(member("x", data=b"1" * 2000))[:1024]
-        while not list(target.iterdir()):
-            time.sleep(0.01)
-        os.kill(grandchild(), signal.SIGKILL)
-
-    before = children()
-
-    def grandchild() -> int:
-        (outer,) = children() - before
-        return int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
-
-    with pytest.raises(Internal, match="layer: the unpacker died with status 137, killed"):
-        unpack(target, murder())
 
 
 def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:

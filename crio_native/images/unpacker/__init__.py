@@ -1,16 +1,17 @@
 """The unpacker: a program of its own that turns one tar stream into one directory.
 
-`crio_native.images.unpacking` starts it as a child process for each layer or archive.  It shuts itself into the target
-directory before it reads the first byte, so what a hostile archive can reach is that directory and nothing else; what
-the archive may do there is decided in `tree`.  Here belongs only what that child runs, with few and light imports
-(each is paid once a layer); nothing here is imported by the daemon but this file.
+`crio_native.images.unpacking` starts it while there is something to unpack; it bears a process for each layer or
+archive, which shuts itself into the target directory before it reads the first byte, so what a hostile archive can
+reach is that directory and nothing else; what the archive may do there is decided in `tree`.  Here belongs only what
+that program runs, with few and light imports (they are most of its start); nothing here is imported by the daemon but
+this file.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
 
-# Not a dataclass or NamedTuple: their modules would cost the child a quarter of its start.
+# Not a dataclass or NamedTuple: their modules would cost a quarter of the start.
 Limits = namedtuple(
     "Limits", ("entries", "bytes", "depth", "ratio", "ratio_from"), defaults=(1_000_000, 64 << 30, 255, 200, 1 << 30)
 )

@@ -1,93 +1,115 @@
-"""The unpacker's run: shut in, read standard input to its end, report.
+"""The unpackers' program: it bears one for each request, in a process that starts where this one has come to.
 
-    unpacker PARENT REPORT DIRECTORY COMPRESSION KIND LIMITS
+    main SOCKET
 
-PARENT: the daemon's pid.  REPORT: number of a SEQPACKET socket.  DIRECTORY: absolute path of an empty directory.
-KIND: `layer`, or `archive` for a plain tar.  LIMITS: numbers, comma-separated, in the order of `Limits`.
+SOCKET: number of a SEQPACKET socket.  A packet is a request, `DIRECTORY NUL COMPRESSION NUL KIND NUL LIMITS`, with two
+descriptors: the archive, and a SEQPACKET socket for the report (see `run`).  KIND: `layer` or `archive`.  LIMITS:
+numbers, comma-separated, in the order of `Limits`.  When the unpacker has ended, `ended STATUS` is the last packet on
+that socket, STATUS as a shell has it; one whose report nobody wants any more is killed.
 
-Packets on the report socket: any number of `opaque` with a directory's descriptor, which the daemon marks (setting
-trusted.overlay.opaque takes CAP_SYS_ADMIN, with which no confinement would hold), and at the end one JSON object:
-`{"digest","size","bytes","inodes","opaque","owner"}`, or `{"error": {"kind","entry","reason","errno"}}`.
+It ends when nobody has the other end of SOCKET, and all that it bore with it.
 """
 
 from __future__ import annotations
 
 import _socket
+import gc
 import os
+import select
 import sys
-from _json import encode_basestring_ascii as _quoted  # json itself imports re, a third of the start
 
-from crio_native.images.unpacker import Limits, Refused, tar
-from crio_native.images.unpacker.stream import Stream, decompressor
-from crio_native.images.unpacker.tree import Tree
-from crio_native.linux import confine
+from crio_native.images.unpacker import Limits
+from crio_native.images.unpacker.run import run
+from crio_native.images.unpacker.stream import decompressor
+from crio_native.linux import confine, syscalls
 
-TYPE_CHECKING = False  # as typing's, which would cost a fifth of the start
-if TYPE_CHECKING:
-    from typing import Any
-
-CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD", "CAP_SETFCAP")
-MEMORY = 1 << 30  # bytes; a million directories' times fit
-NICE = 5  # the daemon's answers come before images that arrive, which do not starve beside busy neighbours either
-CPU_SECONDS = 3600  # ten times what the largest layer takes; names can be made that take for ever to resolve
+REQUEST_MAX = 1 << 14
+_SIGKILL = 9  # signal itself would make enumerations first
 
 
 def main() -> None:
-    parent, descriptor, directory, compression, kind, numbers = sys.argv[1:]
-    report = _socket.socket(fileno=int(descriptor))  # socket itself would cost another fifth
-    limits = Limits(*(int(number) for number in numbers.split(",")))
-    try:
-        os.nice(NICE)
-        decompress = decompressor(compression)
-        confine.die_with_parent(int(parent))
-        confine.alone()
-        confine.limit_resources(memory=MEMORY, files=1024, file_size=limits.bytes, cpu=CPU_SECONDS)
-        confine.into_directory(directory, CAPABILITIES)
-        os.umask(0)
-        result = _unpack(report, Stream(0, decompress, limits), limits, layer=kind == "layer")
-    except Refused as refused:
-        result = _error(refused.kind, refused.entry, refused.reason)
-    except OSError as error:
-        entry = error.filename if isinstance(error.filename, bytes) else os.fsencode(error.filename or "")
-        result = _error("system", entry, error.strerror or str(error), error.errno or 0)
-    except MemoryError:
-        result = _error("limit", b"", f"it needs more than {MEMORY} bytes of memory to unpack")
-    report.send(_encode(result).encode())
+    Nursery(_socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
-def _unpack(report: _socket.socket, stream: Stream, limits: Limits, *, layer: bool) -> dict[str, Any]:
-    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    tree = Tree(root, limits, layer=layer)
-    for entry in tar.entries(stream, limits):
-        tree.add(entry, stream)
-    stream.drain()
-    tree.finish()
-    for fd in tree.opaque_directories():
-        rights = fd.to_bytes(4, sys.byteorder)
-        report.sendmsg([b"opaque"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    return {
-        "digest": stream.digest(),
-        "size": stream.size,
-        "bytes": tree.bytes,
-        "inodes": tree.inodes,
-        "opaque": tree.root_is_opaque,
-        "owner": tree.owner,
-    }
+class Nursery:
+    """The unpackers that live.  It reads nothing that comes from an archive."""
+
+    def __init__(self, requests: _socket.socket) -> None:
+        self._requests = requests
+        self._poll = select.poll()
+        self._poll.register(requests.fileno(), select.POLLIN)
+        self._born: dict[int, Unpacker] = {}  # by each of the descriptors that tell of it
+
+    def serve(self) -> None:
+        gc.freeze()  # what is here stays: no child need write to it
+        while True:
+            for fd, _ in self._poll.poll():
+                unpacker = self._born.get(fd)
+                if fd == self._requests.fileno():
+                    if not self._accept():
+                        return
+                elif unpacker and fd == unpacker.pidfd:
+                    self._bury(unpacker)
+                elif unpacker:
+                    self._poll.unregister(fd)
+                    os.kill(unpacker.pid, _SIGKILL)  # not waited for yet, so it is still this one
+
+    def _accept(self) -> bool:
+        packet, rights, _, _ = self._requests.recvmsg(REQUEST_MAX, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return False
+        archive, report = memoryview(rights[0][2]).cast("i")
+        directory, compression, kind, numbers = os.fsdecode(packet).split("\0")
+        limits = Limits(*(int(number) for number in numbers.split(",")))
+        decompress = decompressor(compression)  # its imports stay here, for the next
+        pid = confine.bear_alone()
+        if pid == 0:
+            _become(archive, report)
+            try:
+                run(_socket.socket(fileno=1), directory, decompress, limits, layer=kind == "layer")
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        os.close(archive)
+        self._keep(Unpacker(pid, report))
+        return True
+
+    def _keep(self, unpacker: Unpacker) -> None:
+        self._born[unpacker.pidfd] = self._born[unpacker.report] = unpacker
+        self._poll.register(unpacker.pidfd, select.POLLIN)
+        self._poll.register(unpacker.report, select.POLLRDHUP)
+
+    def _bury(self, unpacker: Unpacker) -> None:
+        for fd in (unpacker.pidfd, unpacker.report):
+            del self._born[fd]
+            try:
+                self._poll.unregister(fd)
+            except KeyError:
+                pass
+        unpacker.end()
 
 
-def _error(kind: str, entry: bytes, reason: str, number: int = 0) -> dict[str, Any]:
-    shown = entry[:300].decode("utf-8", "backslashreplace")
-    return {"error": {"kind": kind, "entry": shown, "reason": reason, "errno": number}}
+class Unpacker:
+    """report: descriptor of our copy of its socket."""
+
+    def __init__(self, pid: int, report: int) -> None:
+        self.pid, self.report, self.pidfd = pid, report, os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """Reap it and say how it ended."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.pidfd)
+        report = _socket.socket(fileno=self.report)
+        try:
+            report.send(b"ended %d" % (code if code >= 0 else 128 - code), _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # nobody listens, or it has said too much; the end of the socket says enough
+        report.close()
 
 
-def _encode(value: Any) -> str:
-    """JSON of what a report is made of."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_quoted(key)}:{_encode(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, tuple):
-        return "[" + ",".join(map(_encode, value)) + "]"
-    if isinstance(value, str):
-        return str(_quoted(value))
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _become(archive: int, report: int) -> None:
+    """The new unpacker's descriptors: 0, 1 and standard error, and none of its siblings'."""
+    os.dup2(archive, 0)
+    os.dup2(report, 1)
+    syscalls.close_range(3)
