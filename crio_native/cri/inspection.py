@@ -5,7 +5,6 @@ The answers' fields and paths are CRI-O's, so that its clients find what they kn
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -63,15 +62,17 @@ class Inspection:
     async def _container(self, object_id: str) -> Answer:
         """A container's, or a pod's: to CRI-O, and so to cAdvisor, the pod is a container too."""
         store = self._node.store
-        container = lookup.find_or_none(store, Container, object_id, "ID")
+        # Also while it is being made: cAdvisor asks when it sees the cgroup, once and never again.
+        container = store.containers.get(object_id) or lookup.find_or_none(store, Container, object_id, "ID")
         if container is not None:
             return as_json(self._about_container(container))
-        pod = lookup.find_or_none(store, Pod, object_id, "ID")
+        pod = store.pods.get(object_id) or lookup.find_or_none(store, Pod, object_id, "ID")
         if pod is None:
             raise NotFound("container or pod", object_id)
         return as_json(self._about_pod(pod))
 
     def _about_container(self, container: Container) -> dict[str, Any]:
+        """root: cAdvisor counts what is in `diff` below it."""
         pod = self._node.store.pods.get(container.pod_id)
         config = container.config
         return {
@@ -84,14 +85,17 @@ class Inspection:
             "annotations": dict(config.annotations),
             "crio_annotations": {},
             "log_path": container.log_path,
-            "root": str(self._node.layout.bundle(container.id) / "rootfs"),
+            "root": str(self._node.layout.bundle(container.id)),
             "sandbox": container.pod_id,
             "ip_addresses": list(pod.ips) if pod else [],
             "host_network": pod is not None and pod.config.namespaces.network is NamespaceMode.NODE,
         }
 
     def _about_pod(self, pod: Pod) -> dict[str, Any]:
-        """cAdvisor counts a pod's network by this pid, so where no pause process runs it is a container's."""
+        """cAdvisor counts a pod's network by this pid, so where no pause process runs it is a container's.
+
+        It knows by the name POD that these figures are the pod's, not one of its containers'.
+        """
         processes = [pod.infra, *(c.process for c in self._node.store.of_pod(pod.id) if c.live)]
         return {
             "name": f"k8s_POD_{pod.name}",
@@ -99,11 +103,11 @@ class Inspection:
             "image": "",
             "image_ref": "",
             "created_time": pod.created_at,
-            "labels": dict(pod.config.labels),
+            "labels": {**pod.config.labels, "io.kubernetes.container.name": "POD"},
             "annotations": dict(pod.config.annotations),
             "crio_annotations": {},
             "log_path": "",
-            "root": os.fspath(self._node.layout.pod_dir(pod.id)),
+            "root": str(self._node.layout.bundle(pod.id)),
             "sandbox": pod.id,
             "ip_addresses": list(pod.ips),
             "host_network": pod.config.namespaces.network is NamespaceMode.NODE,

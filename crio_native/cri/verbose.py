@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.errors import CrioError
+from crio_native.images.roots import UPPER
 from crio_native.pods import spec as specs
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod, ProcessRecord
@@ -36,7 +37,7 @@ def container_info(node: Node, container: Container) -> dict[str, str]:
         "resources": to_json(container.resources),
         "rootfs": {
             "path": str(bundle / "rootfs"),
-            "upper": str(bundle / "upper"),
+            "upper": str(bundle / UPPER),
             "work": str(bundle / "work"),
             "imageID": container.image_id,
         },

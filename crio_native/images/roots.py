@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from crio_native.config import Config
 
 FIELD = "crio.storage_option"
+UPPER = "diff"  # a container's own files, in its directory; cAdvisor knows them by this name
 # What overlayfs itself takes (Documentation/filesystems/overlayfs.rst) and what does not change where files are.
 _DATA = re.compile(
     r"metacopy=(on|off)|volatile|index=(on|off)|xino=(on|off|auto)|redirect_dir=(on|off|follow|nofollow)"
@@ -142,7 +143,7 @@ def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay | None
     rootfs = container_dir / "rootfs"
     made: list[Path] = []
     try:
-        for name in ("upper", "work") if options.driver == "overlay" else ("rootfs",):
+        for name in (UPPER, "work") if options.driver == "overlay" else ("rootfs",):
             directory = container_dir / name
             directory.mkdir(mode=0o700, exist_ok=name == "rootfs")
             made.append(directory)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.images.roots import UPPER
 from crio_native.linux import mounts, syscalls
 from crio_native.monitor import client as monitor
 from crio_native.oci.builtin import pinning
@@ -278,6 +279,7 @@ class Sandboxes:
         os.mkdir(bundle, 0o700)
         os.mkdir(bundle / "rootfs", 0o755)  # the pause process is not root
         os.chown(bundle / "rootfs", *userns.root_of(pod.userns))
+        os.mkdir(bundle / UPPER, 0o700)  # empty: cAdvisor fails for who has none
         os.mkdir(run_dir, 0o700)
         label = labels.process if runtime is node.handlers.pause else ""  # a machine's process has a domain of its own
         program = str(bundle / "pause") if label else ""

@@ -18,6 +18,7 @@ from typing import Any
 from cachetools import LRUCache, TTLCache
 
 from crio_native.errors import CrioError
+from crio_native.images.roots import UPPER
 from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci.runtime import Stats
 from crio_native.pods.node import Node
@@ -150,7 +151,7 @@ class StatsReader:
             known = self._layers.get(container_id)
         if known is None:
             try:
-                used, inodes = disk_usage(self._node.layout.bundle(container_id) / "upper")
+                used, inodes = disk_usage(self._node.layout.bundle(container_id) / UPPER)
             except FileNotFoundError:
                 return None
             known = Layer(time.time_ns(), used, inodes)

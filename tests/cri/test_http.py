@@ -77,9 +77,38 @@ def test_a_container_as_cadvisor_reads_it(cri: Client) -> None:
     assert found["ip_addresses"] == [network.ip, *(more.ip for more in network.additional_ips)]
     assert found["host_network"] is False
     of_pod = get_json(cri, f"/containers/{pod}")
-    assert of_pod["pid"] == found["pid"] and of_pod["labels"] == {"io.kubernetes.pod.name": "p"}
+    assert of_pod["pid"] == found["pid"] and of_pod["labels"] == {
+        "io.kubernetes.pod.name": "p",
+        "io.kubernetes.container.name": "POD",
+    }
+    assert (Path(found["root"]) / "diff").is_dir()
     cri.call("StopContainer", container_id=container, timeout=0)
     assert get_json(cri, f"/containers/{container}")["pid"] == 0
+
+
+def test_a_container_is_known_when_its_cgroup_is_there(cri: Client) -> None:
+    """cAdvisor watches the cgroups, asks once, and has no figures for what it was not told of."""
+    pod, answers, enough = cri.pod(), dict[str, int](), threading.Event()
+    cgroups = list(Path("/sys/fs/cgroup").glob(f"*{cri.daemon.cgroup_parent}"))
+    cgroups += [Path(f"/sys/fs/cgroup{cri.daemon.cgroup_parent}")]
+    watched = next(directory for directory in cgroups if directory.is_dir())
+
+    def watch() -> None:
+        known = set(watched.iterdir())
+        while not enough.is_set():
+            for new in set(watched.iterdir()) - known:
+                known.add(new)
+                answers[new.name.removeprefix("crio-")] = get(cri, f"/containers/{new.name.removeprefix('crio-')}")[0]
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        made = [cri.start(pod, "sleep", "60") for _ in range(5)]
+        cri.until(lambda: set(made) <= set(answers))
+    finally:
+        enough.set()
+        watcher.join()
+    assert {answers[container] for container in made} == {200}
 
 
 def test_pausing(cri: Client) -> None:

@@ -67,7 +67,7 @@ def test_the_images_files_have_their_owners_and_no_layer_was_changed(cri: Client
 def test_what_a_container_writes_belongs_to_its_own_ids(cri: Client) -> None:
     pod = user_pod(cri)
     container = cri.start(pod, "sh", "-c", "echo x > /made; chown 7:8 /made; echo >> /etc/passwd; sleep 60")
-    upper = cri.daemon.directory / "root/containers" / container / "upper"
+    upper = cri.daemon.directory / "root/containers" / container / "diff"
     cri.until(lambda: (upper / "etc/passwd").exists() and (upper / "made").stat().st_uid == FIRST + 7)
     assert ((upper / "made").stat().st_gid, (upper / "etc/passwd").stat().st_uid) == (FIRST + 8, FIRST)
 

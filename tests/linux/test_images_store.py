@@ -176,14 +176,14 @@ def test_a_root_is_prepared_once_and_quickly(store: ImageStore, tmp_path: Path) 
         store.prepare_root(image.id, directory)
         times.append(time.perf_counter() - before)
     assert sorted(times)[10] < 0.001
-    with pytest.raises(AlreadyExists, match="c0/upper exists"):
+    with pytest.raises(AlreadyExists, match="c0/diff exists"):
         store.prepare_root(image.id, tmp_path / "c0")
     with pytest.raises(NotFound):
         store.prepare_root("sha256:" + "0" * 64, tmp_path)
-    shutil.rmtree(tmp_path / "c1/upper")
+    shutil.rmtree(tmp_path / "c1/diff")
     with pytest.raises(AlreadyExists, match="c1/work exists"):
         store.prepare_root(image.id, tmp_path / "c1")
-    assert not (tmp_path / "c1/upper").exists()
+    assert not (tmp_path / "c1/diff").exists()
 
 
 # Restarts

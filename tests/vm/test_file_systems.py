@@ -102,9 +102,9 @@ def test_a_container_has_so_much_of_its_root_and_no_more(tmp_path: Path, file_sy
 def judge(client: Client, directory: Path) -> None:
     pod = client.pod()
     greedy, modest = (client.start(pod, "sleep", "1000") for _ in range(2))
-    bundle = next(path for path in directory.rglob(greedy) if (path / "upper").is_dir())
+    bundle = next(path for path in directory.rglob(greedy) if (path / "diff").is_dir())
     project = roots.project(bundle)
-    assert quota.project_of(str(bundle / "upper")) == project
+    assert quota.project_of(str(bundle / "diff")) == project
     assert quota.limits(str(bundle), project) == (SIZE, INODES)
 
     full = client.exec(greedy, "dd", "if=/dev/zero", "of=/big", "bs=64k", "count=100")
