@@ -107,6 +107,9 @@ def _check_tls(config: Config, where: Where) -> None:
         )
 
 
+_WITHOUT_EFFECT = {"runtime_path": ("builtin",), "monitor_env": ("builtin", "vm"), "monitor_cgroup": ("builtin", "vm")}
+
+
 def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
     for name, handler in runtime.runtimes.items():
         at = f"crio.runtime.runtimes.{name}"
@@ -116,8 +119,9 @@ def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
                 "pod",
                 'must be builtin, oci or vm; use "builtin", which needs no conmon-rs',
             )
-        if handler.runtime_type == "builtin" and handler.runtime_path:
-            warn(f"{where(f'{at}.runtime_path')}: has no effect with runtime_type builtin")
+        for key, types in _WITHOUT_EFFECT.items():
+            if handler.runtime_type in types and getattr(handler, key):
+                warn(f"{where(f'{at}.{key}')}: has no effect with runtime_type {handler.runtime_type}")
         if handler.runtime_type != "vm" and handler.runtime_config_path:
             raise InvalidArgument(
                 where(f"{at}.runtime_config_path"),

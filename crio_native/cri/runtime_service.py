@@ -7,6 +7,7 @@ Statistics are in `stats_service`, what concerns the node in `node_service`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
@@ -26,6 +27,8 @@ from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod
 from crio_native.pods.sandboxes import Sandboxes
 from crio_native.pods.values import ContainerConfig, PodConfig, Resources
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", Pod, Container)
 
@@ -132,9 +135,13 @@ class RuntimeService:
         """Signal, wait, kill, wait.  No thread waits and no lock is held, so a later stop with less grace may pass
         this one; a client that gives up ends the waiting, not the signal."""
         if grace > 0:
-            end = await call.thread(self._containers.signal_stop, container_id)
-            if await _ends_within(end, grace):
-                return
+            try:
+                end = await call.thread(self._containers.signal_stop, container_id)
+            except DeadlineExceeded as error:  # by a shim that hangs: no time is left to heed it
+                log.warning("container %s is killed at once: %s", container_id, error)
+            else:
+                if await _ends_within(end, grace):
+                    return
         await call.thread(self._containers.kill, container_id)
         seconds = self._containers.kill_seconds
         if not await _ends_within(self._containers.end_of(container_id), seconds):

@@ -106,6 +106,7 @@ class ImageStore:
         self._catalogue = _Catalogue()
         self._leaving = ""  # the image that is being removed
         self._options, self._offered = options or roots.Options(), Additional()
+        self._own: Mapping[str, Image] = {}
         self._additional = self._offered  # of those the images that this store has not
         try:
             self._open()
@@ -145,6 +146,10 @@ class ImageStore:
     def list(self) -> Sequence[Image]:
         """All images, oldest first."""
         return [*self._catalogue.images.values()]
+
+    def own(self) -> Sequence[Image]:
+        """Those whose layers are here, not in an additional store."""
+        return [*self._own.values()]
 
     def get(self, ref: str) -> Image:
         """The image of a name, a digest ("name@sha256:..."), an id, or at least 12 digits of an id.
@@ -509,8 +514,12 @@ class ImageStore:
         """Read the records anew; the mutex is held."""
         known = self._catalogue.images
         own = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
+        taken = {name for image in own.values() for name in (*image.names, *image.digests)}
         self._additional = self._offered.without(own)
+        self._own = own
         images = {**self._additional.images, **own}
+        for id_ in own.keys() & self._offered.images.keys():
+            images[id_] = _named_too(own[id_], self._offered.images[id_], taken)
         by_name = {name: image for image in images.values() for name in (*image.names, *image.digests)}
         self._catalogue = _Catalogue(images, by_name)
 
@@ -564,3 +573,10 @@ def _stoppable(pieces: Iterable[bytes], stop: Stop) -> Iterator[bytes]:
         stop.check()
         yield piece
         stop.progressed()
+
+
+def _named_too(own: Image, offered: Image, taken: Collection[str]) -> Image:
+    """An image with the names, too, that it has in an additional store, but for those that are here for another."""
+    names = tuple(name for name in offered.names if name not in taken)
+    digests = tuple(digest for digest in offered.digests if digest not in taken)
+    return replace(own, names=(*own.names, *names), digests=(*own.digests, *digests))

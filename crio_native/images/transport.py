@@ -218,6 +218,8 @@ class Transport:
         """The registry's certificates, and its lack of them, are for the registry alone, not for where it points."""
         import urllib3
 
+        from crio_native.images import answers
+
         ours = urlsplit(url).netloc == self._host
         proxy = proxies.proxy_for(url)
         if (ours, proxy) not in self._pools:
@@ -226,6 +228,7 @@ class Transport:
                 tls = certificates.context(self._certificates, verify=not self._insecure)
             options: dict[str, Any] = {"num_pools": 8, "maxsize": CONNECTIONS, "retries": False, "ssl_context": tls}
             made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+            made.pool_classes_by_scheme = answers.POOLS
             self._pools[ours, proxy] = made
         return self._pools[ours, proxy]
 

@@ -42,7 +42,7 @@ def check(store: ImageStore) -> list[Damage]:
     found = []
     for layer in store.layers.all():
         if reason := _wrong(layer, store.layers.base):
-            images = tuple(image.id for image in store.list() if layer.diff_id in image.layers)
+            images = tuple(image.id for image in store.own() if layer.diff_id in image.layers)
             found.append(Damage(layer.diff_id, images, reason))
     return found
 

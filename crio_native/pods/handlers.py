@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,7 +95,7 @@ class Handlers(Mapping[str, Handler]):
     def __init__(self, parts: Parts) -> None:
         """Make and ask each.  Raises FailedPrecondition when the default handler cannot run."""
         self._parts = parts
-        self._handlers = {name: self._probed(name, each) for name, each in parts.settings.runtimes.items()}
+        self._handlers = self._all_probed(parts.settings.runtimes)
         self._of_platforms: dict[tuple[str, str], Handler] = {}
         self._of_records: dict[tuple[str, HandlerRecord], Runtime] = {}
         # The pause process of a pod needs no image, and nothing that a runtime's program could do better.
@@ -106,10 +107,8 @@ class Handlers(Mapping[str, Handler]):
 
         Raises FailedPrecondition when the new default cannot run; then nothing changes.
         """
-        handlers = {}
-        for name, each in settings.runtimes.items():
-            known = self._handlers.get(name)
-            handlers[name] = known if known and known.settings == each else self._probed(name, each)
+        known = {name: each for name, each in self._handlers.items() if settings.runtimes.get(name) == each.settings}
+        handlers = known | self._all_probed({n: each for n, each in settings.runtimes.items() if n not in known})
         self._default = _runnable(handlers, settings.default_runtime)
         self._handlers = handlers
         self._of_platforms = {}
@@ -169,6 +168,11 @@ class Handlers(Mapping[str, Handler]):
             log.info("handler %s was another when its pods were made; they are managed with %s", name, record)
             self._of_records[name, record] = TYPES[record.runtime_type](name, record.settings(), self._parts)
         return self._of_records[name, record]
+
+    def _all_probed(self, settings: Mapping[str, RuntimeHandler]) -> dict[str, Handler]:
+        """All at once: a program that hangs has ten seconds for each question, and the socket waits for all."""
+        with ThreadPoolExecutor(max(len(settings), 1), "probe") as pool:
+            return dict(zip(settings, pool.map(self._probed, settings, settings.values()), strict=True))
 
     def _probed(self, name: str, settings: RuntimeHandler) -> Handler:
         runtime = TYPES[settings.runtime_type](name, settings, self._parts)

@@ -48,10 +48,10 @@ def wipe_pods(node: Node, sandboxes: Sandboxes, *, stopped_only: bool = False) -
 def wipe_images(node: Node) -> int:
     """Remove the images that no container stands on; how many."""
     used = {container.image_id for container in list(node.store.containers.values())}
-    images = [image for image in node.images.list() if image.id not in used]
+    images = [image for image in node.images.own() if image.id not in used]
     for image in images:
         _attempt(f"image {image.id}", lambda i=image: node.images.remove(i.id, in_use=used), "removed")
-    return len(images) - sum(image.id not in used for image in node.images.list())
+    return len(images) - sum(image.id not in used for image in node.images.own())
 
 
 def _attempt(what: str, act: object, done: str = "recovered") -> None:

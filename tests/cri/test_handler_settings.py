@@ -52,6 +52,10 @@ runtime_path = "/no/such/runtime"
 [crio.runtime.runtimes.nowhere]
 [crio.runtime.runtimes.liar]
 runtime_path = "/bin/echo"
+[crio.runtime.runtimes.noshim]
+runtime_type = "vm"
+runtime_path = "/bin/false"
+monitor_env = ["A=B"]
 [crio.runtime.runtimes.heir]
 inherit_default_runtime = true
 """
@@ -95,10 +99,12 @@ def test_the_default_is_inherited(cri: Client) -> None:
 def test_handlers_that_cannot_run_are_told(cri: Client) -> None:
     """At the start in the log, in Status, and to who asks for one; the others run."""
     problems = {name: each["problem"] for name, each in told(cri).items() if each["problem"]}
-    assert set(problems) == {"missing", "nowhere", "liar"}
+    assert set(problems) == {"missing", "nowhere", "liar", "noshim"}
+    assert "step 'shim -v' failed on /bin/false: it is no shim" in problems["noshim"]
     assert "runtime_path names no file" in problems["missing"]
     assert "set runtime_path" in problems["nowhere"] and "is not JSON" in problems["liar"]
     log = cri.daemon.log.read_text()
+    assert "crio.runtime.runtimes.noshim.monitor_env: has no effect with runtime_type vm" in log
     for name, problem in problems.items():
         assert f"handler {name} cannot run: {problem}" in log
         with refused(Code.FAILED_PRECONDITION, name, problem):

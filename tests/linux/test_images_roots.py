@@ -15,7 +15,7 @@ import pytest
 
 from crio_native.config import Config
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound, StepFailed, Unimplemented
-from crio_native.images import Image, ImageStore, roots
+from crio_native.images import Image, ImageStore, roots, upkeep
 from crio_native.linux.mounts import MS_NODEV
 from crio_native.oci.runtime import Overlay
 
@@ -272,6 +272,25 @@ def test_a_store_of_ours_is_used_where_it_is(tmp_path: Path) -> None:
         store.remove(image.id)
         assert store.get(image.id).pinned
     assert before == sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "baked").rglob("*"))
+
+
+def test_an_image_that_is_here_too_keeps_its_names_in_an_additional_store(tmp_path: Path) -> None:
+    with contextlib.closing(ImageStore(tmp_path / "baked")) as baked:
+        load(baked, tmp_path, "one", BASE, TOP)
+        load(baked, tmp_path, "two", BASE)
+    options = roots.parse("overlay", [f"overlay.imagestore={tmp_path / 'baked'}"])
+    with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
+        mine = load(store, made_directory(tmp_path / "mine"), "other", BASE, TOP)
+        both = {"localhost/other:latest", "localhost/one:latest"}
+        assert set(store.get("localhost/one:latest").names) == both == set(store.get(mine.id).names)
+        load(store, made_directory(tmp_path / "taken"), "one", TOP)  # the name is another image's now
+        assert store.get(mine.id).names == ("localhost/other:latest",)
+        assert store.get("localhost/one:latest").id != mine.id
+        for layer in (store.layers.base / layer.lower for layer in store.layers.all()):
+            (layer / "more").write_bytes(b"damage")
+        damage, left = upkeep.repair(store)
+        assert len(damage) == 2 and left == []
+        assert [image.names for image in store.list() if image.id == mine.id] == [("localhost/one:latest",)]
 
 
 def test_a_storage_of_podman_and_skopeo_is_used_where_it_is(tmp_path: Path) -> None:

@@ -604,6 +604,34 @@ def test_a_pull_ends_without_progress_and_not_for_being_long(
             assert time.monotonic() - began > 1.2
 
 
+def flooding(piece: bytes, pause: float) -> Answer:
+    """An answer whose head does not end."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            request.wfile.write(piece)
+            request.wfile.flush()
+            time.sleep(pause)
+
+    return answer
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(("piece", "pause"), [(INTERIM * 1000, 0.0), (INTERIM, 0.3), (b"H", 0.3)])
+def test_an_answer_that_never_begins_ends_the_pull(
+    tmp_path: Path, hostile: HostileRegistry, piece: bytes, pause: float
+) -> None:
+    name = hostile.serve("app", picture(BASE))
+    hostile.routes["/v2/app/manifests/latest"] = flooding(piece, pause)
+    began = time.monotonic()
+    with store_with(tmp_path, patience=1.0) as store, pytest.raises((DeadlineExceeded, Unavailable)):
+        store.pull(name)
+    assert time.monotonic() - began < 8
+
+
 # Lies
 
 

@@ -27,6 +27,7 @@ from crio_native.errors import (
     StepFailed,
 )
 from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.external import runtime as external
 from crio_native.oci.external.program import OUTPUT_MAX, WORDS_MAX, abilities_of, words
 from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import ExecSpec, UserRequest
@@ -414,6 +415,33 @@ def test_a_kill_that_hangs(boxes: Boxes) -> None:
     container = box.create(grouped(box)).start()
     box.runtime.kill(container.spec.id, container.spec.run_dir, 9)
     assert container.wait().code == 137
+
+
+def test_a_kill_that_lies(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "OBEY_SECONDS", 0.3)
+    box = boxes("kill", "exit 0")
+    container = box.create(grouped(box, "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")).start()
+    time.sleep(0.3)
+    box.runtime.kill(container.spec.id, container.spec.run_dir, 15)
+    time.sleep(0.3)
+    assert box.runtime.is_alive(container.process)  # what a TERM means is the runtime's to say
+    box.runtime.kill(container.spec.id, container.spec.run_dir, 9)
+    assert container.wait().code == 137
+
+
+@pytest.mark.parametrize(("spoil", "errno_"), [(Path.unlink, "ENOENT"), (lambda path: path.chmod(0o644), "EACCES")])
+def test_exec_by_a_runtime_that_was_uninstalled(
+    boxes: Boxes, tmp_path: Path, spoil: Callable[[Path], None], errno_: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\nexec runc "$@"\n')
+    program.chmod(0o755)
+    box = boxes(runtime_path=str(program))
+    container = box.create(grouped(box)).start()
+    spoil(program)
+    with pytest.raises(StepFailed, match=f"step 'exec' failed on {program} with {errno_}"):
+        container.exec("true")
+    assert list((box.directory / "scratch").iterdir()) == []
 
 
 @pytest.mark.parametrize("does", ["exit 1", "kill -9 $$", "exit 0"])

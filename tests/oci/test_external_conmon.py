@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -172,6 +173,40 @@ def _line(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.parametrize("before", ["", "runc $*;"])
+def test_a_pid_file_with_somebody_elses_pid(boxes: Boxes, tmp_path: Path, before: str) -> None:
+    """It is not believed, or that process would be killed with the container."""
+    program = tmp_path / "runtime"
+    with subprocess.Popen(["sleep", "60"]) as somebody:
+        lie = f"for w in $*; do case $w in */pid) echo -n {somebody.pid} > $w;; esac; done; exit 0"
+        program.write_text(f'#!/bin/sh\ncase "$*" in *" create "*) {before} {lie};; esac\nexec runc $*\n')
+        program.chmod(0o755)
+        box = boxes(program=str(program))
+        with pytest.raises(StepFailed, match=f"left a pid file with {somebody.pid}, which is no process that it made"):
+            box.create(box.spec())
+        time.sleep(0.2)
+        assert somebody.poll() is None
+        somebody.kill()
+    assert not list((box.directory / "state").iterdir())
+
+
+def test_a_runtime_that_says_nothing(boxes: Boxes, tmp_path: Path) -> None:
+    program = tmp_path / "runtime"
+    program.write_text("#!/bin/sh\nfor w in $*; do [ $w = create ] && exit 1; done\nexec runc $*\n")
+    program.chmod(0o755)
+    box = boxes(program=str(program))
+    with pytest.raises(StepFailed, match="says: nothing"):
+        box.create(box.spec())
+
+
+def test_a_program_that_is_no_conmon(boxes: Boxes, tmp_path: Path) -> None:
+    program = tmp_path / "conmon"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(StepFailed, match="conmon --version"):
+        boxes(monitor=str(program)).runtime.abilities()
 
 
 def test_conmon_dies(boxes: Boxes) -> None:

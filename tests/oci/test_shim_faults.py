@@ -158,13 +158,13 @@ def test_an_answer_that_comes_twice(fake: Fake) -> None:
 
 
 def test_a_shim_that_hangs_is_killed(fake: Fake) -> None:
-    """A SIGKILL that it does not answer is the end of its patience: it goes, and with it what its pod ran."""
+    """No TERM that it takes ends the grace; a SIGKILL that it does not answer ends it, and what its pod ran."""
     pod = fake.pod(handler="fake")
     container = fake.start(pod, "true")
     hung = dict.fromkeys(("Kill", "State", "Delete", "Shutdown", "Connect"), "hang")
     fake.behave(**hung)
     begin = time.monotonic()
-    fake.call("StopContainer", container_id=container, timeout=0, seconds=90)
+    fake.call("StopContainer", container_id=container, timeout=1, seconds=90)
     assert time.monotonic() - begin < 70
     assert fake.status(container).reason == "ContainerStatusUnknown"
     fake.until(lambda: not [pid for pid in shim_processes(fake, pod) if process.start_time(pid)])

@@ -164,6 +164,15 @@ def is_child(pid: int) -> bool:
     return pid > 0
 
 
+def parent_of(pid: int) -> int:
+    """0 for a process that is not there."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return int(file.read().rpartition(b") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def kill_group(pid: int) -> None:
     """Not reaped yet, so pid and group are still this process's.  The group may be the runtime's, never ours."""
     os.killpg(os.getpgid(pid), _signal.SIGKILL)

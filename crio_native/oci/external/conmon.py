@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
-from crio_native.errors import FailedPrecondition, Internal, NotFound
+from crio_native.errors import FailedPrecondition, Internal, NotFound, StepFailed
 from crio_native.linux import process
 from crio_native.linux.cgroup import Cgroup
 from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.external.program import ASK_SECONDS
 from crio_native.oci.external.runtime import ExternalRuntime
-from crio_native.oci.runtime import ContainerSpec, ExitStatus, Process
+from crio_native.oci.runtime import Abilities, ContainerSpec, ExitStatus, Process
 
 REOPEN_SECONDS = 5.0
 END_SECONDS = 10.0
@@ -211,6 +212,13 @@ class ConmonRuntime(ExternalRuntime):
                 f"monitor_path {path!r} is not an executable file; leave it out for our own monitor"
             )
         return path
+
+    def abilities(self) -> Abilities:
+        """Also raises StepFailed for a conmon that cannot tell its version."""
+        asked = self._program.run([self._monitor(), "--version"], seconds=ASK_SECONDS)
+        if asked.code != 0:
+            raise StepFailed("conmon --version", 0, self._settings.monitor_path, asked.words)
+        return super().abilities()
 
 
 def _open(pid: int, start: int) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 
 from crio_native.oci.external import runner
-from crio_native.oci.external.children import Children, Tail, drain, read_to_end, spawn, wait_for
+from crio_native.oci.external.children import Children, Tail, drain, is_child, parent_of, read_to_end, spawn, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
         pid = outcome(start(request, reply))
         with open(request["conmon_pid_file"], "rb", buffering=0) as file:
             conmon = int(file.read(runner.PID_FILE_MAX))
+        # conmon believes the runtime's pid file.  Of what the runtime made it is the parent, and we are conmon's.
+        if not is_child(conmon) or parent_of(pid) != conmon:
+            raise runner.Refusal(f"the runtime left a pid file with {pid}, which is no process that it made")
         told = {"created": {"pid": pid, "monitor": conmon, "init": user or {}}}
         reply.send(json.dumps(told).encode())
 
@@ -54,6 +57,8 @@ def start(request: dict[str, Any], reply: _socket.socket) -> bytes:
 
 def outcome(told: bytes) -> int:
     """The container's pid.  Raises Refusal with the runtime's words, which conmon passes on."""
+    if not told:
+        raise runner.Refusal("nothing, and conmon ended without an outcome")
     try:
         message = json.loads(told.split(b"\n")[0])
         pid, said = int(message["pid"]), str(message.get("message", ""))

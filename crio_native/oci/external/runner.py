@@ -364,9 +364,10 @@ def execute(request: dict[str, Any], reply: _socket.socket, descriptors: list[in
                 forget(path)
             for fd in descriptors:
                 os.close(fd)
-    except Refusal as refusal:
+    except (Refusal, OSError) as error:
         kill_children()
-        wire.tell(reply.fileno(), {"error": {"step": "exec", "errno": 0, "path": "", "detail": refusal.said}})
+        refused = {"step": "exec", "errno": 0, "path": "", "detail": error.said} if isinstance(error, Refusal) else None
+        wire.tell(reply.fileno(), {"error": refused or steps.describe("exec", error)})
         return
     wire.send(reply, wire.encode({"started": pid}).encode(), [console.master] if console else [])
     if console:

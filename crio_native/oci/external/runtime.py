@@ -13,7 +13,9 @@ import errno
 import json
 import logging
 import os
+import select
 import shutil
+import signal as signals
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,6 +48,7 @@ log = logging.getLogger(__name__)
 # but older ones refuse a document of a version that they do not know.
 OCI_VERSION = "1.0.2"
 EXEC_SECONDS = 30.0  # for a process in a container to be started
+OBEY_SECONDS = 5.0  # for a container to end by SIGKILL, before the runtime is not believed
 
 
 class ExternalRuntime(Monitored):
@@ -171,12 +174,19 @@ class ExternalRuntime(Monitored):
             raise StartFailed.from_dict(error.to_dict()) from None
 
     def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
-        """By the runtime, which knows what a signal means to its kind of container; by the monitor where it fails."""
-        self._require_monitor(run_dir)
-        try:
-            self._program.act("kill", container_id, str(int(signal)))
-        except CrioError as error:
-            log.info("container %s: the runtime did not send signal %d: %s", container_id, signal, error)
+        """By the runtime, which knows what a signal means to its kind of container; by the monitor where it fails.
+
+        A container that outlives the runtime's SIGKILL was not sent one.
+        """
+        with contextlib.closing(self.watch(container_id, run_dir)) as ending:
+            try:
+                self._program.act("kill", container_id, str(int(signal)))
+                if signal != signals.SIGKILL or _is_told(ending):
+                    return
+                problem: object = f"it lives {OBEY_SECONDS:g} s after"
+            except CrioError as error:
+                problem = error
+            log.info("container %s: the runtime did not send signal %d: %s", container_id, signal, problem)
             self._signal(container_id, run_dir, signal)
 
     def _require_monitor(self, run_dir: Path) -> None:
@@ -251,6 +261,8 @@ class ExternalRuntime(Monitored):
         return BuiltinExec(reply, started["started"], terminal)
 
     def _exec_failed(self, error: StepFailed, process_: Process) -> StepFailed:
+        if error.number:
+            return error  # the runtime's program did not run
         failed = self._program.failed("exec", words(error.detail.encode()))
         if not self.is_alive(process_):
             return StepFailed("exec", errno.ESRCH, "", f"the container has ended; {failed.detail}")
@@ -337,6 +349,13 @@ def _started(reply: socket.socket, what: str) -> tuple[dict[str, Any], int]:
     if not data:
         raise Unavailable(f"the process that ran the runtime ended while {what}")
     return json.loads(data), descriptors[0] if descriptors else -1
+
+
+def _is_told(ending: socket.socket) -> bool:
+    """Whether the end that is watched comes in time."""
+    poll = select.poll()
+    poll.register(ending, select.POLLIN)
+    return bool(poll.poll(OBEY_SECONDS * 1000))
 
 
 def _said(members: Mapping[str, Any]) -> dict[str, Any]:

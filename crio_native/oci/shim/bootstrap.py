@@ -7,7 +7,6 @@ on their standard input; the others by flags and environment.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -19,7 +18,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from crio_native.api.shim.v1 import bootstrap_pb2, task_pb2
-from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed, Unavailable, Unimplemented
+from crio_native.errors import FailedPrecondition, NotFound, StepFailed, Unavailable, Unimplemented
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.shim import program
 from crio_native.oci.shim.task import SERVICES
@@ -181,13 +180,14 @@ def check_virtualisation(path: str) -> None:
 
 
 def version_of(shim: Shim, cwd: str) -> str:
-    """What the program says with `-v`, in one line; "" for one that does not know the flag."""
+    """What the program says with `-v`, in one line.  Raises StepFailed for one that says nothing and so is no shim,
+    DeadlineExceeded."""
     env = {"PATH": os.environ.get("PATH", "")}
-    with contextlib.suppress(StepFailed, DeadlineExceeded):
-        ended = program.run(shim.launchers, [shim.path, "-v"], cwd=cwd, env=env, seconds=10)
-        if ended.code == 0:
-            return " ".join(ended.stdout.decode(errors="replace").split())[:200]
-    return ""
+    ended = program.run(shim.launchers, [shim.path, "-v"], cwd=cwd, env=env, seconds=10)
+    version = " ".join(ended.stdout.decode(errors="replace").split())[:200]
+    if ended.code != 0 or not version:
+        raise StepFailed("shim -v", 0, shim.path, f"it is no shim: it ended with status {ended.code} and no version")
+    return version
 
 
 def left_address(bundle: Path) -> Address | None:
