@@ -12,7 +12,8 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from crio_native.errors import CrioError, DeadlineExceeded, InvalidArgument
+from crio_native.errors import CrioError, DeadlineExceeded, InvalidArgument, StepFailed
+from crio_native.oci.external.program import words
 from crio_native.oci.runtime import ExecSession, ExitStatus
 
 OUTPUT_MAX = 16 << 20  # bytes kept of each stream
@@ -20,6 +21,7 @@ DRAIN_SECONDS = 0.5
 KILL_SECONDS = 5.0
 _CHUNK = 65536
 _WORDS_MAX = 4096
+_SAID_MAX = 4096  # bytes of a failed start's words
 
 Start = Callable[[int, int], Awaitable[ExecSession]]
 
@@ -82,7 +84,10 @@ async def run(start: Start, seconds: float | None) -> tuple[bytes, bytes, int]:
     loop = asyncio.get_running_loop()
     out, err = _Stream(loop), _Stream(loop)
     try:
-        session = await start(out.write, err.write)
+        try:
+            session = await start(out.write, err.write)
+        except StepFailed as error:
+            raise await _with_words(error, err) from None
         out.close_write()
         err.close_write()
         try:
@@ -94,6 +99,16 @@ async def run(start: Start, seconds: float | None) -> tuple[bytes, bytes, int]:
     finally:
         out.close()
         err.close()
+
+
+async def _with_words(error: StepFailed, err: _Stream) -> StepFailed:
+    """What the command was to have as its standard error was that of an OCI runtime's program before."""
+    err.close_write()
+    await asyncio.wait([err.ended], timeout=DRAIN_SECONDS)
+    said = words(err.output()[-_SAID_MAX:])
+    if not said or said in error.detail:
+        return error
+    return type(error)(error.step, error.number, error.path, f"{error.detail}; {said}")
 
 
 async def _result(loop: asyncio.AbstractEventLoop, session: ExecSession, seconds: float | None) -> ExitStatus:

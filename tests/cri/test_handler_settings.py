@@ -23,9 +23,10 @@ from .conftest import Client, close, log_text, new_client, refused
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
 
-# A program that is runc, and notes what it is called with.
+# A program that is runc, and notes what it is called with; it can be told to refuse an exec, and writes no log of that.
 NOTING = """#!/bin/sh
 echo "$0 $*" >> {directory}/calls
+case "$*" in *" exec "*) [ -e {directory}/refuse ] && { echo "plainly: no" >&2; exit 1; };; esac
 exec runc "$@"
 """
 
@@ -110,6 +111,19 @@ def test_handlers_that_cannot_run_are_told(cri: Client) -> None:
         with refused(Code.FAILED_PRECONDITION, name, problem):
             cri.pod(handler=name)
     assert not cri.call("Status").runtime_handlers[0].name, "the default comes first"
+
+
+def test_an_exec_fails_in_the_runtimes_own_words(cri: Client) -> None:
+    """Also where they are in no log, but on what was to be the command's standard error."""
+    pod = cri.pod(handler="runc", annotations={"platform-runtime-path.crio.io": "linux/other"})
+    container = cri.start(pod, "sleep", "60")
+    refuse = cri.daemon.directory / "refuse"
+    refuse.touch()
+    try:
+        with refused(Code.INTERNAL, "noting says: nothing, it ended with code 1; plainly: no"):
+            cri.exec(container, "true")
+    finally:
+        refuse.unlink()
 
 
 def test_the_status_verb(cri: Client) -> None:
