@@ -78,10 +78,10 @@ class Admission:
             return
         of_name = [key.partition("@")[2] for key in image.digests if key.startswith(f"{reference.name}@")]
 
-        def use(repository: Repository, complete: Reference, origin: str) -> str:
+        def use(repository: Repository, origin: str) -> str:
             return self._judge(judgement, (image.manifest_digest, *of_name), repository)
 
-        self.remember(image, reference, self._sources.pull(str(reference), stop, use, namespace=namespace))
+        self.remember(image, reference, self._sources.pull(str(reference), stop, lambda _: use, namespace=namespace))
 
     def remember(self, image: Image, reference: Reference, met: str) -> None:
         """That an image has met requirements, given by their fingerprint, under a name."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _NEXT = (NotFound, PermissionRefused, Unavailable)
 
 Result = TypeVar("Result")
-Use = Callable[[Repository, Reference, str], Result]
+Use = Callable[[Reference], Callable[[Repository, str], Result]]
 
 log = logging.getLogger(__name__)
 
@@ -115,17 +115,19 @@ class Sources:
         """Try what a name may mean, each at every host that may have it, until `use` succeeds.
 
         credentials: the caller's own, for the registry itself and not for its mirrors.  namespace: of the pod.
-        use: is given an open repository, the complete name, and the host in words.  Raises InvalidArgument for a name
-        that is wrong or ambiguous; else what was raised last, with what was tried before.
+        use: is given the complete name before anybody is asked for anything, credentials included; what it returns is
+        given an open repository and the host in words.  Raises InvalidArgument for a name that is wrong or ambiguous;
+        else what was raised last, with what was tried before.
         """
         registries = self.registries()
         mode = "disabled" if self.settings.short_names == "disabled" else registries.mode or "enforcing"
         tried: list[tuple[str, CrioError]] = []
         for reference in short_names.to_pull(text, registries, mode):
+            use_it = use(reference)
             for endpoint in registries.endpoints(reference):
                 try:
                     with contextlib.closing(self._open(endpoint, text, stop, credentials, namespace)) as repository:
-                        return use(repository, reference, f"registry {endpoint.reference.registry}")
+                        return use_it(repository, f"registry {endpoint.reference.registry}")
                 except _NEXT as error:
                     log.info("%s from %s: %s", reference, endpoint.reference.name, error)
                     tried.append((endpoint.reference.name, error))

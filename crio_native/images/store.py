@@ -204,9 +204,9 @@ class ImageStore:
         platform = platform or Platform.host()
         stop = Stop(f"pull of {ref}", cancelled, self._closing, patience=self._sources.settings.patience)
 
-        def use(repository: Repository, reference: Reference, origin: str) -> Image:
+        def use(reference: Reference) -> Callable[[Repository, str], Image]:
             check = self._admission.pulled(reference, namespace)
-            return self._pull(repository, reference, check, origin, progress, platform, stop)
+            return lambda repository, origin: self._pull(repository, reference, check, origin, progress, platform, stop)
 
         return self._joining.run(
             ("pull", ref, platform, credentials, namespace),

@@ -584,7 +584,7 @@ def dripping(body: bytes, pause: float, pieces: int) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize(("pause", "fails"), [(5.0, True), (0.2, False)])
+@pytest.mark.parametrize(("pause", "fails"), [(2.5, True), (0.2, False)])
 def test_a_pull_ends_without_progress_and_not_for_being_long(
     tmp_path: Path, hostile: HostileRegistry, pause: float, fails: bool
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, UntrustedImage
 from crio_native.images import ImageStore, Settings
+from crio_native.images.credentials import Keychain
 from crio_native.images.manifests import OCI_INDEX
 from crio_native.images.registries_conf import Paths
 
@@ -361,7 +362,11 @@ def test_the_name_in_a_signature(
 # Which policy
 
 
-def test_what_is_rejected_is_asked_of_nobody(hostile: HostileRegistry, node: Node) -> None:
+def test_what_is_rejected_is_asked_of_nobody(
+    hostile: HostileRegistry, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No registry, and no credential helper."""
+    monkeypatch.setattr(Keychain, "find", lambda *_, **__: pytest.fail("credentials are looked for"))
     name, _, _ = push(hostile, "bad/app")
     node.policy({"default": [ACCEPT], "transports": {"docker": {f"{hostile.address}/bad": [REJECT]}}})
     text = refusal(node, name)
