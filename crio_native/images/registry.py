@@ -24,6 +24,7 @@ from crio_native.images.work import Stop
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
+PROBLEMS_TOLD = 5
 RESUMES = 4  # of one blob, one after the other without much between them
 WORTH_RESUMING = 1 << 20  # bytes
 LARGE = 64 << 20  # bytes; from here a blob is fetched in ranges
@@ -148,12 +149,18 @@ class Repository:
         try:
             return self._transport.get(f"{self._path}/blobs/{descriptor.digest}", headers, lambda response: response)
         except CrioError as error:
+            if not descriptor.urls:
+                raise
+            problems = [str(error)]
             for url in descriptor.urls:
                 try:
                     return self._transport.elsewhere(url, headers)
                 except CrioError as other:
-                    log.info("%s of %s: %s", descriptor.digest, self.reference.name, other)
-            raise error
+                    problems.append(f"{url[:200]!r}: {other}")
+            raise Unavailable(
+                f"{descriptor.digest} of {self.reference.name} is nowhere where its manifest says: "
+                + "; ".join(problems[:PROBLEMS_TOLD])
+            ) from None
 
     def _check_length(self, response: BaseHTTPResponse, expected: int, descriptor: Descriptor) -> None:
         announced = response.headers.get("Content-Length", "")

@@ -249,7 +249,10 @@ class Transport:
 
     def _ask_for_token(self, url: str, headers: Mapping[str, str], form: Mapping[str, str] | None) -> bytes:
         self._check_target(self._scheme, url)
-        response = self._send(url, headers, form)
+        try:
+            response = self._send(url, headers, form)
+        except self.errors.HTTPError as error:
+            raise self.errors.HTTPError(f"its token service {url[:200]} does not answer: {cause(error)}") from None
         with contextlib.closing(response):
             if response.status in _RETRIED:
                 raise self.errors.HTTPError(f"the token service {url[:200]} answered HTTP {response.status}")

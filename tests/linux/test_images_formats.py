@@ -305,9 +305,11 @@ def test_a_foreign_layer_that_nobody_has_is_told(store: ImageStore, hostile: Hos
     name = hostile.serve("app", image)
     layer = changed(image, lambda document: None)["layers"][0]["digest"]
     del hostile.routes[f"/v2/app/blobs/{layer}"]
-    document = json.dumps(foreign(image, f"http://{hostile.address}/no")).encode()
+    urls = f"http://{hostile.address}/no", f"http://{hostile.address}/nor"
+    document = json.dumps(foreign(image, *urls)).encode()
     hostile.routes["/v2/app/manifests/latest"] = reply(200, document, {"Content-Type": OCI_MANIFEST})
-    with pytest.raises(NotFound, match="HTTP 404"):
+    told = rf"{layer} of .*HTTP 404.*'{urls[0]}'.*HTTP 404.*'{urls[1]}'.*HTTP 404"
+    with pytest.raises(Unavailable, match=told):
         store.pull(name)
 
 

@@ -26,7 +26,7 @@ from crio_native.errors import (
     PermissionRefused,
     Unavailable,
 )
-from crio_native.images import Credentials, ImageStore, Settings
+from crio_native.images import Credentials, ImageStore, Settings, transport
 from crio_native.images import registry as client
 from crio_native.images.credentials import Keychain
 from crio_native.images.registries_conf import Paths
@@ -372,6 +372,19 @@ def test_when_all_fail_each_is_named(tmp_path: Path, hostile: HostileRegistry) -
             store.pull(f"{hostile.address}/team/app:v1")
     finally:
         other.close()
+
+
+def test_a_token_service_that_is_not_there_is_named(
+    tmp_path: Path, hostile: HostileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "ATTEMPTS", 1)
+    challenge = 'Bearer realm="http://127.0.0.1:1/token",service="s"'
+    hostile.routes["/v2/app/manifests/latest"] = reply(401, headers={"WWW-Authenticate": challenge})
+    with (
+        store_with(tmp_path) as store,
+        pytest.raises(Unavailable, match=r"its token service http://127\.0\.0\.1:1/token.* does not answer: .*refused"),
+    ):
+        store.pull(f"{hostile.address}/app")
 
 
 def test_a_mirror_is_not_shown_the_callers_credentials(tmp_path: Path, hostile: HostileRegistry) -> None:
