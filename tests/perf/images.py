@@ -26,8 +26,9 @@ from isal import igzip
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.api.runtime.v1 import api_pb2_grpc
 from crio_native.cli.scratch import ScratchDaemon
+from crio_native.images import ImageStore
 from crio_native.linux import syscalls
-from tests.images_support import member, picture, running_registry, tar
+from tests.images_support import load, member, picture, running_registry, tar
 from tests.perf.containerd import Containerd
 from tests.perf.peers import run
 from tests.perf.report import Result
@@ -35,6 +36,7 @@ from tests.perf.report import Result
 LAYERS, FILES, BYTES = 12, 30_000, 500 << 20
 SMALL = 50  # images
 OTHER_CALLS_EVERY = 0.02  # seconds
+MANY, ROOTS, GOAL_ROOT = 100, 50, 1  # layers, containers, ms
 GOAL_WALL, GOAL_CPU, GOAL_PEAK, GOAL_CALL = 0.8, 1.1, 150, 20
 Samples = list[tuple[float, float]]  # (wall, CPU) in seconds
 MNT_DETACH = 2
@@ -51,7 +53,7 @@ def measure(directory: Path, rounds: int, say: Callable[[str], None]) -> list[Re
         changed = registry.push("bench/large", "v2", last)
         del layers, image, last
         small = [registry.push(f"bench/small{n}", "v1", picture(_small_layer(n))) for n in range(SMALL)]
-        return _measure(directory, (name, changed, small), rounds, end, say)
+        return [*_measure(directory, (name, changed, small), rounds, end, say), _prepared(_made(directory / "roots"))]
 
 
 def _measure(
@@ -95,6 +97,21 @@ def _measure(
         Result("pull of it with one changed layer", "s", _middle(again, 0), _middle(ours, 0), "the whole", 2 / LAYERS),
         _compared(f"pull of {SMALL} small images at once", many, their_many, 0, 1.0, "containerd"),
     ]
+
+
+def _prepared(directory: Path) -> Result:
+    """A container's root file system, but for the mount call."""
+    with contextlib.closing(ImageStore(directory / "store", layers_in_parallel=4)) as store:
+        image = load(store, directory, "many", *[tar(member(f"f{n}")) for n in range(MANY)])
+        times = []
+        for number in range(ROOTS):
+            container = _made(directory / f"c{number}")
+            began = time.perf_counter()
+            overlay = store.prepare_root(image.id, container)
+            assert overlay is not None
+            overlay.data()
+            times.append((time.perf_counter() - began) * 1e3)
+    return Result(f"a root of {MANY} layers prepared", "ms", statistics.median(times), None, None, GOAL_ROOT)
 
 
 class Puller:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -204,10 +203,7 @@ def test_compiling_again_costs_almost_nothing_and_threads_get_one_result() -> No
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(compile_at_once, range(8)))
     assert all(result is results[0] for result in results)
-    began = time.perf_counter()
-    for _ in range(10):
-        seccomp.compile(dict(reversed(plain.items())))
-    assert time.perf_counter() - began < 0.1
+    assert seccomp.compile(dict(reversed(plain.items()))) is results[0]
 
 
 json_values = st.recursive(
