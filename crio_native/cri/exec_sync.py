@@ -108,7 +108,7 @@ async def _with_words(error: StepFailed, err: _Stream) -> StepFailed:
     said = words(err.output()[-_SAID_MAX:])
     if not said or said in error.detail:
         return error
-    return type(error)(error.step, error.number, error.path, f"{error.detail}; {said}")
+    return type(error)(error.step, error.number, error.path, "; ".join(filter(None, (error.detail, said))))
 
 
 async def _result(loop: asyncio.AbstractEventLoop, session: ExecSession, seconds: float | None) -> ExitStatus:

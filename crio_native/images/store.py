@@ -106,7 +106,6 @@ class ImageStore:
         self._catalogue = _Catalogue()
         self._leaving = ""  # the image that is being removed
         self._options, self._offered = options or roots.Options(), Additional()
-        self._own: Mapping[str, Image] = {}
         self._additional = self._offered  # of those the images that this store has not
         try:
             self._open()
@@ -149,7 +148,7 @@ class ImageStore:
 
     def own(self) -> Sequence[Image]:
         """Those whose layers are here, not in an additional store."""
-        return [*self._own.values()]
+        return [image for image in self.list() if image.id not in self._additional.trees]
 
     def get(self, ref: str) -> Image:
         """The image of a name, a digest ("name@sha256:..."), an id, or at least 12 digits of an id.
@@ -453,8 +452,7 @@ class ImageStore:
 
     def _collect(self) -> Sequence[Path]:
         """Put away the layers that nothing needs; the mutex is held."""
-        own = (image for image in self._catalogue.images.values() if image.id not in self._additional.trees)
-        needed = {diff_id for image in own for diff_id in image.layers} | self._wanted.keys()
+        needed = {diff_id for image in self.own() for diff_id in image.layers} | self._wanted.keys()
         return self._layers.remove(layer.diff_id for layer in self._layers.all() if layer.diff_id not in needed)
 
     # Using
@@ -516,7 +514,6 @@ class ImageStore:
         own = {record.id: self._image(record, known.get(record.id)) for record in self._records.load()}
         taken = {name for image in own.values() for name in (*image.names, *image.digests)}
         self._additional = self._offered.without(own)
-        self._own = own
         images = {**self._additional.images, **own}
         for id_ in own.keys() & self._offered.images.keys():
             images[id_] = _named_too(own[id_], self._offered.images[id_], taken)

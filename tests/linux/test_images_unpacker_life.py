@@ -39,6 +39,16 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def interrupted(target: Path, act: Callable[[int, int], None]) -> Iterator[bytes]:
+    """An archive of which a part comes; once that is unpacked, what is done to the nursery and to the unpacker."""
+    before = children()
+    yield tar(member("x", data=b"1" * 2000))[:1024]
+    wait_for(lambda: list(target.iterdir()))
+    (nursery,) = children() - before
+    (pid,) = children_of(nursery)
+    act(nursery, pid)
+
+
 def ends_of(pid: int) -> set[str] | None:
     """The pipe that it reads and the socket of its report, once it has closed all that it was born with."""
     known = {name: target for name in os.listdir(f"/proc/{pid}/fd") if (target := link(f"/proc/{pid}/fd/{name}"))}
@@ -73,17 +83,8 @@ def test_errors_of_the_source_come_through_and_no_child_is_left(target: Path) ->
 
 
 def test_a_child_that_is_killed_is_told(target: Path) -> None:
-    before = children()
-
-    def murder() -> Iterator[bytes]:
-        yield tar(member("x", data=b"1" * 2000))[:1024]
-        wait_for(lambda: list(target.iterdir()))
-        (nursery,) = children() - before
-        (pid,) = children_of(nursery)
-        os.kill(pid, signal.SIGKILL)
-
     with pytest.raises(Internal, match="layer: the unpacker died with status 137, killed"):
-        unpack(target, murder())
+        unpack(target, interrupted(target, lambda nursery, pid: os.kill(pid, signal.SIGKILL)))
 
 
 def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: Path) -> None:
@@ -116,16 +117,12 @@ def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: 
 def test_what_bears_the_children_is_killed_and_made_anew(target: Path) -> None:
     before = children()
 
-    def murder() -> Iterator[bytes]:
-        yield tar(member("x", data=b"1" * 2000))[:1024]
-        wait_for(lambda: list(target.iterdir()))
-        (nursery,) = children() - before
-        (pid,) = children_of(nursery)
+    def murder(nursery: int, pid: int) -> None:
         os.kill(nursery, signal.SIGKILL)
         wait_for(lambda: reap_orphans() or not Path(f"/proc/{pid}").exists())
 
     with pytest.raises(Internal, match="layer: the unpacker died with status unknown"):
-        unpack(target, murder())
+        unpack(target, interrupted(target, murder))
     assert children() <= before
     (target / "x").unlink()
     unpack(target, [tar(member("x", data=b"1"))])
@@ -137,14 +134,10 @@ def test_an_unpacker_that_does_not_end_is_killed(target: Path, monkeypatch: pyte
     monkeypatch.setattr(unpacking, "END_TIMEOUT", 0.3)
     before = children()
 
-    def stopped() -> Iterator[bytes]:
-        yield tar(member("x", data=b"1" * 2000))[:1024]
-        wait_for(lambda: list(target.iterdir()))
-        (nursery,) = children() - before
-        (pid,) = children_of(nursery)
+    def stop(nursery: int, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         raise RuntimeError("the source broke")
 
     with pytest.raises(RuntimeError, match="the source broke"):
-        unpack(target, stopped())
+        unpack(target, interrupted(target, stop))
     assert children() <= before
