@@ -133,6 +133,7 @@ def test_a_container_that_is_being_made_keeps_its_image(store: ImageStore, tmp_p
         ]
         for thread in threads[:: 1 if number % 2 else -1]:
             thread.start()
+            time.sleep(number % 3 / 500)  # at once, or one of them well ahead
         for thread in threads:
             thread.join()
         made = [answer for answer in answers if isinstance(answer, Overlay)]
