@@ -48,19 +48,23 @@ static void await_donor(void)
 }
 
 /*
- * The init has been born, and its donor is about to end, if it has not yet.  With that gone the init is a child of the
- * nearest subreaper, which is this process.  False when it is not.
+ * The init has been born: a child of this process, like its donor; or of the donor, which then ends and leaves it to
+ * the nearest subreaper, which is this process.  False when it is neither.
  */
 bool init_born(pid_t pid)
 {
-	await_donor();
-	if (init.pid || !init_adopt(pid))
+	if (init.pid)
 		return false;
+	if (!init_adopt(pid)) {
+		await_donor();
+		if (!init_adopt(pid))
+			return false;
+	}
 	init_reap(); /* its SIGCHLD may have been read already */
 	return true;
 }
 
-/* Lest it bears an init now.  A donor that has borne one never wakes: its stack is the init's, and it dies asleep. */
+/* Lest it bears an init now.  One that has borne an init sleeps until that executes its program, or dies. */
 static void end_donor(void)
 {
 	if (init.donor)
@@ -118,6 +122,8 @@ bool init_reap(void)
 	while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid) {
 		bool is_init = info.si_pid == init.pid && !init.ended; /* later, an orphan of ours may get its pid */
 		bool execed = is_init && has_execed(init.pid);
+		if (info.si_pid == init.donor)
+			init.donor = 0;
 		if (waitpid(info.si_pid, &status, 0) == init.pid && is_init) {
 			init.ended = true;
 			init.execed = execed;

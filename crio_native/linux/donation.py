@@ -2,8 +2,9 @@
 
 A forked Python copies a page of its parent for nearly everything it touches, reference counts being what they are, and
 those hundreds of copies are the larger part of what a container's start costs.  Here the child shares the memory
-instead (CLONE_VM), while CLONE_VFORK holds the parent in the kernel.  The parent must never wake, for the stack that it
-would return to is the child's by then: a kill switch, prepared beforehand, ends it as the child's first act.
+instead (CLONE_VM), while CLONE_VFORK holds the parent in the kernel until the child executes its program.  The parent
+must not come back from there, for the stack that it would return to is the child's by then: a kill switch, prepared
+beforehand, sees to that as the child's first act.
 """
 
 from __future__ import annotations
@@ -20,42 +21,76 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _OWN = 1 << 63 | 1 << 56  # of a pagemap entry: present, mapped by nobody else (admin-guide/mm/pagemap.rst)
 
 
+_END = _signal.SIGUSR1
+
+
 class KillSwitch:
-    """Kills the process that made it, from whatever PID namespace `press` is called in.
+    """Ends the process that made it, from whatever PID namespace `press` is called in.
 
     A signal cannot be sent to a process that one's own PID namespace does not know.  But a pipe can have an owner who
     is signalled when something arrives (F_SETOWN, F_SETSIG), and the kernel then asks nobody.
     """
 
-    def __init__(self) -> None:
-        self._watched, self._pressed = os.pipe2(os.O_CLOEXEC)
+    def __init__(self, first: int = 0) -> None:
+        """Its descriptors are numbered `first` or higher."""
+        _signal.signal(_END, _nothing)
+        self._watched, self._pressed = pipe(first)
         fcntl.fcntl(self._watched, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(self._watched, fcntl.F_SETSIG, _signal.SIGKILL)
+        fcntl.fcntl(self._watched, fcntl.F_SETSIG, _END)
         fcntl.fcntl(self._watched, fcntl.F_SETFL, os.O_ASYNC)
-        self._end, self._alive = os.pipe2(os.O_CLOEXEC)
+        self._end, self._alive = pipe(first)
+        self.descriptors = [self._watched, self._pressed, self._end, self._alive]
 
     def press(self) -> None:
+        """Have it end as soon as it wakes, which is when the memory is its own again: the kernel then takes that down
+        in its time, and not in that of a container's start.
+
+        A signal with a handler wakes nobody from the wait of a vfork; it is queued, and what it does is decided when
+        it is taken.  By then it kills, for the two share their handlers.
+        """
+        os.write(self._pressed, b"x")
+        _signal.signal(_END, _signal.SIG_DFL)
+
+    def press_and_wait(self) -> None:
+        """Have it end in its sleep, and go on when it is gone and its memory is of the caller alone: setns(2) refuses
+        a time namespace to who shares his."""
+        fcntl.fcntl(self._watched, fcntl.F_SETSIG, _signal.SIGKILL)
         os.write(self._pressed, b"x")
         os.close(self._alive)
-
-    def wait(self) -> None:
-        """Until the process is gone, and its memory is of who pressed alone: setns(2) refuses a time namespace, and
-        unshare(2) a user namespace, to who shares his."""
         os.read(self._end, 1)
 
 
-def donate(switch: KillSwitch, flags: int, *, cgroup: int | None = None) -> int:
-    """Give the calling process's life and memory to a new child.  Returns only in the child: its pid, as the parent's
-    PID namespace has it.  flags, cgroup: as for `syscalls.clone3`, whose OSError is raised while nothing has happened.
+def pipe(first: int) -> list[int]:
+    ends = os.pipe2(os.O_CLOEXEC)
+    return [moved(end, first) for end in ends]
 
-    For a process with one thread.  The child has its own descriptors, and is an orphan unless CLONE_PARENT is given.
+
+def moved(descriptor: int, first: int) -> int:
+    """The descriptor under another number, `first` or higher, and close-on-exec."""
+    other = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, first)
+    os.close(descriptor)
+    return other
+
+
+def _nothing(number: int, frame: object) -> None:
+    pass
+
+
+def donate(switch: KillSwitch, flags: int, *, cgroup: int | None = None, alone: bool = False) -> int:
+    """Give the calling process's life and memory to a new child.  Returns only in the child: its pid, as the caller's
+    PID namespace has it.  flags, cgroup: as for `syscalls.clone3`, whose OSError is raised while nothing has happened.
+    alone: the caller is gone by then; otherwise when the child executes a program, or ends.
+
+    For a process with one thread.  The child has its own descriptors, and the caller's parent.
     """
     pid = ctypes.c_int()
-    exit_signal = 0 if flags & syscalls.CLONE_PARENT else _signal.SIGCHLD  # else that of the calling process
-    flags |= syscalls.CLONE_VM | syscalls.CLONE_VFORK
-    if syscalls.clone3(flags, exit_signal=exit_signal, cgroup=cgroup, parent_tid=pid):
+    flags |= syscalls.CLONE_PARENT | syscalls.CLONE_VM | syscalls.CLONE_VFORK | syscalls.CLONE_SIGHAND
+    if syscalls.clone3(flags, exit_signal=0, cgroup=cgroup, parent_tid=pid):  # 0: the caller's
         os._exit(1)  # the child never ran: it was killed before its first act
-    switch.press()
+    if alone:
+        switch.press_and_wait()
+    else:
+        switch.press()
     return pid.value
 
 
@@ -68,15 +103,13 @@ class Pages:
 
     def __init__(self, first: int) -> None:
         self._writable = _writable()
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        self._pagemap = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
-        os.close(fd)
+        self.descriptor = moved(os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC), first)
 
     def written(self) -> list[tuple[int, int]]:
         """(address, bytes) of each run of such pages."""
         found: list[tuple[int, int]] = []
         for start, end in self._writable:
-            entries = os.pread(self._pagemap, (end - start) // _PAGE * 8, start // _PAGE * 8)
+            entries = os.pread(self.descriptor, (end - start) // _PAGE * 8, start // _PAGE * 8)
             for index in range(len(entries) // 8):
                 if int.from_bytes(entries[index * 8 : index * 8 + 8], "little") & _OWN != _OWN:
                     continue

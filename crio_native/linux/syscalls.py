@@ -92,6 +92,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_VM = 0x00000100
+CLONE_SIGHAND = 0x00000800
 CLONE_VFORK = 0x00004000
 CLONE_PARENT = 0x00008000
 CLONE_PARENT_SETTID = 0x00100000
@@ -410,6 +411,15 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
             os.set_inheritable(fd, False)
         except OSError:  # not open
             pass
+
+
+def close_others(keep: list[int], first: int = 3) -> None:
+    """Close every descriptor from `first` on but `keep` (-1 is none)."""
+    for fd in sorted(fd for fd in keep if fd >= first):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)
 
 
 def clone3(flags: int, *, exit_signal: int, cgroup: int | None = None, parent_tid: ctypes.c_int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""A child in its parent's memory: it goes on, and the parent dies without having woken."""
+"""A child in its parent's memory: it goes on, and the parent never comes back to its own program."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
-import os, signal
+import os, signal, time
 from crio_native.linux import donation, syscalls
-syscalls.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: the orphan comes to us
 note, told = os.pipe()
 area = bytearray(b"x") * (256 * 4096)
 donor = syscalls.clone3(0, exit_signal=signal.SIGCHLD)
@@ -31,23 +30,49 @@ def run(body: str, *, without: str = "") -> str:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
-IN_A_PID_NAMESPACE = """
+BY_EXEC = """
     value = [1]
     pid = donation.donate(switch, syscalls.CLONE_NEWPID)
     value.append(2)
-    switch.wait()
     os.write(told, b"%d %d %d" % (pid, os.getpid(), sum(value)))
-    os._exit(7)
-status = os.waitpid(donor, 0)[1]
+    os.execv("/bin/sh", ["sh", "-c", "sleep 0.3; exit 7"])
 pid, inside, total = os.read(note, 100).decode().split()
+status = os.waitpid(donor, 0)[1]
+assert os.waitpid(int(pid), os.WNOHANG) == (0, 0), "the donor has outlived the child"
 code = os.waitstatus_to_exitcode(os.waitpid(int(pid), 0)[1])
 print(os.waitstatus_to_exitcode(status), inside, total, code)
 """
+BY_END = BY_EXEC.replace('os.execv("/bin/sh", ["sh", "-c", "sleep 0.3; exit 7"])', "os._exit(7)").replace("assert", "#")
+ALONE = BY_EXEC.replace("NEWPID)", "NEWPID, alone=True)").replace("os.execv", "time.sleep(0.3); os.execv")
 
 
 @pytest.mark.parametrize("without", ["", "clone3"])
-def test_the_child_goes_on_and_the_parent_is_killed(without: str) -> None:
-    assert run(IN_A_PID_NAMESPACE, without=without).split() == [str(-signal.SIGKILL), "1", "3", "7"]
+@pytest.mark.parametrize("body", [BY_EXEC, BY_END], ids=["exec", "end"])
+def test_the_parent_ends_when_the_child_leaves_the_memory(body: str, without: str) -> None:
+    assert run(body, without=without).split() == [str(-signal.SIGUSR1), "1", "3", "7"]
+
+
+@pytest.mark.parametrize("without", ["", "clone3"])
+def test_a_child_that_wants_to_be_alone_has_the_parent_killed_in_its_sleep(without: str) -> None:
+    assert run(ALONE, without=without).split() == [str(-signal.SIGKILL), "1", "3", "7"]
+
+
+def test_no_signal_brings_the_parent_back() -> None:
+    """SIGCONT would, if it had been stopped, and a handler of its own would run on the child's stack."""
+    body = """
+    signal.signal(signal.SIGINT, lambda *_: os.write(told, b"the donor runs"))
+    donation.donate(switch, 0)
+    os.write(told, b"%d" % os.getpid())
+    time.sleep(0.3)
+    os.execv("/bin/true", ["true"])
+child = int(os.read(note, 100))
+for number in (signal.SIGINT, signal.SIGCONT, signal.SIGUSR1, signal.SIGCHLD):
+    os.kill(donor, number)
+ends = dict(os.wait() for _ in range(2))
+os.close(told)
+print(os.waitstatus_to_exitcode(ends[donor]), os.waitstatus_to_exitcode(ends[child]), os.read(note, 100))
+"""
+    assert run(body).split() == [str(-signal.SIGUSR1), "0", "b''"]
 
 
 def test_nothing_has_happened_when_the_kernel_refuses() -> None:
@@ -67,10 +92,11 @@ def test_the_switch_works_for_a_process_that_cannot_be_named() -> None:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         if os.fork() == 0:
             os.setresuid(65534, 65534, 65534)  # who holds the pipe may press
-            switch.press()
+            switch.press_and_wait()
             os._exit(0)
         os._exit(0)
-    signal.pause()
+    while True:
+        signal.pause()
 print(os.waitstatus_to_exitcode(os.waitpid(donor, 0)[1]))
 """
     assert int(run(body)) == -signal.SIGKILL

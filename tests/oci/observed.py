@@ -44,13 +44,24 @@ def observe(path: str) -> None:
     for name, function in list(vars(syscalls).items()):
         if callable(function) and not name.startswith("_") and name.islower() and not isinstance(function, type):
             setattr(syscalls, name, noted("call", KERNEL_NAMES.get(name, name), function))
-    # Nothing is closed wholesale: the notes have to be written after the root has changed, too.
-    syscalls.close_range = noted("call", "close_range", lambda *_, **__: None)
+    syscalls.close_range = sparing_notes(syscalls.close_range)
     for name, called in OF_OS.items():
         setattr(os, name, noted("call", called, getattr(os, name)))
     _socket.sethostname = noted("call", "sethostname", _socket.sethostname)  # type: ignore[assignment]
     for name, act in list(steps.STEPS.items()):
         steps.STEPS[name] = noted("step", name, act)
+
+
+def sparing_notes(close_range: Callable[..., None]) -> Callable[..., None]:
+    """The notes have to be written after the root has changed, too."""
+
+    def sparing(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+        if first < NOTES:
+            close_range(first, min(last, NOTES - 1), flags)
+        if last > NOTES:
+            close_range(max(first, NOTES + 1), last, flags)
+
+    return sparing
 
 
 _in_a_step = [False]  # a launcher, and an init's parent, make calls that are no step's

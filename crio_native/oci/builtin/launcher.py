@@ -38,18 +38,18 @@ class Exec:
 
 
 class Spare:
-    """The spare of one kind: its pid while it waits, else 0; and the pages that it does well to write, once known.
+    """The spare of one kind: its pid while it waits, else 0; the pages that it does well to write, once known; and
+    the namespaces that the last request wanted new (CLONE_NEW*).
 
     While it waits, its launcher does not look at its socket: it would be awake for nothing.  wanted: kept ready; else
     none is made before there is a request.
     """
 
-    def __init__(
-        self, requests: _socket.socket, become: Callable[[spare.Runs | None], NoReturn], *, wanted: bool = True
-    ) -> None:
+    def __init__(self, requests: _socket.socket, become: Callable[[Spare], NoReturn], *, wanted: bool = True) -> None:
         self.requests, self.become, self.wanted = requests, become, wanted
         self.pid = 0
         self.runs: spare.Runs | None = None
+        self.unshared = 0
 
 
 class Launcher:
@@ -64,10 +64,14 @@ class Launcher:
         self.requests = requests
         self.news, self.tell = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)  # see `spare`
         self.spares = {
-            "create": Spare(creates, lambda runs: spare.for_create(monitor, creates, self.tell, runs)),
-            "exec": Spare(execs, lambda runs: spare.for_exec(execs, self.tell, runs)),
+            "create": Spare(
+                creates, lambda kind: spare.for_create(monitor, creates, self.tell, kind.runs, kind.unshared)
+            ),
+            "exec": Spare(execs, lambda kind: spare.for_exec(execs, self.tell, kind.runs)),
             # Who has no OCI runtime does not pay for one.
-            "external": Spare(externals, lambda runs: spare.for_external(externals, self.tell, runs), wanted=False),
+            "external": Spare(
+                externals, lambda kind: spare.for_external(externals, self.tell, kind.runs), wanted=False
+            ),
         }
         self.execs: dict[int, Exec] = {}  # by pid
         self.wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -133,7 +137,7 @@ class Launcher:
                 pass
             kind.pid = self.clone(0)
             if kind.pid == 0:
-                kind.become(kind.runs)
+                kind.become(kind)
 
     def emptied(self, kind: Spare) -> None:
         kind.pid = 0
@@ -148,6 +152,7 @@ class Launcher:
                 return
             what, *rest = marshal.loads(data)
             if what == "taken":
+                self.spares[rest[0]].unshared = rest[1]
                 self.emptied(self.spares[rest[0]])
             elif what == "pages":
                 self.spares[rest[0]].runs = rest[1]

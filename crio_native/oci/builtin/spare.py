@@ -7,26 +7,27 @@ A spare gives its life and its memory to the process that it makes (see `linux.d
 - for `exec`, a donor alone, a child of the launcher, as the exec'ed process will be (CLONE_PARENT).
 - for `external`, no donor: it runs an OCI runtime's program itself (see `oci.external.runner`).
 
-What it tells its launcher: ("taken", kind) when it waits no more; ("born", pid) of an exec'ed process, with the
-daemon's reply socket; ("pages", kind, runs), see `warmth`.
+What it tells its launcher: ("taken", kind, flags) when it waits no more, with CLONE_NEW* of the namespaces that its
+plan makes, for the next one to have them ready: who runs pods wants none, for a pod's are made once; ("born", pid) of
+an exec'ed process, with the daemon's reply socket; ("pages", kind, runs), see `warmth`.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
-import fcntl
 import marshal
 import os
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
 from crio_native.linux import donation, process, syscalls
-from crio_native.oci.builtin import init, parent, steps, wire
+from crio_native.oci.builtin import init, parcel, parent, steps, wire
 from crio_native.oci.builtin.warmth import Lesson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, NoReturn
 
     Runs = list[tuple[int, int]]
@@ -38,8 +39,9 @@ class Streams:
     """A container's pipes, (read, write), and the two ends of the init's channel."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        self.stdin, self.stdout, self.stderr = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
+        pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self.ours, self.theirs = (donation.moved(end.detach(), parcel.FIRST) for end in pair)
+        self.stdin, self.stdout, self.stderr = (donation.pipe(parcel.FIRST) for _ in range(3))
 
     def of_init(self, terminal: bool, stdin: bool) -> list[int]:
         """Its standard streams; -1 for what this container does not have."""
@@ -49,35 +51,37 @@ class Streams:
             -1 if terminal else self.stderr[1],
         ]
 
-    def close_monitors(self) -> None:
-        self.ours.close()
-        for fd in (self.stdin[1], self.stdout[0], self.stderr[0]):
-            os.close(fd)
+    def inits(self) -> list[int]:
+        return [self.theirs, self.stdin[0], self.stdout[1], self.stderr[1]]
+
+    def place_monitors(self) -> None:
+        """The monitor's ends where it expects them; /dev/null keeps the numbers of what comes with the request."""
+        null = donation.moved(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), parcel.FIRST)
+        for number, end in enumerate((self.ours, null, null, self.stdin[1], self.stdout[0], self.stderr[0]), 3):
+            os.dup2(end, number)
 
 
-def for_create(monitor: str, creates: _socket.socket, news: _socket.socket, runs: Runs | None) -> NoReturn:
-    """In a clone of the launcher, that becomes the monitor.  monitor: its program."""
+def for_create(
+    monitor: str, creates: _socket.socket, news: _socket.socket, runs: Runs | None, unshared: int
+) -> NoReturn:
+    """In a clone of the launcher, that becomes the monitor.  monitor: its program; unshared: see `Namespaces`.
+
+    A page that it writes after the next clone is copied once more, so it has prepared all by then.
+    """
+    _prctl.prctl(_prctl.PR_SET_CHILD_SUBREAPER, 1)  # now: a request may come before the monitor is up
+    requests, news = (wire.channel(donation.moved(end.detach(), parcel.FIRST)) for end in (creates, news))
     streams = Streams()
-    _prctl.prctl(
-        _prctl.PR_SET_CHILD_SUBREAPER, 1
-    )  # before there is a child: a request may come before the monitor is up
+    streams.place_monitors()
     donor = syscalls.clone3(0, exit_signal=_signal.SIGCHLD)
     if donor == 0:
-        streams.close_monitors()
-        _serve_create(streams, Namespaces(), *_wait("create", creates, news, runs))
-    null = os.open("/dev/null", os.O_RDWR)  # keeps the numbers of what comes with the request
-    wanted = {3: streams.ours.fileno(), 4: null, 5: null}
-    wanted |= {6: streams.stdin[1], 7: streams.stdout[0], 8: streams.stderr[0]}
-    moved = {number: fcntl.fcntl(fd, fcntl.F_DUPFD, init.FIRST_FREE) for number, fd in wanted.items()}
-    for number, fd in moved.items():
-        os.dup2(fd, number)
-    syscalls.close_range(len(wanted) + 3)
-    steps.restore_signals()
+        syscalls.close_others([requests.fileno(), news.fileno(), *streams.inits()])
+        _serve_create(streams, Namespaces(unshared), *_wait("create", requests, news, runs))
     os.execve(monitor, ["crio-monitor", "--donor", str(donor)], {})
 
 
 def for_exec(execs: _socket.socket, news: _socket.socket, runs: Runs | None) -> NoReturn:
     """In a clone of the launcher, that becomes the donor of an exec'ed process."""
+    syscalls.close_others([execs.fileno(), news.fileno()])
     _serve_exec(*_wait("exec", execs, news, runs))
 
 
@@ -99,13 +103,18 @@ class Namespaces:
     Not the UTS namespace, which would keep the host's name of long ago.
     """
 
-    def __init__(self) -> None:
+    KINDS = ((syscalls.CLONE_NEWNET, "net"), (syscalls.CLONE_NEWIPC, "ipc"))
+
+    def __init__(self, wanted: int) -> None:
+        """wanted: CLONE_NEW* of those that are to be made; others are passed over."""
         self._hosts = {
             flag: os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            for flag, name in ((syscalls.CLONE_NEWNET, "net"), (syscalls.CLONE_NEWIPC, "ipc"))
+            for flag, name in self.KINDS
+            if wanted & flag
         }
         syscalls.unshare(sum(self._hosts))
-        steps.switch_loopback_on()
+        if syscalls.CLONE_NEWNET in self._hosts:
+            steps.switch_loopback_on()
 
     def keep(self, flags: int) -> int:
         """Go back to the host's, but for those in flags, which are returned."""
@@ -116,14 +125,29 @@ class Namespaces:
 
 
 class Donor:
-    """What a spare prepares: the switch that ends it, and a lesson if its launcher knows the pages not yet."""
+    """What a spare prepares: the switch that ends it, a parcel for the descriptors of who gets its memory, and a lesson
+    if its launcher knows the pages not yet."""
 
     def __init__(self, kind: str, news: _socket.socket, runs: Runs | None) -> None:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _signal.SIGKILL)
-        self.switch = donation.KillSwitch()
+        self.switch = donation.KillSwitch(parcel.FIRST)
+        self.parcel = parcel.Parcel()
         self.lesson = Lesson(kind, news) if runs is None else None
         self.news = news
         donation.write_pages(runs or [])
+
+    def bear(self, plan: init.Plan, flags: int, cgroup: int, stdio: list[int], others: list[int]) -> int:
+        """Returns in the child, with its pid.  cgroup: to be born in, or -1.
+
+        In the child, and here when OSError is raised, descriptors 0 to 2 are stdio, and the others follow them.
+        """
+        lessons = self.lesson.descriptors if self.lesson else []
+        born_in = None if cgroup < 0 else donation.moved(cgroup, parcel.FIRST)
+        self.parcel.pack(stdio, others, [*self.switch.descriptors, -1 if born_in is None else born_in, *lessons])
+        try:
+            return donation.donate(self.switch, flags, cgroup=born_in, alone=_enters_time(plan))
+        finally:
+            self.parcel.unpack(lessons)
 
 
 def _wait(
@@ -138,11 +162,12 @@ def _receive(kind: str, requests: _socket.socket, news: _socket.socket) -> tuple
     data, descriptors = wire.receive(requests)
     if not data:
         os._exit(0)  # the daemon has ended
+    request = wire.unpack(data)
     try:
-        wire.send(news, marshal.dumps(("taken", kind)))
+        wire.send(news, marshal.dumps(("taken", kind, _unshared(request.get("steps", ())))))
     except OSError:
         pass  # the launcher is gone; the request is here
-    return wire.unpack(data), descriptors
+    return request, descriptors
 
 
 def _serve_create(
@@ -154,43 +179,44 @@ def _serve_create(
     A PID namespace to join takes effect in children only.
     """
     reply, gate, born_in, *_ = [*descriptors, -1, -1]
-    sync = streams.theirs
+    sync = wire.channel(streams.theirs)
     try:
         _introduce(sync, reply, request["monitor"])
     except OSError as error:
         wire.tell(reply, {"error": steps.describe("monitor", error)})
         os._exit(1)
     os.close(reply)
+    plan = request["steps"]
+    stdio = streams.of_init(request["terminal"], request["stdin"])
+    gates = [gate] if gate >= 0 else []
     try:
         if request["join_pid"]:
             syscalls.setns(process.open_namespace(request["join_pid"]), syscalls.CLONE_NEWPID)
         flags = syscalls.CLONE_NEWPID if request["new_pid_namespace"] else 0
-        stdio = streams.of_init(request["terminal"], request["stdin"])
+        made = namespaces.keep(0 if request["duties"] else _unshared(plan))
         if request["duties"]:
-            namespaces.keep(0)
-            _bear_with_duties(request, flags, born_in, sync, gate, stdio)
-            os._exit(0)
-        made = namespaces.keep(_unshared(request["steps"]))
-        pid = donation.donate(donor.switch, flags, cgroup=_descriptor(born_in))
-        sync.send(b"B%d" % pid)
-        if _enters_time(request["steps"]):
-            donor.switch.wait()
-        init.run_init(request["steps"], [sync.fileno()], gate, stdio, donor.lesson, made)
-    except parent.Failed as failure:
-        os.kill(failure.init, _signal.SIGKILL)
-        os.waitpid(failure.init, 0)
-        sync.send(b"E" + failure.report)
+            _bear_with_duties(donor, request, flags, born_in, sync, stdio, gates)
     except BaseException as error:
-        sync.send(b"E" + wire.encode(steps.describe("monitor", error)).encode())
-    finally:
-        os._exit(1)
+        _give_up(sync, error)
+    try:
+        pid = donor.bear(plan, flags, born_in, stdio, [sync.detach(), *gates])
+    except OSError as error:
+        _give_up(wire.channel(3), error)
+    init.run_init(plan, [3], bool(gates), donor.lesson, made, born=pid)
 
 
-def _descriptor(number: int) -> int | None:
-    return None if number < 0 else number
+def _give_up(sync: _socket.socket, error: BaseException) -> NoReturn:
+    if isinstance(error, parent.Failed):
+        os.kill(error.init, _signal.SIGKILL)
+        os.waitpid(error.init, 0)
+        report = error.report
+    else:
+        report = wire.encode(steps.describe("monitor", error)).encode()
+    sync.send(b"E" + report)
+    os._exit(1)
 
 
-def _unshared(plan: init.Plan) -> int:
+def _unshared(plan: Iterable[tuple[str, dict[str, Any]]]) -> int:
     """CLONE_NEW* of the namespaces that the plan makes."""
     flags = 0
     for name, arguments in plan:
@@ -220,34 +246,53 @@ def _introduce(sync: _socket.socket, reply: int, monitor: dict[str, Any]) -> Non
 
 
 def _bear_with_duties(
-    request: dict[str, Any], flags: int, cgroup: int, sync: _socket.socket, gate: int, stdio: list[int]
-) -> None:
+    donor: Donor,
+    request: dict[str, Any],
+    flags: int,
+    cgroup: int,
+    sync: _socket.socket,
+    stdio: list[int],
+    gates: list[int],
+) -> NoReturn:
     """An init that needs its parent for a while is cloned with a copy of the memory; raises parent.Failed."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=_descriptor(cgroup))
+    pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=None if cgroup < 0 else cgroup)
     if pid == 0:
-        init.run_init(request["steps"], [sync.fileno(), theirs.fileno()], gate, stdio, None)
+        donor.parcel.pack(stdio, [sync.detach(), theirs.detach(), *gates], [])
+        donor.parcel.unpack([])
+        init.run_init(request["steps"], [3, 4], bool(gates), None)
     theirs.close()
     duties = parent.Duties(ours, pid, request["duties"])
     sync.send(b"B%d" % duties.serve())
     duties.release()
+    os._exit(0)
 
 
 def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     """Descriptors: reply, status, stdin, stdout, stderr, and the container's cgroup on a v2 host."""
     reply, status, *rest = descriptors
-    stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
+    plan = request["steps"]
     try:
         container = os.pidfd_open(request["pid"])
         if process.start_time(request["pid"]) != request["start_time"]:
             raise ProcessLookupError(3, "the container has ended")
         syscalls.setns(container, syscalls.CLONE_NEWPID)
-        pid = donation.donate(donor.switch, syscalls.CLONE_PARENT, cgroup=rest[-1] if request["cgroup"] else None)
     except OSError as error:
-        wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
-        os._exit(1)
-    wire.send(donor.news, marshal.dumps(("born", pid)), [reply])
-    wire.tell(reply, {"started": pid})
-    if _enters_time(request["steps"]):
-        donor.switch.wait()
-    init.run_exec(request["steps"], status, container, stdio, donor.lesson)
+        _refuse_exec(reply, error)
+    stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
+    others = [status, container, reply, donor.news.detach()]
+    try:
+        pid = donor.bear(plan, 0, rest[-1] if request["cgroup"] else -1, stdio, others)
+    except OSError as error:
+        _refuse_exec(5, error)
+    news = wire.channel(6)
+    wire.send(news, marshal.dumps(("born", pid)), [5])
+    news.close()
+    wire.tell(5, {"started": pid})
+    os.close(5)
+    init.run_exec(plan, donor.lesson)
+
+
+def _refuse_exec(reply: int, error: OSError) -> NoReturn:
+    wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
+    os._exit(1)

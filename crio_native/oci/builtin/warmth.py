@@ -28,12 +28,13 @@ class Lesson:
     Its descriptors are above all others, and it closes them itself.
     """
 
-    FIRST_DESCRIPTOR = 200
+    _FIRST = 200
 
     def __init__(self, kind: str, news: _socket.socket) -> None:
         self._kind = kind
-        self._news = fcntl.fcntl(news, fcntl.F_DUPFD_CLOEXEC, self.FIRST_DESCRIPTOR)
-        self._pages = donation.Pages(self.FIRST_DESCRIPTOR)
+        self._news = fcntl.fcntl(news, fcntl.F_DUPFD_CLOEXEC, self._FIRST)
+        self._pages = donation.Pages(self._FIRST)
+        self.descriptors = [self._news, self._pages.descriptor]
 
     def before_the_filter(self, plan: Plan) -> Plan:
         """The plan with one more step, as late as it can be."""
@@ -54,4 +55,4 @@ class Lesson:
         except OSError:
             pass  # the launcher has ended with its daemon: the container was created under another
         news.close()
-        syscalls.close_range(self.FIRST_DESCRIPTOR)
+        syscalls.close_range(self._FIRST)

@@ -342,7 +342,7 @@ def _become_init(
 ) -> NoReturn:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
     syscalls.set_name(b"crio-init")
-    close_others([*preserved, creator, listener, watcher.trace if watcher else -1])
+    syscalls.close_others([*preserved, creator, listener, watcher.trace if watcher else -1])
     to_creator = channel.InitChannel(creator, listener)
     to_creator.send(b"A")
     context = steps.Context(to_creator)  # type: ignore[arg-type]
@@ -371,16 +371,6 @@ def _refuse_unknown(seccomp: Mapping[str, Any]) -> None:
             if not filters.knows(name):
                 why = "is no system call that libseccomp knows, and an annotation wants that refused"
                 raise InvalidArgument(f"linux.seccomp.syscalls[{index}].names", name, why)
-
-
-def close_others(keep: list[int]) -> None:
-    """Close every descriptor but stdio and `keep` (-1 is none)."""
-    first = 3
-    for fd in sorted(fd for fd in keep if fd >= 0):
-        if fd > first:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first)
 
 
 def preserved_descriptors(options: SimpleNamespace) -> list[int]:

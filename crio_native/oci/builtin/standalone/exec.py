@@ -189,7 +189,7 @@ class Exec:
 def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
     syscalls.set_name(b"crio-exec")
     watcher = running.laboratory
-    create.close_others([*running.preserved, status, running.container, watcher.trace if watcher else -1])
+    syscalls.close_others([*running.preserved, status, running.container, watcher.trace if watcher else -1])
     to_parent = wire.channel(status)
     to_parent.send(b"A", _socket.MSG_NOSIGNAL)
     context = steps.Context(to_parent)
