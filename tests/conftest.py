@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Generator, Iterator
 
 import prctl
 import pytest
+
+from crio_native.errors import CrioError
+from crio_native.oci import criu
 
 from . import apart
 from .machine import Machine, assert_machine_unchanged, machine_state
@@ -34,17 +38,26 @@ def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
     for item in items:
-        if item.get_closest_marker("root") and not item.get_closest_marker("vm"):
+        if os.geteuid() != 0 and item.get_closest_marker("root") and not item.get_closest_marker("vm"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+        if item.get_closest_marker("criu") and (why := criu_trouble()):
+            item.add_marker(pytest.mark.skip(reason=f"needs a CRIU that fits this kernel: {why}"))
+
+
+@functools.cache
+def criu_trouble() -> str:
+    """Debian's CRIU is older than some kernels that this is tested on, and refuses them."""
+    try:
+        return criu.trouble(criu.program())
+    except CrioError as error:
+        return str(error)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if MUST_WORK and report.skipped and not hasattr(report, "wasxfail"):
+    if MUST_WORK and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("criu"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"CRIO_NATIVE_MUST_WORK forbids this skip: {reason}"
     return report

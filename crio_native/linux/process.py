@@ -18,6 +18,16 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(b")") + 2 :][:1] == b"T"
+
+
 def open_namespace(path: str) -> int:
     """A descriptor of a namespace file; refuses anything that is not on nsfs (a stranger's file would be setns'd)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -513,6 +513,17 @@ def test_an_unknown_system_call_in_a_profile_is_refused_when_an_annotation_says_
     assert not oci.left()
 
 
+def test_a_create_that_fails_early_leaves_alone_the_group_of_another(oci: Oci) -> None:
+    """It has not made the group of that name yet, and must not undo it."""
+    oci.ok("run", "--detach", "-b", oci.bundle("sleep", "1000"), "c")
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    rule = {"names": ["no_such_call"], "action": "SCMP_ACT_ERRNO"}
+    spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    spec["annotations"] = {"run.oci.seccomp_fail_unknown_syscall": "1"}
+    assert "no system call" in oci.refused("create", "-b", oci.write(spec), "d")
+    assert oci.status("c") == "running"
+
+
 def test_without_systemd_its_manager_is_refused_at_the_door(oci: Oci) -> None:
     if os.path.exists("/run/systemd/private"):
         pytest.skip("systemd runs here")

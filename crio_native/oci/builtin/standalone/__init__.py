@@ -20,5 +20,5 @@ resources  update, events, ps
 show       list, spec, features
 terminal   console sockets, a terminal in the foreground, signals that are passed on
 laboratory --trace and --fail
-checkpoint checkpoint and restore: why not
+checkpoint checkpoint and restore, by CRIU
 """

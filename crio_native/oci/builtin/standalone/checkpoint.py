@@ -1,38 +1,234 @@
-"""checkpoint and restore: what an engine is told that asks for them.
+"""checkpoint and restore: CRIU saves a container's processes, and makes them again; the rest of it is made here.
 
-Saving and remaking processes is CRIU's work.  Whether this host has it is said first, for that is what an operator can
-change; that this version does not drive it, second.
+A restored container has a cgroup, a state and limits from its bundle, as `create` makes them.  What its processes were
+isolated by comes back with them, from the images.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 
-from crio_native.errors import FailedPrecondition, Unimplemented
-from crio_native.oci.builtin.standalone import state
+from crio_native.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from crio_native.linux import inroot, mounts, process, syscalls
+from crio_native.oci import criu
+from crio_native.oci import spec as specs
+from crio_native.oci.builtin.standalone import control, create, log, state, terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import SimpleNamespace
-    from typing import NoReturn
+    from typing import Any
 
-_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
+    from crio_native.linux.cgroup import Cgroup
+
+_STDERR_MAX = 4096
+_MISSING = ("lazy_pages", "page_server", "status_fd", "auto_dedup", "empty_ns", "lsm_profile", "lsm_mount_context")
+# Options of `run` that `restore` has not.
+_OF_RUN = {
+    "config": None, "trace": None, "fail": None, "pidfd_socket": None, "preserve_fds": 0, "keep": False,
+    "no_new_keyring": False,
+}  # fmt: skip
 
 
-def checkpoint(options: SimpleNamespace) -> NoReturn:
-    """Raises FailedPrecondition for a container that does not run and on a host without CRIU, else Unimplemented."""
+def checkpoint(options: SimpleNamespace) -> int:
+    """`crio-oci checkpoint`: the container ends with it, unless it is to go on.
+
+    Raises FailedPrecondition for a container that does not run, that cannot be saved, and on a host without CRIU.
+    """
+    terminal.block_signals()  # CRIU cannot be stopped half way: processes would stay as it has them in its hands
     found = state.load(options.root, options.arguments[0])
     if found.status() not in ("running", "paused"):
         raise FailedPrecondition(f"container not running: {found.id!r} is {found.status()}")
-    _refuse("checkpoint")
+    _refuse_missing(options)
+    spec = specs.complete(found.config(), os.geteuid(), os.getegid())
+    criu.check_spec(spec)
+    images, work = _directories(options, make=True)
+    saved = criu.describe(found.pid, spec)
+    parent = options.parent_path or ""
+    if parent.startswith("/") or (parent and not os.path.isdir(os.path.join(images, parent))):
+        raise InvalidArgument("--parent-path", parent, "must be a directory, relative to the image directory")
+    line = criu.dump_line(
+        found.pid,
+        spec,
+        saved,
+        _allowed(options),
+        images=images,
+        work=work,
+        root=found.record["rootfs"],
+        freezer=_freezer(found.cgroup),
+        leave="running" if options.leave_running else "",
+        pre_dump=options.pre_dump,
+        parent=parent,
+    )
+    _run("dump", line, work)
+    if not options.pre_dump:
+        criu.write(saved, images)
+    if not (options.leave_running or options.pre_dump):
+        control.remove(found)  # as runc does: what is saved is no container here any more
+    return 0
 
 
-def restore(options: SimpleNamespace) -> NoReturn:
-    state.check_id(options.arguments[0])
-    _refuse("restore")
+def restore(options: SimpleNamespace) -> int:
+    """`crio-oci restore`: as `run`, of what `checkpoint` wrote."""
+    _refuse_missing(options)
+    for name, value in _OF_RUN.items():
+        vars(options).setdefault(name, value)
+    foreground = not options.detach
+    if foreground:
+        terminal.block_signals()
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # CRIU ends, and leaves the processes to us
+    made = Restored(options)
+    try:
+        create.poststart(made.state)
+        if not foreground:
+            return 0
+        code = terminal.Foreground(made.pid, made.pidfd, -1).wait()
+    except BaseException:
+        made.undo()
+        raise
+    made.forget()
+    create.poststop(made.state)
+    return code
 
 
-def _refuse(verb: str) -> NoReturn:
-    if not any(os.access(f"{directory}/criu", os.X_OK) for directory in _DIRECTORIES):
-        raise FailedPrecondition(f"{verb} needs CRIU, and this host has no program `criu`")
-    raise Unimplemented(f"{verb} is not available in this version of crio-oci, with or without CRIU")
+class Restored(create.Made):
+    """A container whose processes CRIU has made."""
+
+    def __init__(self, options: SimpleNamespace) -> None:
+        self._images, self._work = _directories(options, make=False)
+        self._saved = criu.read(self._images)
+        super().__init__(options, starts=True)
+
+    def _make(self) -> None:
+        criu.check_spec(self.spec)
+        linux = self.spec.get("linux") or {}
+        cgroup = self.state.cgroup
+        if cgroup is not None:
+            self._make_cgroup(cgroup, linux.get("resources") or {})
+            cgroup.release()
+        _make_places(self.state.record["rootfs"], self.spec)
+        self.pid = self._run_criu(cgroup)
+        self.pidfd = os.pidfd_open(self.pid)
+        self._record_init()
+        if self.options.pid_file:
+            state.write_pid_file(self.options.pid_file, self.pid)
+
+    def _run_criu(self, cgroup: Cgroup | None) -> int:
+        pid_file = self.state.path("restored")
+        network = specs.namespace_paths(self.spec).get("network", "")
+        joined = process.open_namespace(network) if network else -1
+        streams = [os.dup(number) for number in range(3)]  # criu's own are others
+        line = criu.restore_line(
+            self.spec,
+            self._saved,
+            _allowed(self.options),
+            images=self._images,
+            work=self._work,
+            root=self.state.record["rootfs"],
+            pid_file=pid_file,
+            cgroup=cgroup.path if cgroup is not None else "",
+            cgroup_directories=create.cgroup_directories(cgroup),
+            streams=streams,
+            network=joined,
+        )
+        try:
+            _run("restore", line, self._work, [*streams, joined], root=self.state.record["rootfs"])
+            with open(pid_file) as file:
+                return int(file.read())
+        except BaseException:
+            _end_children()
+            raise
+        finally:
+            for fd in (*streams, joined):
+                if fd >= 0:
+                    os.close(fd)
+            if os.path.exists(pid_file):
+                os.unlink(pid_file)
+
+
+def _allowed(options: SimpleNamespace) -> criu.Options:
+    given = {name: getattr(options, name) for name in criu.Options._fields if getattr(options, name)}
+    return criu.Options(**given)
+
+
+def _refuse_missing(options: SimpleNamespace) -> None:
+    for name in _MISSING:
+        if getattr(options, name, None):
+            raise Unimplemented(f"--{name.replace('_', '-')} is not available in this version of crio-oci")
+
+
+def _directories(options: SimpleNamespace, *, make: bool) -> tuple[str, str]:
+    """Of the images and of the log, as absolute paths."""
+    images = os.path.abspath(options.image_path or "checkpoint")
+    work = os.path.abspath(options.work_path) if options.work_path else images
+    if make:
+        for directory in (images, work):
+            os.makedirs(directory, 0o700, exist_ok=True)
+    elif work != images:
+        os.makedirs(work, 0o700, exist_ok=True)
+    return images, work
+
+
+def _make_places(root: str, spec: Mapping[str, Any]) -> None:
+    """What the mounts will cover: a root file system that is new has not what was made in the old one for them.  Inside
+    another mount it is there."""
+    wanted = {specs.normalise(mount["destination"]): mount for mount in spec.get("mounts") or ()}
+    descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for place, mount in wanted.items():
+            if any(place.startswith(f"{other}/") for other in wanted):
+                continue
+            directory = not criu.is_bind(mount) or os.path.isdir(mount["source"])
+            make = inroot.make_directories if directory else inroot.make_file
+            os.close(make(descriptor, place, links=inroot.MAX_LINKS))
+    finally:
+        os.close(descriptor)
+
+
+def _freezer(cgroup: Cgroup | None) -> str:
+    directories = create.cgroup_directories(cgroup)
+    return directories.get("unified") or directories.get("") or directories.get("freezer", "")
+
+
+def _run(act: str, line: list[str], work: str, keep: Sequence[int] = (), *, root: str = "") -> None:
+    """CRIU, to its end.  root: to be a mount point, which nobody else sees.  Raises StepFailed with CRIU's words."""
+
+    def isolate() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if root:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.mount(None, "/", None, mounts.MS_SLAVE | mounts.MS_REC)
+            syscalls.mount(root, root, None, mounts.MS_BIND | mounts.MS_REC)
+
+    criu.clear(work, act)
+    log.debug(" ".join(line))
+    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr:  # no pipe, which what CRIU makes could hold
+        done = subprocess.run(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=[fd for fd in keep if fd >= 0],
+            process_group=0,  # Ctrl-C is for us
+            preexec_fn=isolate,
+            env=criu.environment(),
+            check=False,
+        )
+        if done.returncode != 0:
+            stderr.seek(0)
+            raise criu.failure(act, done.returncode, work, stderr.read(_STDERR_MAX))
+
+
+def _end_children() -> None:
+    """CRIU takes down what it has made when it fails, but not when it is killed: its orphans are our children."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            for child in file.read().split():
+                os.kill(int(child), signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return

@@ -42,7 +42,7 @@ def _run_poststart(found: State) -> None:
         create.poststart(found)
     except StepFailed:
         kill_init(found)
-        _remove(found)
+        remove(found)
         raise
 
 
@@ -125,11 +125,11 @@ def _delete(options: SimpleNamespace) -> int:
         raise FailedPrecondition(f"cannot delete container {found.id!r} that is not stopped: {status}")
     if found.alive():
         kill_init(found)
-    _remove(found)
+    remove(found)
     return 0
 
 
-def _remove(found: State) -> None:
+def remove(found: State) -> None:
     found.remove_cgroup()
     found.unmount()
     found.remove()

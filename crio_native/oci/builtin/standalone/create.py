@@ -79,6 +79,7 @@ class Made:
         self.laboratory = laboratory.of(options.trace, options.fail)
         self.master = -1
         self.pid, self.pidfd = 0, -1
+        self.grouped = False
         bundle = os.path.abspath(options.bundle or ".")
         path = os.path.join(bundle, options.config or "config.json")
         content = _read_config(path)
@@ -191,16 +192,11 @@ class Made:
             user=None,
             pause=False,
         )
-        directories = {}
-        if cgroup is not None and hierarchy().mode != "v2":
-            directories = {os.path.basename(mount): mount + cgroup.path for mount in hierarchy().mounts}
-        elif cgroup is not None:
-            directories = {"": hierarchy().unified + cgroup.path}
         return plans.container_plan(
             container,
             host(),
             cgroup_files=joined,
-            cgroup_directories=directories,
+            cgroup_directories=cgroup_directories(cgroup),
             seccomp=seccomp,
             keyring=not self.options.no_new_keyring,
             pivot=not self.options.no_pivot,
@@ -210,6 +206,7 @@ class Made:
         )
 
     def _make_cgroup(self, cgroup: Cgroup, resources: Mapping[str, Any]) -> None:
+        self.grouped = True
         try:
             laboratory.own(self.laboratory, "make_cgroup", cgroup.create)
         except AlreadyExists:
@@ -299,6 +296,8 @@ class Made:
                 os.unlink(self.options.pid_file)
             except OSError:
                 pass
+        if not self.grouped:
+            self.state.record["cgroupManager"] = "disabled"  # a group of that name is another's, with what is in it
         self.forget()
 
     def forget(self) -> None:
@@ -308,6 +307,15 @@ class Made:
             log.warning(f"container {self.state.id}: {error}")
         self.state.unmount()
         self.state.remove()
+
+
+def cgroup_directories(cgroup: Cgroup | None) -> dict[str, str]:
+    """What a container sees as its control groups: name of the v1 hierarchy ("" on a v2 host) -> its own group."""
+    if cgroup is None:
+        return {}
+    if hierarchy().mode == "v2":
+        return {"": hierarchy().unified + cgroup.path}
+    return {os.path.basename(mount): mount + cgroup.path for mount in hierarchy().mounts}
 
 
 def poststart(container: State) -> None:
