@@ -12,6 +12,7 @@ import pytest
 
 from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import capabilities, trees
+from crio_native.oci.builtin.client import BuiltinRuntime
 from crio_native.oci.runtime import Overlay
 
 from ..machine import Machine
@@ -45,6 +46,15 @@ def test_it_has_the_mappings_and_owns_its_namespaces(box: Box) -> None:
     lines = container.output().splitlines()
     assert [line.split() for line in lines[:2]] == [["0", "100000", "65536"]] * 2
     assert lines[2:] == ["0", "1", "box"]
+
+
+def test_a_root_that_is_moved_and_not_pivoted_to(box: Box) -> None:
+    """For a user namespace it lies on "/" before that, and cannot be moved onto itself."""
+    box.runtime = BuiltinRuntime(box.runtime._launchers, pivot=False)
+    script = "id -u; touch /new; ls -d /new /proc/1; cut -d' ' -f5 /proc/self/mountinfo; ls -d /root /../etc"
+    said = box.run(spec=in_user_namespace(box, "sh", "-c", script)).output().split()
+    assert said[:3] == ["0", "/new", "/proc/1"] and str(box.directory) not in said
+    assert said[3:].count("/") == 1 and (box.root / "new").stat().st_uid == 100000
 
 
 def test_namespaces_are_all_new_and_the_init_is_nobody_outside(box: Box) -> None:

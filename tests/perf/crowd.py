@@ -40,6 +40,7 @@ class Crowd:
     def __init__(self, name: str, runtime: Maker, bundle: Bundle, directory: Path) -> None:
         self.runtime, self.directory = runtime, directory / f"crowd-{name}"
         self.name, self.bundle = name, bundle
+        self.specs: dict[str, dict[str, Any]] = {}  # by id
         self.directory.mkdir()
 
     def seconds(self) -> float:
@@ -47,6 +48,7 @@ class Crowd:
         ids = [f"{self.name}-{number}" for number in range(CONTAINERS)]
         for container_id in ids:
             (self.directory / container_id / "run").mkdir(parents=True, mode=0o700)
+            self.specs[container_id] = self._spec(container_id)
         with ThreadPoolExecutor(AT_ONCE) as workers:
             try:
                 began = time.perf_counter()
@@ -64,7 +66,7 @@ class Crowd:
         self.runtime.create(
             ContainerSpec(
                 id=container_id,
-                spec=self._spec(container_id),
+                spec=self.specs[container_id],
                 bundle=place,
                 run_dir=place / "run",
                 log_path=str(place / "log"),
@@ -74,7 +76,7 @@ class Crowd:
 
     def _remove(self, container_id: str) -> None:
         place = self.directory / container_id
-        self.runtime.delete(container_id, place / "run", self._spec(container_id)["linux"]["cgroupsPath"])
+        self.runtime.delete(container_id, place / "run", self.specs[container_id]["linux"]["cgroupsPath"])
         for directory in (place / "run", place):
             for file in directory.iterdir():
                 file.unlink()

@@ -32,6 +32,7 @@ class Context:
         self.gate = -1  # a pipe that brings word when the control groups are ready
         self.root = -1  # O_PATH descriptor of the new root, until pivot_root
         self.root_path = ""  # the host's, of a root that is placed elsewhere
+        self.placed = False  # the root is mounted on "/" already
         self.trees: dict[str, Tree] = {}  # opened while the host was in view, by the name that the plan gives them
         self.links: dict[str, str] = {}  # mounts that are symlinks to be copied: by that name, where they lead
         self.terminal = -1  # slave end of the pty

@@ -86,6 +86,7 @@ def place_root(context: Context) -> None:
     tree.attach(top)
     os.close(top)
     context.root = tree.fd
+    context.placed = True
 
 
 def read_only_root(context: Context) -> None:
@@ -120,7 +121,8 @@ def _unmount_below() -> None:
 def move_root(context: Context) -> None:
     """For a host that boots into a ramfs, from which pivot_root(2) cannot move away."""
     os.fchdir(context.root)
-    syscalls.mount(".", "/", None, mounts.MS_MOVE)
+    if not context.placed:
+        syscalls.mount(".", "/", None, mounts.MS_MOVE)
     os.chroot(".")
     _leave_root(context)
 
