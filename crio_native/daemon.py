@@ -162,7 +162,7 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
             RuntimeService(node, sandboxes, containers, jobs, calls, pod_changes),
             StatsService(config, node),
             NodeService(node, events, parts.network.status),
-            CheckpointService(node),
+            CheckpointService(node, sandboxes, containers, jobs),
             StreamingService(node, containers, streams),
         )
         server.add(services["ImageService"], ImageService(parts.images, node.store, jobs, pulls, counts))

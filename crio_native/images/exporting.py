@@ -192,20 +192,23 @@ def _write_layer(root: Path, layer: Layer, file: _Hashing, stop: Stop) -> None:
         if layer.opaque:
             archive.addfile(tarfile.TarInfo(".wh..wh..opq"))
         first: dict[int, str] = {}
-        for path, name in _below(root, ""):
+        for path, name in below(root, ""):
             stop.check()
-            _add(archive, path, name, first)
+            add(archive, path, name, first)
 
 
-def _below(directory: Path, prefix: str) -> Iterator[tuple[Path, str]]:
+def below(directory: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
+    """All that is in a directory that nobody changes meanwhile, with its name in an archive."""
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path, name = directory / entry.name, f"{prefix}{entry.name}"
         yield path, name
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(path, f"{name}/")
+            yield from below(path, f"{name}/")
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str, first: dict[int, str]) -> None:
+def add(archive: tarfile.TarFile, path: Path, name: str, first: dict[int, str]) -> None:
+    """One file of such a directory; overlayfs' whiteouts become the image-spec's.  first: the names that hard links
+    have in this archive, by inode."""
     info = path.lstat()
     if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
         above, _, last = name.rpartition("/")

@@ -145,6 +145,24 @@ class ExecSpec:
     stderr: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointSpec:
+    """A running container to be saved, and where to.
+
+    spec: its config.json.  root: its root file system as its bundle names it.  images, log: existing directories.
+    seconds: until it is given up; None for no limit.
+    """
+
+    id: str
+    process: Process
+    cgroups_path: str
+    spec: Mapping[str, Any]
+    root: Path
+    images: Path
+    log: Path
+    seconds: float | None = None
+
+
 class ExecSession(Protocol):
     """A running exec.  `fileno()` polls readable when the process has ended (or its launcher died).
 
@@ -266,3 +284,18 @@ class Runtime(Protocol):
     def stats(self, container_id: str, cgroups_path: str) -> Stats: ...
 
     def freezer(self, container_id: str, cgroups_path: str) -> Freezer: ...
+
+    def checkpoint(self, checkpoint: CheckpointSpec) -> None:
+        """Write a container's processes into files (CRIU's images), and leave it frozen: its other files are to be read
+        as they were then.
+
+        Raises FailedPrecondition for one that cannot be saved, StepFailed with CRIU's words, DeadlineExceeded,
+        Unimplemented; then it goes on.
+        """
+
+    def restore(self, container: ContainerSpec, images: Path) -> Process:
+        """`create`, of processes that a checkpoint has; `start` lets them go on.
+
+        The images may be anybody's: processes that are less isolated than the configuration asks for are refused.
+        Raises as `create`, and as `criu.read`; Unimplemented.
+        """

@@ -1,21 +1,38 @@
-"""Checkpoint and restore: what a caller is told that asks for them.
+"""Checkpoints: a running container as one file, while it goes on.
 
-Saving and remaking processes is CRIU's work, and CRIU must fit the kernel.  Whether this host has one that does is
-asked each time, and its own words are passed on, for that is what an operator can change; that this version does not
-drive it comes second.
+The file is a tar of what CRI-O's has, and checkpointctl reads: `checkpoint/` (CRIU's images), `config.dump` (what
+container this is), `spec.dump` (its config.json), `rootfs-diff.tar` and `deleted.files` (what it changed in its image's
+root file system) and CRIU's log and statistics.  It holds the memory of processes, and is root's alone.
+
+The container is frozen until all is read: its files must be those that its processes know, and what is hostile must not
+change a tree under its reader.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from typing import NoReturn
+import contextlib
+import json
+import os
+import stat
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from crio_native.errors import FailedPrecondition, Unimplemented
+from crio_native.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.images import exporting
+from crio_native.images.roots import UPPER
+from crio_native.oci import criu
+from crio_native.oci.runtime import CheckpointSpec
+from crio_native.pods import trees
+from crio_native.pods.node import Node
+from crio_native.pods.records import Container, ContainerState, ProcessRecord
 
-_CHECK_SECONDS = 20.0
-_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-_WORDS_MAX = 500
+_DIRECTORY = "checkpoint"  # below the bundle, and in the file
+_OF_CRIU = ("dump.log", "stats-dump")
+ABOUT = "pod.json"  # in a pod's checkpoint
+_ABOUT_MAX = 16 << 20
 
 
 def check_allowed(level: str, act: str, *, restore: bool) -> None:
@@ -25,31 +42,178 @@ def check_allowed(level: str, act: str, *, restore: bool) -> None:
         raise FailedPrecondition(f"{act} is switched off on this node: {option} is {level!r}")
 
 
-def refuse(act: str) -> NoReturn:
-    """Raises FailedPrecondition where CRIU is missing or does not work, Unimplemented where it does."""
-    program = shutil.which("criu", path=_PATH)
-    if program is None:
-        raise FailedPrecondition(f"{act} needs CRIU, and this host has no program `criu`: install the package criu")
-    trouble = _trouble(program)
+def check_criu(act: str) -> None:
+    """Raises FailedPrecondition where CRIU is missing, or in its own words where it does not fit the kernel."""
+    program = criu.program()
+    trouble = criu.trouble(program)
     if trouble:
         raise FailedPrecondition(
             f"{act} needs CRIU, and `criu check` says that {program} does not work with this kernel: {trouble}; "
             "install a CRIU that fits it"
         )
-    raise Unimplemented(f"{act} is not available in this version, with or without CRIU")
 
 
-def _trouble(program: str) -> str:
-    """Why CRIU cannot work here, in its own words; "" when it can."""
+def write(node: Node, container_id: str, location: str, seconds: float | None) -> None:
+    """Write a running container's checkpoint to a file that is not there yet.
+
+    seconds: until it is given up; None for no limit.  Raises FailedPrecondition for a container that does not run or
+    cannot be saved, AlreadyExists, InvalidArgument, StepFailed, DeadlineExceeded; then there is no file, and the
+    container goes on.
+    """
+    began = time.monotonic()
+    with node.locks.hold(container_id):
+        container = node.store.get(Container, container_id)
+        if container.state != ContainerState.RUNNING or container.process is None:
+            raise FailedPrecondition(f"container {container_id} is {container.state}; a checkpoint is of a running one")
+        bundle = node.layout.bundle(container_id)
+        if not (bundle / UPPER).is_dir():
+            why = "its storage driver does not keep what it changed in its root file system"
+            raise FailedPrecondition(f"container {container_id} has no checkpoint: {why}")
+        place = bundle / _DIRECTORY
+        group = node.executor_of(container).freezer(container_id, container.cgroup)
+        if group.frozen():
+            raise FailedPrecondition(f"container {container_id} is paused: let it go on first")
+        trees.remove_tree(place)  # of a daemon that was killed
+        place.mkdir(mode=0o700)
+        try:
+            _dump(node, container, container.process, bundle, seconds)
+            try:
+                if seconds is not None and time.monotonic() - began > seconds:
+                    raise DeadlineExceeded(f"the checkpoint of container {container_id} took more than {seconds:g} s")
+                _pack(node, container, bundle, location)
+            finally:
+                group.thaw()
+        finally:
+            trees.remove_tree(place)
+
+
+def write_pod(
+    node: Node, containers: Sequence[Container], directory: str, about: Mapping[str, Any], seconds: float | None
+) -> None:
+    """Write the checkpoints of a pod's containers, one after the other, into a directory that is not there yet, and
+    what the pod is (`about`, JSON) beside them.  Raises as `write`; then there is no directory."""
     try:
-        done = subprocess.run(
-            [program, "check"], capture_output=True, stdin=subprocess.DEVNULL, timeout=_CHECK_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it did not answer within {_CHECK_SECONDS:g} s"
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        raise AlreadyExists(f"output_path {directory!r} exists; a checkpoint is not written over anything") from None
     except OSError as error:
-        return (error.strerror or str(error)).lower()
-    if done.returncode == 0:
-        return ""
-    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    return " ".join(lines[0].split())[:_WORDS_MAX] if lines else f"it ended with code {done.returncode}"
+        raise InvalidArgument("output_path", directory, f"cannot be made: {(error.strerror or '').lower()}") from None
+    try:
+        Path(directory, ABOUT).write_text(json.dumps(about, indent=1))
+        for container in containers:
+            write(node, container.id, file_of(directory, container.config.metadata.name), seconds)
+    except BaseException:
+        trees.remove_tree(directory)
+        raise
+
+
+def file_of(directory: str, name: str) -> str:
+    """The file of a container of that name in a pod's checkpoint."""
+    if "/" in name or name in ("", ".", ".."):
+        raise InvalidArgument("metadata.name", name, "is no file's name")
+    return f"{directory}/{name}.tar"
+
+
+def about_pod(directory: str) -> dict[str, Any]:
+    """What `write_pod` was told of the pod.  Raises NotFound, InvalidArgument."""
+    path = Path(directory, ABOUT)
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(_ABOUT_MAX))
+    except OSError as error:
+        why = f"it has no readable {ABOUT} ({(error.strerror or '').lower()})"
+        raise NotFound("checkpoint of a pod", directory, why) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("checkpoint_path", str(path), f"is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidArgument("checkpoint_path", str(path), "must be an object")
+    return found
+
+
+def forget(node: Node, container: Container) -> None:
+    """After a restart: the container of a checkpoint that was cut off goes on."""
+    place = node.layout.bundle(container.id) / _DIRECTORY
+    if place.is_dir():
+        with contextlib.suppress(Exception):
+            node.executor_of(container).freezer(container.id, container.cgroup).thaw()
+        trees.remove_tree(place)
+
+
+def _dump(node: Node, container: Container, process: ProcessRecord, bundle: Path, seconds: float | None) -> None:
+    images, log = bundle / _DIRECTORY / "images", bundle / _DIRECTORY / "log"
+    for directory in (images, log):
+        directory.mkdir(mode=0o700)
+    node.executor_of(container).checkpoint(
+        CheckpointSpec(
+            container.id,
+            process.process(),
+            container.cgroup,
+            json.loads((bundle / "config.json").read_bytes()),
+            bundle / "rootfs",
+            images,
+            log,
+            seconds,
+        )
+    )
+
+
+def _pack(node: Node, container: Container, bundle: Path, location: str) -> None:
+    place = bundle / _DIRECTORY
+    (place / "config.dump").write_text(json.dumps(_description(node, container), indent=1))
+    (place / "spec.dump").write_bytes((bundle / "config.json").read_bytes())
+    deleted = _write_changes(bundle / UPPER, place / "rootfs-diff.tar")
+    if deleted:
+        (place / "deleted.files").write_text(json.dumps(deleted))
+    for name in _OF_CRIU:
+        for found in (place / "log" / name, place / "images" / name):
+            if found.is_file():
+                found.rename(place / name)
+                break
+    try:
+        fd = os.open(location, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise AlreadyExists(f"location {location!r} exists; a checkpoint is not written over anything") from None
+    except OSError as error:
+        raise InvalidArgument("location", location, f"cannot be made: {(error.strerror or '').lower()}") from None
+    try:
+        with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for path in sorted(place.iterdir()):
+                if path.name != "log":
+                    archive.add(path, _DIRECTORY if path.name == "images" else path.name)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(location)
+        raise
+
+
+def _description(node: Node, container: Container) -> dict[str, Any]:
+    """As checkpointctl's library has it (`metadata.ContainerConfig`)."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(container.created_at // 10**9))
+    return {
+        "id": container.id,
+        "name": container.config.metadata.name,
+        "rootfsImage": container.config.image.image,
+        "rootfsImageRef": container.image_id,
+        "rootfsImageName": container.config.image.user_specified_image or container.config.image.image,
+        "runtime": container.handler or node.settings.default_runtime,
+        "createdTime": made,
+        "checkpointedTime": now,
+        "restoredTime": "0001-01-01T00:00:00Z",
+        "restored": False,
+    }
+
+
+def _write_changes(upper: Path, target: Path) -> list[str]:
+    """The tree that overlayfs keeps of what changed, as a tar; what was deleted is returned."""
+    deleted: list[str] = []
+    first: dict[int, str] = {}
+    with tarfile.open(target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path, name in exporting.below(upper):
+            info = path.lstat()
+            if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+                deleted.append(name)
+            elif not stat.S_ISSOCK(info.st_mode):
+                exporting.add(archive, path, name, first)
+    return deleted

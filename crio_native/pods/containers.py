@@ -30,6 +30,7 @@ from crio_native.errors import (
 from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
 from crio_native.pods import (
+    checkpoint,
     exit_files,
     image_volumes,
     infra_cpus,
@@ -38,6 +39,7 @@ from crio_native.pods import (
     pausing,
     pod_annotations,
     preparation,
+    restoring,
     seccomp_notifier,
     spec,
     spec_security,
@@ -86,6 +88,12 @@ class Containers:
         node = self._node
         stage("checking the configuration")
         pod = node.store.get(Pod, pod_id)
+        saved = config.image.image if restoring.is_file(config) else ""
+        if saved:
+            act = f"a container from {saved}"
+            checkpoint.check_allowed(node.config.checkpoint_restore.container_level_enabled, act, restore=True)
+            checkpoint.check_criu(act)
+            config = restoring.with_base_image(node, config)
         name = names.container_name(config.metadata, pod.config.metadata)
         if not config.image.image:
             raise InvalidArgument("config.image.image", "", "names no image")
@@ -117,7 +125,7 @@ class Containers:
             except AlreadyExists:
                 return self._retried(container)
             try:
-                self._make(container, image_config, stage)
+                self._make(container, image_config, stage, saved)
             except BaseException:
                 self._undo(container)
                 raise
@@ -319,7 +327,8 @@ class Containers:
             for status in early:
                 self._noticed(container_id, status)
 
-    def _make(self, container: Container, image_config: dict[str, object], stage: Stage) -> None:
+    def _make(self, container: Container, image_config: dict[str, object], stage: Stage, saved: str = "") -> None:
+        """saved: the file of a checkpoint that it is made from."""
         node, layout = self._node, self._node.layout
         pod = self._ready_pod(container.pod_id)
         settings, runtime = node.handlers.usable(pod.handler).settings, node.executor(pod)
@@ -333,22 +342,28 @@ class Containers:
         made = [path for source in built.absent_sources for path in _make_directories(source)]
         try:
             preparation.label_volumes(node, pod, container, settings, stage)
-            stage("making the container")
-            process = runtime.create(
-                ContainerSpec(
-                    id=container.id,
-                    spec=built.spec,
-                    bundle=bundle,
-                    run_dir=run_dir,
-                    overlay=built.overlay,
-                    log_path=container.log_path,
-                    log_size_max=node.settings.log_size_max,
-                    journal=container.name if node.settings.log_to_journald else "",
-                    stdin=container.config.stdin,
-                    stdin_once=container.config.stdin_once,
-                    user=built.user,
-                )
+            wanted = ContainerSpec(
+                id=container.id,
+                spec=built.spec,
+                bundle=bundle,
+                run_dir=run_dir,
+                overlay=built.overlay,
+                log_path=container.log_path,
+                log_size_max=node.settings.log_size_max,
+                journal=container.name if node.settings.log_to_journald else "",
+                stdin=container.config.stdin,
+                stdin_once=container.config.stdin_once,
+                user=built.user,
             )
+            if saved:
+                stage("unpacking the checkpoint")
+                images = restoring.unpack(saved, bundle)
+                stage("restoring the container")
+                process = runtime.restore(wanted, images)
+                trees.remove_tree(bundle / restoring.DIRECTORY)
+            else:
+                stage("making the container")
+                process = runtime.create(wanted)
             infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
             self._watch_new(container)
             # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became

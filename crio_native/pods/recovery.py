@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
-from crio_native.pods import names, trees
+from crio_native.pods import checkpoint, names, trees
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
@@ -69,6 +69,7 @@ def _container(node: Node, containers: Containers, container: Container) -> None
         case ContainerState.REMOVING:
             containers.remove(container.id)
         case ContainerState.CREATED | ContainerState.RUNNING:
+            checkpoint.forget(node, container)
             try:
                 containers.watch(container)
                 containers.listen_again(container)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import grpc
@@ -12,6 +10,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
+from ..conftest import criu_trouble
 from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
@@ -90,21 +89,16 @@ def test_statuses_of_containers_for_a_kubelet_that_lives_by_events(fresh: Client
 
 
 def test_checkpoints_say_what_they_need(cri: Client, tmp_path: Path) -> None:
-    """CRIU is missing here, or does not fit the kernel, or this version does not drive it: whichever is true."""
+    """CRIU is missing here, or does not fit the kernel; where it works, see test_checkpoint."""
     pod = cri.pod()
     container = cri.start(pod, "sleep", "60")
-    program = shutil.which("criu")
-    if program is None:
-        code, words = Code.FAILED_PRECONDITION, "install the package criu"
-    elif (done := subprocess.run([program, "check"], capture_output=True, check=False)).returncode:
-        code, words = Code.FAILED_PRECONDITION, " ".join(done.stderr.decode().splitlines()[0].split())
-    else:
-        code, words = Code.UNIMPLEMENTED, "not available in this version"
-    with refused(code, words, container):
-        cri.call("CheckpointContainer", container_id=container, location=str(tmp_path / "x.tar"))
-    with refused(code, words, pod):
-        cri.call("CheckpointPod", pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
-    with refused(code, words):
+    why = criu_trouble()
+    if why:
+        with refused(Code.FAILED_PRECONDITION, why, container):
+            cri.call("CheckpointContainer", container_id=container, location=str(tmp_path / "x.tar"))
+        with refused(Code.FAILED_PRECONDITION, why, pod):
+            cri.call("CheckpointPod", pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
+    with refused(Code.FAILED_PRECONDITION if why else Code.NOT_FOUND, why or "pod.json"):
         cri.call("RestorePod", checkpoint_path=str(tmp_path / "pod"))
     assert list(tmp_path.iterdir()) == []
     assert cri.status(container).state == pb.CONTAINER_RUNNING

@@ -30,7 +30,7 @@ from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.external import runtime as external
 from crio_native.oci.external.program import OUTPUT_MAX, WORDS_MAX, abilities_of, words
 from crio_native.oci.external.runtime import ExternalRuntime
-from crio_native.oci.runtime import ExecSpec, UserRequest
+from crio_native.oci.runtime import CheckpointSpec, ExecSpec, UserRequest
 
 from ..machine import machine_state
 from .conftest import PARENT, Box
@@ -233,12 +233,16 @@ def test_a_checkpoint(boxes: Boxes) -> None:
     box = boxes()
     runtime: Any = box.runtime
     container = box.create(grouped(box)).start()
+    spec = container.spec.spec
+    images, work, group = box.directory / "images", box.directory / "work", spec["linux"]["cgroupsPath"]
+    asked = CheckpointSpec(container.spec.id, container.process, group, spec, Path(spec["root"]["path"]), images, work)
     try:
-        runtime.checkpoint(container.spec.id, box.directory / "images", box.directory / "work", leave_running=True)
+        runtime.checkpoint(asked)
     except StepFailed as error:
         assert error.step == "checkpoint" and "criu" in error.detail.lower()
     else:
         assert list((box.directory / "images").iterdir())
+        runtime.freezer(container.spec.id, group).thaw()
     assert box.runtime.is_alive(container.process)
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import crio_native
 from crio_native.errors import (
     AlreadyExists,
     CrioError,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     StartFailed,
@@ -35,20 +37,21 @@ from crio_native.errors import (
 from crio_native.linux import capabilities, mounts, namespaces, process, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
-from crio_native.oci import features
+from crio_native.oci import criu, features
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
-from crio_native.oci.builtin import late_hooks, wire
+from crio_native.oci.builtin import late_hooks, restoring, wire
 from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, start_exec, stdio_of
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
 from crio_native.oci.builtin.replies import receive
 from crio_native.oci.monitored import Monitored
-from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Process, ResolvedUser
+from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
 
 # The launcher's interpreter runs without `site`: what that imports would be copied into every container's init.
 BOOT = "import sys; sys.path += sys.argv[3:]; from crio_native.oci.builtin.launcher import main; main()"
+_RESTORED = "restored"  # in a run_dir: the cgroup of a container that was frozen when it was made
 START_SECONDS = 20.0  # for a launcher to come up on a slow machine
 
 
@@ -380,11 +383,44 @@ class BuiltinRuntime(Monitored):
         user = ResolvedUser(who["uid"], who["gid"], tuple(who["groups"]), who["home"]) if who else None
         return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"], user)
 
+    def restore(self, container: ContainerSpec, images: Path) -> Process:
+        """CRIU leaves the processes stopped; in a frozen cgroup they are told to go on, as soon as they can."""
+        spec, run_dir = container.spec, container.run_dir
+        specs.validate(spec)
+        criu.check_spec(spec)
+        saved = criu.read(str(images))
+        cgroups_path = (spec.get("linux") or {}).get("cgroupsPath", "")
+        if not cgroups_path:
+            raise FailedPrecondition(f"container {container.id} has no cgroup, and cannot be made from a checkpoint")
+        cgroup = cgroup_of(cgroups_path, self._cgroup_manager, spec.get("annotations"))
+        try:
+            cgroup.create()
+            cgroup.release()
+            self._limit(cgroup, spec["linux"].get("resources") or {}, container.id)
+            (run_dir / _RESTORED).write_text(cgroups_path)
+            request = restoring.request(container, saved, images, cgroup, cgroup_directories(cgroup.path))
+            with self._launchers.conversation(request) as reply:
+                try:
+                    created = monitor.read_reply(reply, min(self._create_timeout, restoring.SECONDS))
+                except StepFailed as error:
+                    raise restoring.in_crius_words(error, run_dir) from None
+            restoring.take_over(cgroup, created["pid"], spec)
+        except AlreadyExists:
+            self.delete(container.id, run_dir, "")  # the group is somebody else's
+            raise
+        except BaseException:
+            self.delete(container.id, run_dir, cgroups_path)
+            raise
+        return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"])
+
     def watch(self, container_id: str, run_dir: Path) -> socket.socket:
         """The monitor takes who made the container for its first watcher."""
         return self._watches.pop(run_dir, None) or super().watch(container_id, run_dir)
 
     def start(self, container_id: str, run_dir: Path) -> None:
+        if (run_dir / _RESTORED).exists():
+            cgroup_of((run_dir / _RESTORED).read_text(), self._cgroup_manager).thaw()
+            return
         connection = monitor.Connection.connect(run_dir)
         try:
             connection.start()
@@ -443,6 +479,31 @@ class BuiltinRuntime(Monitored):
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._limit(cgroup_of(cgroups_path, self._cgroup_manager), resources, container_id)
+
+    def checkpoint(self, checkpoint: CheckpointSpec) -> None:
+        """CRIU leaves the processes stopped; in a frozen cgroup they are told to go on, as soon as they can."""
+        criu.check_spec(checkpoint.spec)
+        cgroup = cgroup_of(checkpoint.cgroups_path, self._cgroup_manager)
+        saved = criu.describe(checkpoint.process.pid, checkpoint.spec)
+        line = criu.dump_line(
+            checkpoint.process.pid,
+            checkpoint.spec,
+            saved,
+            criu.Options(tcp_established=True, file_locks=True, ext_unix_sk=True),
+            images=str(checkpoint.images),
+            work=str(checkpoint.log),
+            root=str(checkpoint.root),
+            leave="stopped",
+        )
+        stopped = {pid for pid in cgroup.processes() if process.is_stopped(pid)}
+        try:
+            criu.run(line, str(checkpoint.log), seconds=checkpoint.seconds)
+            criu.write(saved, str(checkpoint.images))
+            cgroup.freeze()
+        finally:
+            for pid in set(cgroup.processes()) - stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     @staticmethod
     def _limit(cgroup: Cgroup, resources: Mapping[str, Any], container_id: str) -> None:

@@ -47,6 +47,7 @@ WORDS_MAX = 64 << 10  # bytes kept of what a runtime says, from its end
 PID_FILE_MAX = 32
 SAID_MAX = 4096  # bytes of a refusal's words that are passed on; JSON may make six of one
 DRAIN_CHUNKS = 64
+NETWORK_FD = 60  # where CRIU finds the network namespace that its processes are to join
 
 
 def main(request: dict[str, Any], descriptors: list[int], lesson: Lesson | None) -> NoReturn:
@@ -107,11 +108,30 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
         user = prepare(request, step)
         step.name = "create"
         made = Made(request, reply)
-        words = made.create()
+        words = made.create(made.line())
         step.name = "monitor"
         if hosts >= 0:
             syscalls.setns(hosts, syscalls.CLONE_NEWNS)
         made.become_monitor(reply, {**(user or {}), "words": words[-1024:].decode(errors="replace")})
+
+
+def restore(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
+    """Mount the root, have CRIU make the container's processes, become their monitor: as `create`, in a mount namespace
+    that nobody else sees.  A pod's network goes to CRIU as the descriptor that its line names."""
+    with telling(request, reply) as step:
+        step.name = "overlay_root"
+        hosts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+        mount_root(request)
+        if request["network"]:
+            os.dup2(process.open_namespace(request["network"]), NETWORK_FD)
+        step.name = "criu restore"
+        made = Made(request, reply)
+        made.create(request["line"])
+        step.name = "monitor"
+        syscalls.setns(hosts, syscalls.CLONE_NEWNS)
+        made.become_monitor(reply, {})
 
 
 class telling:
@@ -251,13 +271,13 @@ class Made:
         self.stdin = os.pipe2(os.O_CLOEXEC) if request["stdin"] and not request["terminal"] else (null, -1)
         self.console = Console(f"{request['scratch']}/{os.getpid()}.tty") if request["terminal"] else None
 
-    def create(self) -> bytes:
-        """Run the runtime's `create`; what it said although it succeeded.  Raises Refusal."""
+    def create(self, line: list[str]) -> bytes:
+        """Run the program that makes the container; what it said although it succeeded.  Raises Refusal."""
         children = Children()
         tails = [Tail(self.out[0], WORDS_MAX, end=True), Tail(self.err[0], WORDS_MAX, end=True)]
         extra = {self.console.fileno(): self.console.accept} if self.console else {}
         try:
-            pid = spawn(self.line(), self.request["env"], [self.stdin[0], self.out[1], self.err[1]])
+            pid = spawn(line, self.request["env"], [self.stdin[0], self.out[1], self.err[1]])
             for fd in (self.stdin[0], self.out[1], self.err[1]):
                 os.close(fd)
             status = wait_for(pid, children, self.reply, tails, extra)
@@ -466,4 +486,4 @@ def act(name: str) -> Callable[[dict[str, Any], _socket.socket, list[int]], None
         from crio_native.oci.external import conmon_runner
 
         return conmon_runner.create
-    return {"run": run, "create": create, "exec": execute}[name]
+    return {"run": run, "create": create, "restore": restore, "exec": execute}[name]

@@ -31,6 +31,7 @@ from crio_native.errors import (
     StartFailed,
     StepFailed,
     Unavailable,
+    Unimplemented,
 )
 from crio_native.linux import mounts, process, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of
@@ -40,7 +41,15 @@ from crio_native.oci.builtin.execs import BuiltinExec
 from crio_native.oci.external.mapped_roots import MappedRoots, with_hosts_sysfs
 from crio_native.oci.external.program import ACT_SECONDS, Program, words
 from crio_native.oci.monitored import Monitored
-from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Overlay, Process, ResolvedUser
+from crio_native.oci.runtime import (
+    Abilities,
+    CheckpointSpec,
+    ContainerSpec,
+    ExecSpec,
+    Overlay,
+    Process,
+    ResolvedUser,
+)
 
 log = logging.getLogger(__name__)
 
@@ -297,11 +306,15 @@ class ExternalRuntime(Monitored):
     def resume(self, container_id: str) -> None:
         self._program.act("resume", container_id)
 
-    def checkpoint(self, container_id: str, images: Path, work: Path, *, leave_running: bool) -> None:
-        """Write the container's processes into a directory, by the runtime's criu.  Raises StepFailed."""
-        line = ["checkpoint", "--file-locks", "--image-path", str(images), "--work-path", str(work)]
-        line += ["--leave-running"] if leave_running else []
-        self._program.act(*line, container_id, seconds=10 * ACT_SECONDS)
+    def checkpoint(self, checkpoint: CheckpointSpec) -> None:
+        """By the runtime's own way to CRIU."""
+        line = ["checkpoint", "--leave-running", "--file-locks", "--tcp-established", "--ext-unix-sk"]
+        line += ["--image-path", str(checkpoint.images), "--work-path", str(checkpoint.log), checkpoint.id]
+        self._program.act(*line, seconds=checkpoint.seconds or 10 * ACT_SECONDS)
+        self.freezer(checkpoint.id, checkpoint.cgroups_path).freeze()
+
+    def restore(self, container: ContainerSpec, images: Path) -> Process:
+        raise Unimplemented(f"{self.program} is not asked to restore a checkpoint in this version; builtin can")
 
     def _monitor(self) -> str:
         """The monitor's program: ours, or what monitor_path names.  Raises NotFound, FailedPrecondition."""

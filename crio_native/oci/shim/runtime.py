@@ -39,7 +39,7 @@ from crio_native.monitor import client as monitor
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.monitored import Monitored
-from crio_native.oci.runtime import Abilities, ContainerSpec, ExecSpec, Process, Stats
+from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, Stats
 from crio_native.oci.shim import bootstrap, bundle, executing, program, statistics
 from crio_native.oci.shim.events import Events, mark_oom
 from crio_native.oci.shim.loop import Loop
@@ -207,6 +207,12 @@ class ShimRuntime(Monitored):
 
     def freezer(self, container_id: str, cgroups_path: str) -> Pausing:
         return Pausing(self, container_id)
+
+    def checkpoint(self, checkpoint: CheckpointSpec) -> None:
+        raise Unimplemented(f"container {checkpoint.id} is a shim's, and a shim's containers have no checkpoint here")
+
+    def restore(self, container: ContainerSpec, images: Path) -> Process:
+        raise Unimplemented(f"a container of handler {self._name!r} cannot be made from a checkpoint; builtin can")
 
     def resize(self, container_id: str, run_dir: Path, height: int, width: int) -> None:
         self.tasks(container_id).resize(container_id, height, width)

@@ -1,0 +1,102 @@
+"""A container whose processes CRIU makes: what a launcher's spare is asked, and what is looked at before they go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from crio_native.errors import PermissionRefused, StepFailed
+from crio_native.linux.cgroup import Cgroup
+from crio_native.monitor import client as monitor
+from crio_native.oci import criu, isolation
+from crio_native.oci import spec as specs
+from crio_native.oci.external.runner import NETWORK_FD
+from crio_native.oci.runtime import ContainerSpec
+
+SECONDS = 60.0  # for CRIU, which some damaged images have wait for ever
+_STREAMS = (0, 1, 2)  # CRIU's own are the container's
+
+
+def request(
+    container: ContainerSpec, saved: criu.Saved, images: Path, cgroup: Cgroup, directories: Mapping[str, str]
+) -> dict[str, Any]:
+    """See `external.runner.restore`."""
+    spec, run_dir = container.spec, str(container.run_dir)
+    network = specs.namespace_paths(spec).get("network", "")
+    root, label = spec["root"]["path"], spec["linux"].get("mountLabel", "")
+    pid_file = f"{run_dir}/pid"
+    line = criu.restore_line(
+        spec,
+        saved,
+        criu.Options(tcp_established=True, file_locks=True, ext_unix_sk=True),
+        images=str(images),
+        work=run_dir,
+        root=root,
+        pid_file=pid_file,
+        cgroup=cgroup.path,
+        cgroup_directories=directories,
+        streams=_STREAMS,
+        network=NETWORK_FD if network else -1,
+        leave_stopped=True,
+    )
+    overlay = container.overlay
+    return {
+        "op": "external",
+        "act": "restore",
+        "line": line,
+        "env": criu.environment(),
+        "root": overlay
+        and {
+            "base": overlay.base,
+            "path": root,
+            "data": overlay.data(label),
+            "flags": overlay.flags,
+            "user_namespace": "",
+        },
+        "network": network,
+        "run_dir": run_dir,
+        "pid_file": pid_file,
+        "terminal": False,
+        "stdin": container.stdin,
+        "monitor": {
+            "path": str(monitor.binary_path()),
+            "arguments": monitor.arguments(
+                container_id=container.id,
+                tty=False,
+                stdin=container.stdin,
+                stdin_once=container.stdin_once,
+                log_path=container.log_path,
+                log_size_max=container.log_size_max,
+                oom_file=cgroup.oom_file(),
+                sync_log=False,
+                journal=container.journal,
+            ),
+        },
+    }
+
+
+def in_crius_words(error: StepFailed, run_dir: Path) -> StepFailed:
+    return criu.failure("restore", 1, str(run_dir), error.detail) if error.step == "criu restore" else error
+
+
+def take_over(cgroup: Cgroup, pid: int, spec: Mapping[str, Any]) -> None:
+    """Of stopped processes make frozen ones, and see whether they are isolated as was asked: images are files, and say
+    with which privileges a process goes on.  Raises PermissionRefused."""
+    cgroup.freeze()
+    found = cgroup.processes()
+    if pid not in found:
+        raise PermissionRefused(f"the restored process {pid} is not in the control group {cgroup.path}")
+    for each in found:
+        for finding in isolation.report(each, spec):
+            if finding.verdict is isolation.Verdict.WEAKER:
+                raise PermissionRefused(
+                    f"the checkpoint's process {each} is less isolated than asked: {finding.field} is {finding.found}, "
+                    f"and not {finding.asked}"
+                )
+    for each in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGCONT)
