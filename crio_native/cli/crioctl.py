@@ -61,6 +61,7 @@ for command in (
     interactive.exec_,
     interactive.attach,
     interactive.port_forward,
+    containers.checkpoint,
     containers.logs,
     containers.inspect,
     isolation.isolation,

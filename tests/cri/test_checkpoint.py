@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from crio_native.cli.scratch import wait_for
 from ..machine import Machine
 from .conftest import Client, log_text, refused
 from .test_http import get
+from .test_images import crioctl
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 Code = grpc.StatusCode
@@ -224,6 +226,16 @@ def test_a_pod_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) ->
     with refused(Code.INVALID_ARGUMENT, "pod.json", "nonsense"):
         cri.call("RestorePod", checkpoint_path=str(place))
     assert cri.pods() == [] and cri.containers() == []
+
+
+def test_crioctl_checkpoint(cri: Client, tmp_path: Path) -> None:
+    container, count = counting(cri)
+    line = crioctl(cri, "checkpoint", container[:12], tmp_path / "saved.tar")
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/saved.tar\n"), done.stderr
+    assert tarfile.is_tarfile(tmp_path / "saved.tar") and goes_on(count)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1 and "exists" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_nothing_stays_of_one_that_fails(cri: Client, tmp_path: Path) -> None:

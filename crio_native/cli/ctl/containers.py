@@ -39,6 +39,9 @@ def addresses(client: Client, pod: api.PodSandbox) -> str:
     return ", ".join(filter(None, [network.ip, *(further.ip for further in network.additional_ips)]))
 
 
+CHECKPOINT_GRANT = 3600  # seconds: as long as the memory takes to be written
+
+
 @click.command()
 @label_option
 @show.quiet_option
@@ -146,6 +149,24 @@ def stop(client: Client, target: tuple[str, ...], grace: int) -> None:
         stop_pod(client, found.id)
 
     for_each(target, act)
+
+
+@click.command()
+@click.argument("container")
+@click.argument("file", type=click.Path(dir_okay=False, resolve_path=True))
+@click.option(
+    "-t", "--time", "seconds", type=click.IntRange(0), default=0, help="Seconds until it is given up; 0: never."
+)
+@click.pass_obj
+def checkpoint(client: Client, container: str, file: str, seconds: int) -> None:
+    """Save a running container to a new FILE of the node, while it goes on.
+
+    A container is made of the file where an image is asked for: CreateContainer takes its path.
+    """
+    found = Node.read(client).container(container)
+    request = api.CheckpointContainerRequest(container_id=found.id, location=file, timeout=seconds)
+    client.call(request, grant=seconds or CHECKPOINT_GRANT)
+    click.echo(file)
 
 
 @click.command()
