@@ -99,6 +99,10 @@ def check_spec(spec: Mapping[str, Any]) -> None:
         raise FailedPrecondition("a container with a terminal has no checkpoint: its terminal's other end is outside")
     if specs.namespace_paths(spec).get("pid", "joined"):
         raise FailedPrecondition("a container without a PID namespace of its own has no checkpoint: its pids are taken")
+    if "user" in specs.namespace_paths(spec):
+        raise FailedPrecondition(
+            "a container in a user namespace has no checkpoint: its root could not read the images at the restore"
+        )
 
 
 # -- dump ------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,20 @@ def test_the_first_criu_of_the_path(program: str, monkeypatch: pytest.MonkeyPatc
         criu.program()
 
 
+def test_containers_that_have_no_checkpoint() -> None:
+    criu.check_spec(SPEC)
+    linux = {"namespaces": [{"type": "pid"}, {"type": "user"}]}
+    shared = {"namespaces": [{"type": "pid", "path": "/p"}]}
+    for spec, words in (
+        ({**SPEC, "process": {"terminal": True}}, "with a terminal"),
+        ({**SPEC, "linux": linux}, "in a user namespace"),
+        ({**SPEC, "linux": {}}, "without a PID namespace of its own"),
+        ({**SPEC, "linux": shared}, "without a PID namespace of its own"),
+    ):
+        with pytest.raises(FailedPrecondition, match=f"a container {words}"):
+            criu.check_spec(spec)
+
+
 def test_dump(program: str) -> None:
     line = dump(saved=criu.Saved({"/data": {"destination": "/data", "below": ""}}, []), freezer="/f")
     assert line[:6] == [program, "dump", "--tree", str(os.getpid()), "--root", "/r"]
