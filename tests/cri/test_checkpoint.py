@@ -24,7 +24,8 @@ from .test_images import crioctl
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 Code = grpc.StatusCode
-COUNT = "i=0; rm /etc/group; mkdir /made; while true; do i=$((i+1)); echo $i > /made/count; sleep 0.05; done"
+LOOP = "i=0; while true; do i=$((i+1)); echo $i > new; mv new count; echo said $i; sleep 0.05; done"
+COUNT = f"rm /etc/group; mkdir /made; cd /made; {LOOP}"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,7 +44,7 @@ def counting(cri: Client) -> tuple[str, Path]:
 
 
 def number(count: Path) -> int:
-    return int(count.read_text() or "0")
+    return int(count.read_text())
 
 
 def goes_on(count: Path) -> bool:
@@ -85,7 +86,7 @@ def saved_of(cri: Client, tmp_path: Path, *command: str, **fields: Any) -> Path:
 
 def test_a_container_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) -> None:
     """It goes on where it was, its memory and its files; in the namespaces of its new pod, with its log."""
-    script = "i=0; rm /etc/group; while true; do i=$((i+1)); echo $i > /count; echo said $i; sleep 0.05; done"
+    script = f"rm /etc/group; {LOOP}"
     target = saved_of(cri, tmp_path, "sh", "-c", script)
     pod = cri.pod()
     neighbour = cri.start(pod, "sleep", "60")
@@ -192,11 +193,10 @@ def test_what_is_no_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) -> N
 
 
 def test_a_pod_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) -> None:
-    script = "i=0; while true; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
     config = cri.pod_config(hostname="saved")
     pod = cri.pod(config)
     for name in ("one", "two"):
-        cri.start(pod, "sh", "-c", script, name=name)
+        cri.start(pod, "sh", "-c", LOOP, name=name)
     created = cri.create(pod, "true")
     time.sleep(0.3)
     place = tmp_path / "pod"
