@@ -12,11 +12,13 @@ The standard streams are pipes to a monitor: another one's ends are put in their
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, StepFailed
@@ -354,20 +356,55 @@ def _below(source: str, below: str) -> str:
 
 
 def run(line: Sequence[str], work: str, *, seconds: float | None = None) -> None:
-    """To its end.  work: the directory of its log.  Raises StepFailed with its words, DeadlineExceeded."""
+    """To its end.  work: the directory of its log, which is locked (flock(2)) as long as CRIU runs, whatever becomes of
+    the caller.  Raises StepFailed with its words, DeadlineExceeded."""
     act = line[1]
     clear(work, act)
     null = subprocess.DEVNULL
-    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr:
+    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr, _locked(work) as lock:
         try:
             done = subprocess.run(
-                line, stdin=null, stdout=null, stderr=stderr, env=environment(), timeout=seconds, check=False
+                line,
+                stdin=null,
+                stdout=null,
+                stderr=stderr,
+                env=environment(),
+                pass_fds=[lock],
+                timeout=seconds,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise DeadlineExceeded(f"criu {act} did not end within {seconds:g} s and was killed") from None
         if done.returncode != 0:
             stderr.seek(0)
             raise failure(act, done.returncode, work, stderr.read(_STDERR_MAX))
+
+
+@contextlib.contextmanager
+def _locked(work: str) -> Iterator[int]:
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def await_end(work: str, seconds: float) -> None:
+    """Of a CRIU that another process has `run`.  Raises DeadlineExceeded."""
+    end = time.monotonic() + seconds
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise DeadlineExceeded(f"criu in {work} did not end within {seconds:g} s") from None
+                time.sleep(0.02)
+    finally:
+        os.close(descriptor)
 
 
 # -- what went wrong -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import stat
 import tarfile
 import time
@@ -20,9 +21,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crio_native.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from crio_native.errors import (
+    AlreadyExists,
+    CrioError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from crio_native.images import exporting
 from crio_native.images.roots import UPPER
+from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci import criu
 from crio_native.oci.runtime import CheckpointSpec
 from crio_native.pods import trees
@@ -33,6 +42,7 @@ _DIRECTORY = "checkpoint"  # below the bundle, and in the file
 _OF_CRIU = ("dump.log", "stats-dump")
 ABOUT = "pod.json"  # in a pod's checkpoint
 _ABOUT_MAX = 16 << 20
+_LEFT_SECONDS = 30.0  # that a daemon's start waits for the CRIU of the one before
 
 
 def check_allowed(level: str, act: str, *, restore: bool) -> None:
@@ -131,12 +141,19 @@ def about_pod(directory: str) -> dict[str, Any]:
 
 
 def forget(node: Node, container: Container) -> None:
-    """After a restart: the container of a checkpoint that was cut off goes on."""
+    """After a restart: the container of a checkpoint that was cut off, frozen or still stopped, goes on.  A CRIU that
+    is at work yet would leave it stopped at its end."""
     place = node.layout.bundle(container.id) / _DIRECTORY
-    if place.is_dir():
-        with contextlib.suppress(Exception):
-            node.executor_of(container).freezer(container.id, container.cgroup).thaw()
-        trees.remove_tree(place)
+    if not place.is_dir():
+        return
+    with contextlib.suppress(FileNotFoundError, DeadlineExceeded):
+        criu.await_end(str(place / "log"), _LEFT_SECONDS)
+    with contextlib.suppress(CrioError):
+        node.executor_of(container).freezer(container.id, container.cgroup).thaw()
+    for pid in cgroup_of(container.cgroup, node.settings.cgroup_manager).processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    trees.remove_tree(place)
 
 
 def _dump(node: Node, container: Container, process: ProcessRecord, bundle: Path, seconds: float | None) -> None:

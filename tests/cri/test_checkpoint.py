@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import tarfile
 import time
@@ -226,6 +227,18 @@ def test_a_pod_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) ->
     with refused(Code.INVALID_ARGUMENT, "pod.json", "nonsense"):
         cri.call("RestorePod", checkpoint_path=str(place))
     assert cri.pods() == [] and cri.containers() == []
+
+
+def test_a_daemon_that_is_killed_meanwhile(fresh: Client, tmp_path: Path) -> None:
+    """CRIU outlives it, and leaves the processes stopped; the next daemon lets them go on."""
+    container, count = counting(fresh)
+    for turn, delay in enumerate((0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)):
+        fresh.begin("CheckpointContainer", container_id=container, location=str(tmp_path / f"{turn}.tar"))
+        time.sleep(delay)
+        fresh.restart(signal.SIGKILL)
+        assert goes_on(count), delay
+        assert not (count.parents[2] / "checkpoint").exists()
+        assert fresh.exec(container, "true").exit_code == 0
 
 
 def test_crioctl_checkpoint(cri: Client, tmp_path: Path) -> None:
