@@ -65,7 +65,7 @@ bool init_born(pid_t pid)
 }
 
 /* Lest it bears an init now.  One that has borne an init sleeps until that executes its program, or dies. */
-static void end_donor(void)
+void init_end_donor(void)
 {
 	if (init.donor)
 		kill(init.donor, SIGKILL);
@@ -176,7 +176,7 @@ static bool ends_within(int ms)
  */
 bool init_destroy(int patience_ms)
 {
-	end_donor();
+	init_end_donor();
 	if (!init.pid || ends_within(patience_ms))
 		return true;
 	kill(init.pid, SIGKILL);

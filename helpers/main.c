@@ -412,7 +412,8 @@ static _Noreturn void finish(void)
 		report("cannot write the exit file", errno);
 	control_remove();
 	control_ended(t.data, t.size);
-	log_close(); /* last: nobody waits for the disk */
+	log_close(); /* late: nobody waits for the disk */
+	init_end_donor(); /* it may be taking memory down yet, and would be somebody else's to reap */
 	_exit(0);
 }
 

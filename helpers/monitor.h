@@ -52,6 +52,7 @@ long long realtime_ns(void);
 bool init_adopt(pid_t pid);
 pid_t init_pid(void);
 void init_expect(pid_t donor);
+void init_end_donor(void);
 bool init_born(pid_t pid);
 bool init_reap(void);
 bool init_ended(void);

@@ -94,9 +94,9 @@ def test_checkpoints_say_what_they_need(cri: Client, tmp_path: Path) -> None:
     container = cri.start(pod, "sleep", "60")
     why = criu_trouble()
     if why:
-        with refused(Code.FAILED_PRECONDITION, why, container):
+        with refused(Code.FAILED_PRECONDITION, why):
             cri.call("CheckpointContainer", container_id=container, location=str(tmp_path / "x.tar"))
-        with refused(Code.FAILED_PRECONDITION, why, pod):
+        with refused(Code.FAILED_PRECONDITION, why):
             cri.call("CheckpointPod", pod_sandbox_id=pod, output_path=str(tmp_path / "pod"))
     with refused(Code.FAILED_PRECONDITION if why else Code.NOT_FOUND, why or "pod.json"):
         cri.call("RestorePod", checkpoint_path=str(tmp_path / "pod"))
@@ -111,7 +111,7 @@ def test_checkpoints_check_what_is_asked(cri: Client) -> None:
         cri.call("CheckpointContainer", container_id="nobody", location="/x")
     with refused(Code.INVALID_ARGUMENT, "location"):
         cri.call("CheckpointContainer", container_id=container, location="x/../y")
-    with refused(Code.FAILED_PRECONDITION, "created"):
+    with refused(Code.FAILED_PRECONDITION, criu_trouble() or "created"):
         cri.call("CheckpointContainer", container_id=container, location="/x")
     with refused(Code.INVALID_ARGUMENT, "container_ids[0]"):
         cri.call("CheckpointPod", pod_sandbox_id=pod, output_path="/x", container_ids=["other"])
