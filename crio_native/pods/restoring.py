@@ -38,7 +38,8 @@ def is_file(config: ContainerConfig) -> bool:
 def with_base_image(node: Node, config: ContainerConfig) -> ContainerConfig:
     """The configuration with the image that the checkpoint's container stood on.
 
-    Raises NotFound for a file or an image that is not there, InvalidArgument for a file that is no checkpoint.
+    Raises NotFound for a file that is not there, FailedPrecondition for an image that is not, InvalidArgument for a
+    file that is no checkpoint.
     """
     path = config.image.image
     with _archive(path) as archive:

@@ -2,6 +2,7 @@
 
 `run` runs a command to its end.  `create` becomes the container's monitor, which must be the parent of a process that
 the runtime made and left: so this process is its subreaper, speaks to the monitor as an init would, and execs it.
+`restore` does the same with processes that CRIU makes, for the built-in executor (`builtin.restoring`).
 `execute` stays as the parent of a process that the runtime started inside a container, and tells its end.
 
 Whoever asked holds the other end of `reply`; when that closes, nobody wants the act any more, and it is undone as far
