@@ -303,7 +303,8 @@ def restore_line(
     leave_stopped: bool = False,
 ) -> list[str]:
     """root: a mount point of its own.  cgroup: the new one's path in each hierarchy; cgroup_directories: see
-    `builtin.client`.  streams: descriptors for stdin, stdout and stderr.  network: of the network namespace to join.
+    `linux.cgroup.Hierarchy.directories`.  streams: descriptors for stdin, stdout and stderr.  network: descriptor of
+    the network namespace to join.
 
     Raises InvalidArgument for a checkpoint that needs a mount which the new configuration has not.
     """

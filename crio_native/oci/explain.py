@@ -17,7 +17,6 @@ from crio_native.oci import calls
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import plan as plans
-from crio_native.oci.builtin.client import cgroup_directories
 from crio_native.oci.runtime import ContainerSpec
 
 RUNTIME = "runtime"  # what makes the cgroup and asks for the rest: the daemon, or `crio-oci create` itself
@@ -72,7 +71,7 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
         container,
         plans.Host(capabilities.last_known(), (1 << capabilities.last_known() + 1) - 1, -1000),
         cgroup_files=cgroup.join_files() if cgroup else [],
-        cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
+        cgroup_directories=hierarchy().directories(cgroup.path) if cgroup else {},
         seccomp=_compiled(linux.get("seccomp")),
         keep_groups=specs.keeps_groups(spec),
     )

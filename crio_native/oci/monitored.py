@@ -16,7 +16,22 @@ from crio_native.errors import Internal, NotFound, StepFailed
 from crio_native.linux import process
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
-from crio_native.oci.runtime import ExitStatus, Freezer, Process, Stats
+from crio_native.oci.runtime import ContainerSpec, ExitStatus, Freezer, Process, Stats
+
+
+def monitor_arguments(container: ContainerSpec, cgroup: Cgroup | None, *, sync_log: bool) -> list[str]:
+    """See `monitor.client.arguments`."""
+    return monitor.arguments(
+        container_id=container.id,
+        tty=bool(container.spec["process"].get("terminal")),
+        stdin=container.stdin,
+        stdin_once=container.stdin_once,
+        log_path=container.log_path,
+        log_size_max=container.log_size_max,
+        oom_file=cgroup.oom_file() if cgroup is not None else "",
+        sync_log=sync_log,
+        journal=container.journal,
+    )
 
 
 class Monitored:

@@ -48,6 +48,13 @@ class Hierarchy:
         """1 or 2, which decides its files' names; 0 when this host does not have it."""
         return 1 if controller in self.v1 else 2 if controller in self.v2 else 0
 
+    def directories(self, path: str) -> dict[str, str]:
+        """What a container sees as its control groups: name below /sys/fs/cgroup ("" on a v2 host) -> its own group's
+        directory on the host.  path: the group's, from each hierarchy's root."""
+        if self.mode == "v2":
+            return {"": self.unified + path}
+        return {os.path.basename(mount): mount + path for mount in self.mounts}
+
 
 _this_host: list[Hierarchy] = []
 

@@ -44,7 +44,7 @@ from crio_native.oci.builtin import late_hooks, restoring, wire
 from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, start_exec, stdio_of
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
 from crio_native.oci.builtin.replies import receive
-from crio_native.oci.monitored import Monitored
+from crio_native.oci.monitored import Monitored, monitor_arguments
 from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
@@ -224,17 +224,6 @@ def this_host(limited: bool) -> Host:
     return Host(capabilities.last_known(), permitted, least)
 
 
-def cgroup_directories(path: str) -> dict[str, str]:
-    """What a container sees as its v1 hierarchies: name below /sys/fs/cgroup -> its group's directory on the host.
-
-    On a v2 host "" -> its group, for a container without a cgroup namespace; others mount cgroup2 themselves.
-    """
-    host = hierarchy()
-    if host.mode == "v2":
-        return {"": host.unified + path}
-    return {os.path.basename(mount): mount + path for mount in host.mounts}
-
-
 class _Gate:
     """Where an init waits for its cgroup.  Without one there is no gate."""
 
@@ -321,7 +310,7 @@ class BuiltinRuntime(Monitored):
                 container,
                 this_host(self._clamp),
                 cgroup_files=joined,
-                cgroup_directories=cgroup_directories(cgroup.path) if cgroup else {},
+                cgroup_directories=hierarchy().directories(cgroup.path) if cgroup else {},
                 cgroup_comes=cgroup is not None,
                 seccomp=_compiled(linux.get("seccomp")),
                 pause_program=(container.pause_program or _monitor_program()) if container.pause else "",
@@ -343,27 +332,18 @@ class BuiltinRuntime(Monitored):
     def _launch(self, container: ContainerSpec, plan: Plan, cgroup: Cgroup | None) -> Process:
         """The group is made while the init sets up what needs none, for it takes as long on a host with many
         hierarchies.  On any error the init has ended."""
-        terminal = bool(container.spec["process"].get("terminal"))
-        arguments = monitor.arguments(
-            container_id=container.id,
-            tty=terminal,
-            stdin=container.stdin,
-            stdin_once=container.stdin_once,
-            log_path=container.log_path,
-            log_size_max=container.log_size_max,
-            oom_file=cgroup.oom_file() if cgroup else "",
-            sync_log=self._sync_log,
-            journal=container.journal,
-        )
         request = {
             "op": "create",
             "new_pid_namespace": plan.new_pid_namespace,
             "join_pid": plan.join_pid,
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
             "duties": dict(plan.duties),
-            "terminal": terminal,
+            "terminal": bool(container.spec["process"].get("terminal")),
             "stdin": container.stdin,
-            "monitor": {"arguments": arguments, "run_dir": str(container.run_dir)},
+            "monitor": {
+                "arguments": monitor_arguments(container, cgroup, sync_log=self._sync_log),
+                "run_dir": str(container.run_dir),
+            },
         }
         with _Gate(cgroup) as gate, self._launchers.conversation(request, gate.descriptors) as reply:
             try:
@@ -398,7 +378,7 @@ class BuiltinRuntime(Monitored):
             cgroup.release()
             self._limit(cgroup, spec["linux"].get("resources") or {}, container.id)
             (run_dir / _RESTORED).write_text(cgroups_path)
-            request = restoring.request(container, saved, images, cgroup, cgroup_directories(cgroup.path))
+            request = restoring.request(container, saved, images, cgroup, sync_log=self._sync_log)
             with self._launchers.conversation(request) as reply:
                 try:
                     created = monitor.read_reply(reply, min(self._create_timeout, restoring.SECONDS))

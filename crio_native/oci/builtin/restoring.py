@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.errors import PermissionRefused, StepFailed
-from crio_native.linux.cgroup import Cgroup
+from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import criu, isolation
 from crio_native.oci import spec as specs
 from crio_native.oci.external.runner import NETWORK_FD
+from crio_native.oci.monitored import monitor_arguments
 from crio_native.oci.runtime import ContainerSpec
 
 SECONDS = 60.0  # for CRIU, which some damaged images have wait for ever
@@ -22,7 +23,7 @@ _STREAMS = (0, 1, 2)  # CRIU's own are the container's
 
 
 def request(
-    container: ContainerSpec, saved: criu.Saved, images: Path, cgroup: Cgroup, directories: Mapping[str, str]
+    container: ContainerSpec, saved: criu.Saved, images: Path, cgroup: Cgroup, *, sync_log: bool
 ) -> dict[str, Any]:
     """See `external.runner.restore`."""
     spec, run_dir = container.spec, str(container.run_dir)
@@ -38,7 +39,7 @@ def request(
         root=root,
         pid_file=pid_file,
         cgroup=cgroup.path,
-        cgroup_directories=directories,
+        cgroup_directories=hierarchy().directories(cgroup.path),
         streams=_STREAMS,
         network=NETWORK_FD if network else -1,
         leave_stopped=True,
@@ -64,17 +65,7 @@ def request(
         "stdin": container.stdin,
         "monitor": {
             "path": str(monitor.binary_path()),
-            "arguments": monitor.arguments(
-                container_id=container.id,
-                tty=False,
-                stdin=container.stdin,
-                stdin_once=container.stdin_once,
-                log_path=container.log_path,
-                log_size_max=container.log_size_max,
-                oom_file=cgroup.oom_file(),
-                sync_log=False,
-                journal=container.journal,
-            ),
+            "arguments": monitor_arguments(container, cgroup, sync_log=sync_log),
         },
     }
 

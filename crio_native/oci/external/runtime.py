@@ -40,7 +40,7 @@ from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.builtin.execs import BuiltinExec
 from crio_native.oci.external.mapped_roots import MappedRoots, with_hosts_sysfs
 from crio_native.oci.external.program import ACT_SECONDS, Program, words
-from crio_native.oci.monitored import Monitored
+from crio_native.oci.monitored import Monitored, monitor_arguments
 from crio_native.oci.runtime import (
     Abilities,
     CheckpointSpec,
@@ -157,17 +157,7 @@ class ExternalRuntime(Monitored):
             "groups": groups,
             "monitor": {
                 "path": self._monitor(),
-                "arguments": monitor.arguments(
-                    container_id=container.id,
-                    tty=terminal,
-                    stdin=container.stdin,
-                    stdin_once=container.stdin_once,
-                    log_path=container.log_path,
-                    log_size_max=container.log_size_max,
-                    oom_file=cgroup.oom_file() if cgroup else "",
-                    sync_log=not self._settings.no_sync_log,
-                    journal=container.journal,
-                ),
+                "arguments": monitor_arguments(container, cgroup, sync_log=not self._settings.no_sync_log),
             },
         }
 

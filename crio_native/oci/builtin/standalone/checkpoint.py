@@ -12,6 +12,7 @@ import subprocess
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from crio_native.linux import inroot, mounts, process, syscalls
+from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import criu
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin.standalone import control, create, log, state, terminal
@@ -130,7 +131,7 @@ class Restored(create.Made):
             root=self.state.record["rootfs"],
             pid_file=pid_file,
             cgroup=cgroup.path if cgroup is not None else "",
-            cgroup_directories=create.cgroup_directories(cgroup),
+            cgroup_directories=hierarchy().directories(cgroup.path) if cgroup is not None else {},
             streams=streams,
             network=joined,
         )
@@ -189,7 +190,7 @@ def _make_places(root: str, spec: Mapping[str, Any]) -> None:
 
 
 def _freezer(cgroup: Cgroup | None) -> str:
-    directories = create.cgroup_directories(cgroup)
+    directories = hierarchy().directories(cgroup.path) if cgroup is not None else {}
     return directories.get("unified") or directories.get("") or directories.get("freezer", "")
 
 

@@ -196,7 +196,7 @@ class Made:
             container,
             host(),
             cgroup_files=joined,
-            cgroup_directories=cgroup_directories(cgroup),
+            cgroup_directories=hierarchy().directories(cgroup.path) if cgroup is not None else {},
             seccomp=seccomp,
             keyring=not self.options.no_new_keyring,
             pivot=not self.options.no_pivot,
@@ -307,15 +307,6 @@ class Made:
             log.warning(f"container {self.state.id}: {error}")
         self.state.unmount()
         self.state.remove()
-
-
-def cgroup_directories(cgroup: Cgroup | None) -> dict[str, str]:
-    """What a container sees as its control groups: name of the v1 hierarchy ("" on a v2 host) -> its own group."""
-    if cgroup is None:
-        return {}
-    if hierarchy().mode == "v2":
-        return {"": hierarchy().unified + cgroup.path}
-    return {os.path.basename(mount): mount + cgroup.path for mount in hierarchy().mounts}
 
 
 def poststart(container: State) -> None:
