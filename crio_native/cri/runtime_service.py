@@ -7,6 +7,7 @@ Statistics are in `stats_service`, what concerns the node in `node_service`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -179,7 +180,8 @@ class RuntimeService:
             raise InvalidArgument("timeout", request.timeout, "must be 0 (no limit) or more seconds")
 
         async def start(stdout: int, stderr: int) -> Any:
-            return await exec_sync.started(call, self._containers.exec, container.id, command, stdout, stderr)
+            begin = functools.partial(self._containers.exec, waits=False)
+            return await exec_sync.started(call, begin, container.id, command, stdout, stderr)
 
         stdout, stderr, code = await exec_sync.run(start, request.timeout or None)
         return pb.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)

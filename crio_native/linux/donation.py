@@ -14,7 +14,7 @@ import ctypes
 import fcntl
 import os
 
-from crio_native.linux import syscalls
+from crio_native.linux import capabilities, syscalls
 
 _MADV_POPULATE_WRITE = 23
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -22,6 +22,7 @@ _OWN = 1 << 63 | 1 << 56  # of a pagemap entry: present, mapped by nobody else (
 
 
 _END = _signal.SIGUSR1
+_LEAST = 19  # nice
 
 
 class KillSwitch:
@@ -32,7 +33,10 @@ class KillSwitch:
     """
 
     def __init__(self, first: int = 0) -> None:
-        """Its descriptors are numbered `first` or higher."""
+        """Its descriptors are numbered `first` or higher.  The caller becomes a process group of its own."""
+        os.setpgid(0, 0)
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        self._may_yield = bool(syscalls.capget()[0] & capabilities.mask(["CAP_SYS_NICE"]))
         _signal.signal(_END, _nothing)
         self._watched, self._pressed = pipe(first)
         fcntl.fcntl(self._watched, fcntl.F_SETOWN, os.getpid())
@@ -50,6 +54,15 @@ class KillSwitch:
         """
         os.write(self._pressed, b"x")
         _signal.signal(_END, _signal.SIG_DFL)
+        if self._may_yield:
+            self._yield()
+
+    def _yield(self) -> None:
+        """It wakes in the midst of the child's execve, often on the very processor that the child has, and its end
+        takes as long as half of an exec: nobody is to wait for that.  Its pid may mean nothing here, but its group is
+        ours."""
+        os.setpriority(os.PRIO_PGRP, 0, _LEAST)
+        os.setpriority(os.PRIO_PROCESS, 0, self._nice)
 
     def press_and_wait(self) -> None:
         """Have it end in its sleep, and go on when it is gone and its memory is of the caller alone: setns(2) refuses

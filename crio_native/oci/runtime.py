@@ -135,6 +135,8 @@ class ExecSpec:
     the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  linux: the whole of its
     `linux` object, whose personality and memory policy hold for every process.  stdin, stdout, stderr: the
     caller's descriptors, -1 for /dev/null; still the caller's after the call.  With `process.terminal` they are all -1.
+    waits: for the command to run.  False where an executor need not: a start that fails is then told by the session's
+    `result`, and `pid` and `terminal` are unknown.
     """
 
     process: Mapping[str, Any]
@@ -143,6 +145,7 @@ class ExecSpec:
     stdin: int = -1
     stdout: int = -1
     stderr: int = -1
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +178,8 @@ class ExecSession(Protocol):
     def fileno(self) -> int: ...
 
     def result(self) -> ExitStatus:
-        """The exit status; blocks until there is one.  Raises Internal when the launcher died first."""
+        """The exit status; blocks until there is one.  Raises Unavailable when the launcher died first, and what
+        `Runtime.exec` raises if that did not wait for the start."""
 
     def resized(self, height: int, width: int) -> None:
         """The caller has set its terminal's size: pass that on, where the terminal is not the process's own."""
@@ -265,7 +269,7 @@ class Runtime(Protocol):
         cgroup.  Idempotent; kills what still lives."""
 
     def exec(self, container_id: str, process: Process, cgroups_path: str, request: ExecSpec) -> ExecSession:
-        """Start a process in the running container `process`.  Raises StartFailed when execve refuses."""
+        """Start a process in the running container `process`.  Raises StartFailed when execve refuses, StepFailed."""
 
     def attach(self, container_id: str, run_dir: Path, *, stdin: bool) -> socket.socket:
         """The container's streams from now on, as packets (`monitor.client.attach`).

@@ -213,10 +213,12 @@ class Containers:
         *,
         stdin: int = -1,
         terminal: bool = False,
+        waits: bool = True,
     ) -> ExecSession:
         """Start a command inside a running container, on the given descriptors or on a terminal of its own.
 
-        Raises FailedPrecondition when the container does not run, StartFailed when execve refuses.
+        waits: see `oci.runtime.ExecSpec`.  Raises FailedPrecondition when the container does not run, StartFailed when
+        execve refuses.
         """
         node = self._node
         container = node.store.get(Container, container_id)
@@ -231,6 +233,7 @@ class Containers:
             stderr=stderr,
             seccomp=heritage.seccomp,
             linux=heritage.linux,
+            waits=waits,
         )
         return runtime.exec(container_id, process.process(), container.cgroup, request)
 

@@ -6,7 +6,6 @@ Nothing here forks, clones or changes a namespace: that is the launchers' work, 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import logging
@@ -34,14 +33,14 @@ from crio_native.errors import (
     StepFailed,
     Unavailable,
 )
-from crio_native.linux import capabilities, mounts, namespaces, process, resctrl, syscalls
+from crio_native.linux import capabilities, mounts, process, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import criu, features
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, restoring, wire
-from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, start_exec, stdio_of
+from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, Target, Targets, start_exec, stdio_of
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
 from crio_native.oci.builtin.replies import receive
 from crio_native.oci.monitored import Monitored, monitor_arguments
@@ -284,6 +283,7 @@ class BuiltinRuntime(Monitored):
         self._clamp = clamp
         self._create_timeout = create_timeout
         self._exec_packets = ExecPackets()
+        self._targets = Targets()
         self._watches: dict[Path, socket.socket] = {}  # by run_dir, of containers that nobody has begun to watch yet
 
     def abilities(self) -> Abilities:
@@ -414,6 +414,7 @@ class BuiltinRuntime(Monitored):
             raise StartFailed.from_dict(error.to_dict()) from None
 
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
+        self._targets.forget(container_id)
         cgroup = self._cgroup(cgroups_path)
         self._end(container_id, run_dir, cgroup)
         if cgroup is not None:
@@ -422,37 +423,26 @@ class BuiltinRuntime(Monitored):
         late_hooks.run_poststop(self._launchers, run_dir, container_id)
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
-        cgroup = self._cgroup(cgroups_path)
-        try:
-            foreign = namespaces.differing(process_.pid)
-        except FileNotFoundError:
-            raise StepFailed("exec", errno.ESRCH, "", "the container has ended") from None
-        asked = (container_id, process_.pid, process_.start_time, cgroups_path, foreign)
-        packet = self._exec_packets.packet(
-            asked, request, lambda: self._exec_packet(container_id, process_, cgroup, request, foreign)
-        )
-        descriptor = cgroup.descriptor() if cgroup else None
-        return start_exec(self._launchers.hand_on, container_id, packet, request, descriptor)
+        target = self._targets.of(container_id, process_, lambda: self._cgroup(cgroups_path))
+        asked = (container_id, cgroups_path, target.namespaces)
+        packet = self._exec_packets.packet(asked, request, lambda: self._exec_packet(container_id, target, request))
+        return start_exec(self._launchers.hand_on, container_id, packet, request, target)
 
-    def _exec_packet(
-        self, container_id: str, process_: Process, cgroup: Cgroup | None, request: ExecSpec, foreign: int
-    ) -> bytes:
-        own_user = bool(foreign & syscalls.CLONE_NEWUSER)
+    def _exec_packet(self, container_id: str, target: Target, request: ExecSpec) -> bytes:
+        own_user = bool(target.namespaces & syscalls.CLONE_NEWUSER)
         plan = exec_plan(
             replace(request, process=self._permitted(request.process, container_id, own_user)),
             this_host(self._clamp),
-            cgroup_files=cgroup.join_files() if cgroup else [],
+            cgroup_files=target.join_files,
             seccomp=_compiled(request.seccomp),
-            namespaces=foreign,
+            namespaces=target.namespaces,
             state={"ociVersion": specs.VERSION, "id": container_id, "status": "running", "bundle": ""},
             linux=request.linux,
         )
         message = {
             "op": "exec",
-            "pid": process_.pid,
-            "start_time": process_.start_time,
             "stdio": stdio_of(request),
-            "cgroup": cgroup is not None and bool(hierarchy().unified),
+            "cgroup": target.group >= 0,
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
         }
         return wire.pack(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import marshal
 import os
@@ -14,12 +15,15 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from crio_native.errors import StartFailed, StepFailed
+from crio_native.errors import DeadlineExceeded, StartFailed, StepFailed, Unavailable
+from crio_native.linux import namespaces, process
+from crio_native.linux.cgroup import Cgroup
 from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.replies import receive
-from crio_native.oci.runtime import ExecSpec, ExitStatus
+from crio_native.oci.runtime import ExecSpec, ExitStatus, Process
 
 PACKETS = 256  # so many are kept, of some 3 KiB each
+TARGETS = 128  # so many are kept, of two descriptors each
 _START_SECONDS = 30.0
 
 
@@ -44,6 +48,57 @@ class ExecPackets:
         return packet
 
 
+class Target:
+    """A running container, as an exec needs it.
+
+    pidfd: of its init.  namespaces: CLONE_NEW* of those to enter.  group: its directory in the unified hierarchy, -1 on
+    a v1 host and without a group.  join_files: see `Cgroup.join_files`.
+    """
+
+    def __init__(self, init: Process, cgroup: Cgroup | None) -> None:
+        """Raises StepFailed when it has ended."""
+        self.group = self.pidfd = -1
+        try:
+            self.pidfd = os.pidfd_open(init.pid)
+            self.namespaces = namespaces.differing(init.pid)
+            if process.start_time(init.pid) != init.start_time:
+                raise ProcessLookupError
+        except (ProcessLookupError, FileNotFoundError):
+            raise StepFailed("exec", errno.ESRCH, "", "the container has ended") from None
+        if cgroup is not None:
+            group = cgroup.descriptor()
+            self.group = -1 if group is None else group
+        self.join_files = cgroup.join_files() if cgroup is not None else []
+
+    def __del__(self) -> None:
+        """When nobody sends the descriptors any more."""
+        for fd in (self.pidfd, self.group):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Targets:
+    """Those of the containers that had commands lately."""
+
+    def __init__(self) -> None:
+        self._known: LRUCache[str, tuple[Process, Target]] = LRUCache(TARGETS)
+        self._lock = threading.Lock()
+
+    def of(self, container_id: str, init: Process, cgroup: Callable[[], Cgroup | None]) -> Target:
+        """Raises StepFailed when the container has ended."""
+        with self._lock:
+            known, target = self._known.get(container_id, (None, None))
+        if target is None or known != init:
+            target = Target(init, cgroup())
+            with self._lock:
+                self._known[container_id] = init, target
+        return target
+
+    def forget(self, container_id: str) -> None:
+        with self._lock:
+            self._known.pop(container_id, None)
+
+
 def _given(request: ExecSpec) -> list[int]:
     return [fd for fd in (request.stdin, request.stdout, request.stderr) if fd >= 0]
 
@@ -59,47 +114,96 @@ def start_exec(
     container_id: str,
     packet: bytes,
     request: ExecSpec,
-    cgroup: int | None,
+    target: Target,
 ) -> BuiltinExec:
-    """Hand the request on and wait for the command to run.  cgroup: a descriptor, closed here.
+    """Hand the request on and, if it waits, see that the command runs.
 
     Raises StepFailed, StartFailed when execve refuses, Unavailable when the launcher died, DeadlineExceeded.
     """
-    extra = [] if cgroup is None else [cgroup]
+    group = [target.group] if target.group >= 0 else []
     status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reply, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session = BuiltinExec(reply, Birth(status, f"starting a process in container {container_id}"))
     try:
-        with status:
-            try:
-                hand_on("exec", packet, [far.fileno(), theirs.fileno(), *_given(request), *extra])
-            finally:
-                far.close()
-                theirs.close()
-                for fd in extra:
-                    os.close(fd)
-            started = receive(reply, _START_SECONDS, f"starting a process in container {container_id}")
-            if "error" in started:
-                raise StepFailed.from_dict(started["error"])
-            terminal = _await_exec(status)
+        try:
+            hand_on("exec", packet, [far.fileno(), theirs.fileno(), target.pidfd, *_given(request), *group])
+        finally:
+            far.close()
+            theirs.close()
+        if request.waits:
+            session.started()
     except BaseException:
-        reply.close()
+        session.close()
         raise
-    return BuiltinExec(reply, started["started"], terminal)
+    return session
+
+
+class Birth:
+    """What an exec'ed process tells until it executes its command, which closes the other end: first its pid, then its
+    terminal's master if it has one, or how it failed."""
+
+    def __init__(self, status: socket.socket, stage: str) -> None:
+        """stage: what one is at meanwhile, for a message."""
+        self._status, self._stage = status, stage
+        self.pid, self.terminal = 0, -1
+
+    def wait(self) -> None:
+        """Until it runs.  Raises as `start_exec`."""
+        self._status.settimeout(_START_SECONDS)
+        try:
+            while self._heard():
+                pass
+        except BaseException:
+            if self.terminal >= 0:
+                os.close(self.terminal)
+                self.terminal = -1
+            raise
+        finally:
+            self._status.close()
+
+    def _heard(self) -> bool:
+        try:
+            message, descriptors = wire.receive(self._status)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing within {_START_SECONDS:g} s while {self._stage}") from None
+        if message == b"C":
+            self.terminal = descriptors[0]
+        elif message:
+            told = json.loads(message)
+            if "error" in told:
+                raise (StartFailed if self.pid else StepFailed).from_dict(told["error"])
+            self.pid = told["started"]
+        elif not self.pid:
+            raise Unavailable(f"the launcher ended while {self._stage}")
+        return bool(message)
+
+    def close(self) -> None:
+        self._status.close()
 
 
 class BuiltinExec:
-    """An ExecSession of the built-in executor."""
+    """An ExecSession of the built-in executor.  birth: of a process that is yet to be seen running."""
 
-    def __init__(self, reply: socket.socket, pid: int, terminal: int = -1) -> None:
-        self._reply, self.pid, self.terminal = reply, pid, terminal
+    def __init__(self, reply: socket.socket, birth: Birth | None = None, pid: int = 0, terminal: int = -1) -> None:
+        self._reply, self._birth, self.pid, self.terminal = reply, birth, pid, terminal
         self._result: ExitStatus | None = None
+
+    def started(self) -> None:
+        """Wait until it runs.  Raises as `start_exec`."""
+        birth, self._birth = self._birth, None
+        if birth is not None:
+            birth.wait()
+            self.pid, self.terminal = birth.pid, birth.terminal
 
     def fileno(self) -> int:
         return self._reply.fileno()
 
     def result(self) -> ExitStatus:
         if self._result is None:
-            answer = receive(self._reply, None, "a process ran in a container")
+            try:
+                answer = receive(self._reply, None, "a process ran in a container")
+            finally:
+                self.started()  # by now it has, or has said why not
             self._result = ExitStatus(answer["exited"], answer["signal"], False, time.time_ns())
         return self._result
 
@@ -113,25 +217,5 @@ class BuiltinExec:
 
     def close(self) -> None:
         self._reply.close()
-
-
-def _await_exec(status: socket.socket) -> int:
-    """Until the exec itself closes the socket; the master of the process's terminal, -1 for none.
-
-    Raises StartFailed with what the process tells instead.
-    """
-    status.settimeout(30)
-    terminal = -1
-    while True:
-        try:
-            message, descriptors = wire.receive(status)
-        except TimeoutError:
-            message, descriptors = b'{"error":{"step":"execute","detail":"nothing happened for 30 s"}}', []
-        if not message:
-            return terminal
-        if message == b"C":
-            terminal = descriptors[0]
-            continue
-        if terminal >= 0:
-            os.close(terminal)
-        raise StartFailed.from_dict(json.loads(message)["error"])
+        if self._birth is not None:
+            self._birth.close()

@@ -157,6 +157,7 @@ class Launcher:
             elif what == "pages":
                 self.spares[rest[0]].runs = rest[1]
             else:
+                self.emptied(self.spares["exec"])
                 self.execs[rest[0]] = Exec(rest[0], wire.channel(descriptors[0]))
                 self.poll.register(descriptors[0], select.POLLIN)
 

@@ -6,19 +6,14 @@ Pods without one have theirs pinned by `Launchers.pin_namespaces`.  Here a launc
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from crio_native.errors import Internal, StepFailed
-from crio_native.linux import process
+from crio_native.errors import Internal, StartFailed, StepFailed
 from crio_native.oci.builtin.client import Launchers
-from crio_native.oci.builtin.replies import receive
-
-_SECONDS = 30.0
+from crio_native.oci.builtin.execs import Birth, BuiltinExec
 
 
 def pin_namespaces(
@@ -54,30 +49,23 @@ def pin_namespaces(
 def _run(launchers: Launchers, step: Mapping[str, object]) -> socket.socket | None:
     status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     answer, their_answer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = {"op": "exec", "stdio": [0, -1, -1], "cgroup": False, "steps": [("pin_namespaces", step)]}
     with status, answer:
-        with their_status, their_answer:
-            request = {
-                "op": "exec",
-                "pid": os.getpid(),
-                "start_time": process.start_time(os.getpid()),
-                "stdio": [0, -1, -1],
-                "cgroup": False,
-                "steps": [("pin_namespaces", step)],
-            }
-            with launchers.conversation(request, [their_status.fileno(), their_answer.fileno()]) as reply:
-                _expect(receive(reply, _SECONDS, "starting to make the pod's namespaces"), "started")
-                ended = _expect(receive(reply, _SECONDS, "making the pod's namespaces"), "exited")
-        # Now that it has ended and our copies of its ends are closed, what it said is there, and nothing blocks.
-        failure = status.recv(65536)
-        if failure:
-            raise StepFailed.from_dict(json.loads(failure)["error"])
+        ourselves = os.pidfd_open(os.getpid())
+        try:
+            with launchers.conversation(request, [their_status.fileno(), ourselves, their_answer.fileno()]) as reply:
+                their_status.close()
+                their_answer.close()
+                session = BuiltinExec(reply, Birth(status, "making the pod's namespaces"))
+                session.started()  # its last word, for it executes nothing
+                ended = session.result().code
+        except StartFailed as error:
+            raise StepFailed.from_dict(error.to_dict()) from None
+        finally:
+            their_status.close()
+            their_answer.close()
+            os.close(ourselves)
         if ended:
             raise Internal(f"the process that makes a pod's namespaces ended with status {ended}")
         _, descriptors, _, _ = socket.recv_fds(answer, 64, 1)
         return socket.socket(fileno=descriptors[0]) if descriptors else None
-
-
-def _expect(answer: Mapping[str, Any], word: str) -> int:
-    if "error" in answer:
-        raise StepFailed.from_dict(answer["error"])
-    return int(answer[word])

@@ -8,14 +8,15 @@ A spare gives its life and its memory to the process that it makes (see `linux.d
 - for `external`, no donor: it runs an OCI runtime's program itself (see `oci.external.runner`).
 
 What it tells its launcher: ("taken", kind, flags) when it waits no more, with CLONE_NEW* of the namespaces that its
-plan makes, for the next one to have them ready: who runs pods wants none, for a pod's are made once; ("born", pid) of
-an exec'ed process, with the daemon's reply socket; ("pages", kind, runs), see `warmth`.
+plan makes, for the next one to have them ready: who runs pods wants none, for a pod's are made once; instead of it
+("born", pid) of an exec'ed process, with the daemon's reply socket; ("pages", kind, runs), see `warmth`.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
+import errno
 import marshal
 import os
 
@@ -163,6 +164,8 @@ def _receive(kind: str, requests: _socket.socket, news: _socket.socket) -> tuple
     if not data:
         os._exit(0)  # the daemon has ended
     request = wire.unpack(data)
+    if kind == "exec":
+        return request, descriptors  # the launcher learns it when the process is born
     try:
         wire.send(news, marshal.dumps(("taken", kind, _unshared(request.get("steps", ())))))
     except OSError:
@@ -269,30 +272,29 @@ def _bear_with_duties(
 
 
 def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Descriptors: reply, status, stdin, stdout, stderr, and the container's cgroup on a v2 host."""
-    reply, status, *rest = descriptors
+    """Descriptors: reply, status, the container's pidfd, the standard streams that there are, and its cgroup on a v2
+    host."""
+    reply, status, container, *rest = descriptors
     plan = request["steps"]
     try:
-        container = os.pidfd_open(request["pid"])
-        if process.start_time(request["pid"]) != request["start_time"]:
-            raise ProcessLookupError(3, "the container has ended")
         syscalls.setns(container, syscalls.CLONE_NEWPID)
     except OSError as error:
-        _refuse_exec(reply, error)
+        _refuse_exec(status, error)
     stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
     others = [status, container, reply, donor.news.detach()]
     try:
         pid = donor.bear(plan, 0, rest[-1] if request["cgroup"] else -1, stdio, others)
     except OSError as error:
-        _refuse_exec(5, error)
+        _refuse_exec(3, error)
+    wire.tell(3, {"started": pid})
     news = wire.channel(6)
     wire.send(news, marshal.dumps(("born", pid)), [5])
     news.close()
-    wire.tell(5, {"started": pid})
     os.close(5)
     init.run_exec(plan, donor.lesson)
 
 
-def _refuse_exec(reply: int, error: OSError) -> NoReturn:
-    wire.tell(reply, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": str(error)}})
+def _refuse_exec(status: int, error: OSError) -> NoReturn:
+    detail = "the container has ended" if error.errno == errno.ESRCH else str(error)
+    wire.tell(status, {"error": {"step": "exec", "errno": error.errno or 0, "path": "", "detail": detail}})
     os._exit(1)

@@ -257,7 +257,7 @@ class ExternalRuntime(Monitored):
         except BaseException:
             reply.close()
             raise
-        return BuiltinExec(reply, started["started"], terminal)
+        return BuiltinExec(reply, pid=started["started"], terminal=terminal)
 
     def _exec_failed(self, error: StepFailed, process_: Process) -> StepFailed:
         if error.number:
