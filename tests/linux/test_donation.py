@@ -22,9 +22,9 @@ if donor == 0:
 pytestmark = pytest.mark.root
 
 
-def run(body: str, *, without: str = "") -> str:
+def run(body: str, *, without: str = "", prelude: str = PRELUDE) -> str:
     """What a single-threaded process says that runs the prelude and then `body`."""
-    words = [sys.executable, "-c", PRELUDE + body]
+    words = [sys.executable, "-c", prelude + body]
     if without:
         words = [sys.executable, "-m", "tests.oci.without", without, *words]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -120,3 +120,26 @@ print(os.read(note, 100).decode())
 """
     by_hand, in_advance = map(int, run(body).split())
     assert 128 <= by_hand < 256 and 127 <= in_advance < 256
+
+
+LEAST = """
+    donation.donate(switch, syscalls.CLONE_NEWPID)
+    os.write(told, b"%d" % os.getpriority(os.PRIO_PROCESS, 0))
+    os.execv("/bin/sleep", ["sleep", "0.3"])
+nice = os.read(note, 10).decode()
+os.waitid(os.P_PID, donor, os.WEXITED | os.WNOWAIT)
+print(nice, open(f"/proc/{donor}/stat").read().rpartition(")")[2].split()[16], os.getpriority(os.PRIO_PROCESS, 0))
+os.wait(), os.wait()
+"""
+
+
+def test_nobody_waits_for_the_donors_end() -> None:
+    """It has the least priority; its child, and who made it, keep theirs."""
+    assert run(LEAST).split() == ["0", "19", "0"]
+
+
+def test_who_could_not_take_its_priority_back_keeps_it() -> None:
+    """A root without CAP_SYS_NICE."""
+    lacking = "effective, permitted, _ = syscalls.capget()\nsyscalls.capset(effective & ~NICE, permitted & ~NICE, 0)\n"
+    prelude = PRELUDE.replace("donor = ", f"NICE = 1 << 23\n{lacking}donor = ")
+    assert run(LEAST, prelude=prelude).split() == ["0", "0", "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from crio_native.errors import InvalidArgument, NotFound, StartFailed, StepFailed
-from crio_native.oci.runtime import Overlay, UserRequest
+from crio_native.oci.runtime import ExecSession, ExecSpec, Overlay, UserRequest
 
 from ..machine import Machine
 from .conftest import PARENT, Box, Container
@@ -225,6 +226,52 @@ def test_exec_of_a_command_that_does_not_exist(box: Box) -> None:
     with pytest.raises(StartFailed, match="nosuch"):
         container.exec("nosuch")
     assert container.exec("true") == (0, "")
+
+
+def exec_that_nobody_awaits(container: Container, *args: str) -> ExecSession:
+    request = ExecSpec({**container.spec.spec["process"], "args": list(args)}, waits=False)
+    return container.runtime.exec(container.spec.id, container.process, container.cgroup, request)
+
+
+@pytest.mark.parametrize(
+    ("code", "args"), [(0, ["true"]), (7, ["sh", "-c", "exit 7"]), (137, ["sh", "-c", "kill -9 $$"])]
+)
+def test_an_exec_whose_start_nobody_awaits(box: Box, code: int, args: list[str]) -> None:
+    container = box.create(box.spec()).start()
+    with contextlib.closing(exec_that_nobody_awaits(container, *args)) as session:
+        assert session.result().code == session.result().code == code
+
+
+def test_an_exec_whose_start_nobody_awaits_tells_why_it_failed(box: Box) -> None:
+    container = box.create(box.spec()).start()
+    with (
+        contextlib.closing(exec_that_nobody_awaits(container, "nosuch")) as session,
+        pytest.raises(StartFailed, match="nosuch"),
+    ):
+        session.result()
+
+
+def test_an_exec_that_comes_with_the_containers_end(box: Box) -> None:
+    """What is known of a container from earlier execs is its own: the pid may be anybody's by now."""
+    container = box.create(box.spec()).start()
+    container.exec("true")
+    os.kill(container.process.pid, 9)
+    container.wait()
+    with (
+        contextlib.closing(exec_that_nobody_awaits(container, "true")) as session,
+        pytest.raises(StepFailed, match="the container has ended"),
+    ):
+        session.result()
+    with pytest.raises(StepFailed, match="the container has ended"):
+        container.exec("true")
+
+
+def test_a_container_that_goes_takes_what_execs_have_kept_of_it(box: Box) -> None:
+    before = os.listdir("/proc/self/fd")
+    container = box.create(box.spec()).start()
+    container.exec("true")
+    box.runtime.delete(container.spec.id, container.spec.run_dir, container.cgroup)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_killed_launcher_is_replaced(box: Box, runtime: Any) -> None:
