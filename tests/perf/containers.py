@@ -71,7 +71,7 @@ class Ours:
 
     def exec(self, process: Process, spec: Mapping[str, Any]) -> None:
         words = {**spec["process"], "args": list(TRUE)}
-        session = self.runtime.exec("exec", process, spec["linux"]["cgroupsPath"], ExecSpec(process=words))
+        session = self.runtime.exec("exec", process, spec["linux"]["cgroupsPath"], ExecSpec(process=words, waits=False))
         status = session.result()
         session.close()
         if status.code != 0:

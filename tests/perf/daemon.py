@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli import busybox
 from crio_native.cli.scratch import ScratchDaemon
+from tests.perf import stub
 from tests.perf.containers import TRUE, rounds
 from tests.perf.peers import SLEEP, Bundle, program, resident_set_size, run
 from tests.perf.report import Result, compare
@@ -21,7 +22,7 @@ class Client:
     """One pod with one container, by the CRI."""
 
     def __init__(self, daemon: ScratchDaemon) -> None:
-        self.daemon, self.runtime = daemon, daemon.runtime
+        self.daemon, self.runtime = daemon, stub.runtime(daemon.socket)
         reference = busybox.build_layout(daemon.directory / "layout", "bench")
         request = cri.PullImageRequest(image=cri.ImageSpec(image=reference))
         self.image = daemon.images.PullImage(request, timeout=60).image_ref

@@ -15,6 +15,7 @@ import grpc
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.api.runtime.v1 import api_pb2_grpc
 from crio_native.cli.scratch import MESSAGE_SIZE, ScratchDaemon, wait_for
+from tests.perf import stub
 from tests.perf.containerd import IMAGE, Containerd
 from tests.perf.daemon import Client
 from tests.perf.peers import SLEEP
@@ -38,11 +39,12 @@ def measure(daemon: ScratchDaemon, directory: Path, progress: Callable[[str], No
         progress(f"{PODS * EACH} containers: containerd")
         _fill(peer.runtime, peer.pod, IMAGE)
         results: list[Result] = []
+        sides = stub.runtime(daemon.socket), stub.runtime(peer.socket)
         for name, rounds in CALLS.items():
             progress(name)
             samples: tuple[list[float], list[float]] = ([], [])
             for _ in range(rounds):
-                for runtime, found in zip((daemon.runtime, peer.runtime), samples, strict=True):
+                for runtime, found in zip(sides, samples, strict=True):
                     began = time.perf_counter()
                     getattr(runtime, name)(getattr(cri, f"{name}Request")(), timeout=60)
                     found.append(time.perf_counter() - began)

@@ -12,6 +12,7 @@ from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli.scratch import ScratchDaemon
+from tests.perf import stub
 from tests.perf.containerd import IMAGE, Containerd
 from tests.perf.containers import TRUE
 from tests.perf.daemon import Client
@@ -65,10 +66,10 @@ def measure(daemon: ScratchDaemon, directory: Path, progress: Callable[[str], No
     try:
         account = Account(daemon.cgroup_parent, daemon.process.pid)
         _, container = start(daemon.runtime, pod_of(daemon, "probed"), Client(daemon).image)
-        ours = Contestant(daemon.runtime, daemon.process.pid, account, container)
+        ours = Contestant(stub.runtime(daemon.socket), daemon.process.pid, account, container)
         account = Account(f"{CGROUP}/containerd", peer.process.pid)
         _, container = start(peer.runtime, peer.pod("probed"), IMAGE)
-        its = Contestant(peer.runtime, peer.process.pid, account, container)
+        its = Contestant(stub.runtime(peer.socket), peer.process.pid, account, container)
         sizes: list[float] = []
         with ThreadPoolExecutor(AT_ONCE) as workers:
             for number in range(TURNS):

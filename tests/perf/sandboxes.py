@@ -17,6 +17,7 @@ from typing import Any
 
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli.scratch import ScratchDaemon
+from tests.perf import stub
 from tests.perf.containerd import IMAGE, Containerd
 from tests.perf.daemon import Client
 from tests.perf.peers import SLEEP
@@ -77,8 +78,8 @@ def measure(daemon: ScratchDaemon, directory: Path, rounds: int, progress: Calla
     peer = Containerd(directory / "containerd-pods", network=cri.POD)
     try:
         sides = [
-            Contestant(daemon.runtime, lambda name: pod_of(daemon, name), Client(daemon).image),
-            Contestant(peer.runtime, peer.pod, IMAGE),
+            Contestant(stub.runtime(daemon.socket), lambda name: pod_of(daemon, name), Client(daemon).image),
+            Contestant(stub.runtime(peer.socket), peer.pod, IMAGE),
         ]
         results: list[Result] = []
         for at_once in (1, AT_ONCE):
