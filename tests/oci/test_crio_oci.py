@@ -104,6 +104,48 @@ def test_delete_force(oci: Oci) -> None:
     assert not oci.left()
 
 
+DAMAGE = {"empty": b"", "cut": b'{"id": "c", "pid": 4', "other": b'{"id": "../c"}', "bytes": b"\xff\xfe"}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "directory", "number"])
+def test_a_damaged_state_hides_no_other_container_and_can_be_removed(oci: Oci, damage: str) -> None:
+    spec = spec_of(str(oci.root), ("sleep", "1000"))
+    for name in ("c", "whole"):
+        spec["linux"]["cgroupsPath"] = f"/{oci.name}-{name}"
+        oci.ok("run", "--detach", "-b", oci.write(spec), name)
+    pid, file = json.loads(oci.ok("state", "c"))["pid"], oci.state / "c/state.json"
+    record = json.loads(file.read_text()) | {"pid": "1", "cgroupsPath": f"/{oci.name}-whole"}
+    file.unlink()
+    if damage == "directory":
+        file.mkdir()
+    else:
+        file.write_bytes(DAMAGE.get(damage) or json.dumps(record).encode())
+    listed = oci.call("list", "-q")
+    assert (listed.returncode, listed.stdout) == (0, "whole\n")
+    assert "the state of container 'c' cannot be read" in listed.stderr
+    assert "cannot be read" in oci.refused("delete", "c")
+    assert "no hook of it is run" in oci.call("delete", "--force", "c").stderr
+    assert not Path(f"/proc/{pid}/root/proc").exists()  # what was in the group that its config.json names
+    assert oci.ok("list", "-q") == "whole\n"
+    assert oci.status("whole") == "running"
+    oci.ok("delete", "-f", "whole")
+    assert not oci.left()
+
+
+def test_without_state_and_config_no_group_is_touched(oci: Oci) -> None:
+    oci.running("c")
+    pid = json.loads(oci.ok("state", "c"))["pid"]
+    for name in ("state.json", "config.json"):
+        (oci.state / "c" / name).write_text("")
+    (oci.state / "c/elsewhere").symlink_to(oci.root)
+    assert "its control group is left" in oci.call("delete", "--force", "c").stderr
+    assert not list(oci.state.glob("c")) and (oci.root / "bin").is_dir()
+    os.kill(pid, signal.SIGKILL)  # it was let live
+    for directory in Path("/sys/fs/cgroup").glob(f"*/{oci.name}/c"):
+        wait_for(lambda directory=directory: not (directory / "cgroup.procs").read_text())
+        directory.rmdir(), directory.parent.rmdir()
+
+
 def test_delete_by_a_regular_expression(oci: Oci) -> None:
     for name in ("job-1", "job-2", "other"):
         spec = spec_of(str(oci.root), ("sleep", "100"))

@@ -7,10 +7,10 @@ import os
 import select
 import sys
 
-from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
-from crio_native.linux.cgroup import files, hierarchy
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, StepFailed
+from crio_native.linux.cgroup import cgroup_of, files, hierarchy
 from crio_native.oci.builtin import wire
-from crio_native.oci.builtin.standalone import channel, state
+from crio_native.oci.builtin.standalone import channel, log, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def delete(options: SimpleNamespace) -> int:
         pattern = re.compile(options.arguments[0])
     except re.error as error:
         raise InvalidArgument("--regex", options.arguments[0], f"is no regular expression: {error}") from None
-    for name in [found.id for found in state.every(options.root) if pattern.search(found.id)]:
+    for name in [name for name in state.ids(options.root) if pattern.search(name)]:
         options.arguments = [name]
         _delete(options)
     return 0
@@ -115,11 +115,17 @@ def _delete(options: SimpleNamespace) -> int:
     try:
         found = _load(options)
     except state.DoesNotExist as error:
-        if options.force:
-            if error.half_made:
-                os.rmdir(f"{options.root}/{error.name}")
-            return 0
-        raise
+        if not options.force:
+            raise
+        if error.half_made:
+            state.clear(f"{options.root}/{error.name}")
+        return 0
+    except state.Damaged as error:
+        if not options.force:
+            raise
+        log.warning(f"{error}: what can be known of it is removed, and no hook of it is run")
+        _remove_damaged(options)
+        return 0
     status = found.status()
     if status not in ("stopped", "created") and not options.force:
         raise FailedPrecondition(f"cannot delete container {found.id!r} that is not stopped: {status}")
@@ -127,6 +133,31 @@ def _delete(options: SimpleNamespace) -> int:
         kill_init(found)
     remove(found)
     return 0
+
+
+def _remove_damaged(options: SimpleNamespace) -> None:
+    """A container without its state: all processes of its control group, the group, the directory.
+
+    Which group that is the copy of its config.json tells, as it told `create`, with the same global flags.  Without
+    that nobody knows: the group that has the container's name may be anybody's.
+    """
+    from crio_native.oci import spec as specs
+    from crio_native.oci.builtin.standalone import create
+
+    name = options.arguments[0]
+    directory = f"{options.root}/{name}"
+    try:
+        spec = state.read_json(f"{directory}/config.json")
+        specs.validate(spec)
+        path = create.cgroups_path((spec.get("linux") or {}).get("cgroupsPath") or "", options)
+        if options.cgroup_manager != "disabled":
+            cgroup = cgroup_of(path, options.cgroup_manager, spec.get("annotations") or {})
+            if cgroup.exists():
+                cgroup.kill()
+            cgroup.remove()
+    except (OSError, CrioError) as error:
+        log.warning(f"container {name!r}: its control group is left, and what runs in it: {error}")
+    state.clear(directory)
 
 
 def remove(found: State) -> None:

@@ -130,7 +130,7 @@ class Made:
             "created": state.now(),
             "owner": "root" if os.geteuid() == 0 else str(os.geteuid()),
             "annotations": self.spec.get("annotations") or {},
-            "cgroupsPath": _cgroups_path(linux.get("cgroupsPath", ""), self.options),
+            "cgroupsPath": cgroups_path(linux.get("cgroupsPath", ""), self.options),
             "cgroupManager": self._cgroup_manager(linux),
             "madeCgroups": [],
             "hooks": {kind: hooks[kind] for kind in ("poststart", "poststop") if hooks.get(kind)},
@@ -451,7 +451,8 @@ def _read_config(path: str) -> bytes:
         raise InvalidArgument("--bundle", path, f"the bundle's config.json cannot be read: {why}") from None
 
 
-def _cgroups_path(asked: str, options: SimpleNamespace) -> str:
+def cgroups_path(asked: str, options: SimpleNamespace) -> str:
+    """Where a container's group is, by linux.cgroupsPath and the command line; the default is named after its id."""
     if options.cgroup_manager == "systemd":
         return asked or f":crio-oci:{options.arguments[0]}"
     return "/" + specs.normalise(asked or options.arguments[0]).lstrip("/")

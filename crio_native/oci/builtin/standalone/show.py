@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from crio_native.errors import AlreadyExists, InvalidArgument
-from crio_native.oci.builtin.standalone import state
+from crio_native.errors import AlreadyExists, CrioError, InvalidArgument
+from crio_native.oci.builtin.standalone import log, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import SimpleNamespace
     from typing import Any
 
@@ -21,7 +22,7 @@ def list_(options: SimpleNamespace) -> int:
     """Every container below --root."""
     if options.format not in ("", "table", "json"):
         raise InvalidArgument("--format", options.format, "must be table or json")
-    states = [found.oci() for found in state.every(options.root)]
+    states = list(_states(options.root))
     if options.quiet:
         sys.stdout.write("".join(f"{entry['id']}\n" for entry in states))
     elif options.format == "json":
@@ -32,6 +33,17 @@ def list_(options: SimpleNamespace) -> int:
         rows = [_COLUMNS, *(tuple(str(entry[name.lower()]) for name in _COLUMNS) for entry in states)]
         sys.stdout.write(table(rows))
     return 0
+
+
+def _states(root: str) -> Iterator[dict[str, Any]]:
+    """One container that is damaged must not hide the others from who asks for all."""
+    for name in state.ids(root):
+        try:
+            yield state.load(root, name).oci()
+        except state.DoesNotExist:
+            continue
+        except CrioError as error:
+            log.warning(str(error))
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

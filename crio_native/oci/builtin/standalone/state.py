@@ -19,9 +19,15 @@ from crio_native.oci.builtin import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
+# What state.json has, by the types that a parser makes; it is checked because disks fill up and people edit.
+_RECORD = {
+    **dict.fromkeys(("id", "ociVersion", "bundle", "rootfs", "created", "owner", "cgroupsPath", "cgroupManager"), str),
+    **dict.fromkeys(("pid", "startTime"), int),
+    **dict.fromkeys(("creator", "madeCgroups"), list),
+    **dict.fromkeys(("annotations", "hooks"), dict),
+}
 MAX_CONFIG = 16 << 20  # bytes of a config.json, which an engine wrote; the kernel's limits are far below
 START_SOCKET = "start"
 _ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
@@ -185,12 +191,23 @@ def claim(root: str, container_id: str) -> str:
 
 
 def load(root: str, container_id: str) -> State:
-    """The container of that id.  Raises DoesNotExist."""
+    """The container of that id.  Raises DoesNotExist, Damaged."""
     directory = f"{root}/{check_id(container_id)}"
+    path = f"{directory}/state.json"
     try:
-        return State(directory, read_json(f"{directory}/state.json"))
+        record = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DoesNotExist(container_id, root, os.path.isdir(directory)) from None
+    except OSError as error:
+        raise Damaged(container_id, f"{path}: {os.strerror(error.errno or errno.EIO).lower()}") from None
+    except InvalidArgument as error:
+        raise Damaged(container_id, str(error)) from None
+    for field, kind in _RECORD.items():
+        if type(record.get(field)) is not kind:
+            raise Damaged(container_id, f"{path}: it has no {field!r} as it was written")
+    if record["id"] != container_id or len(record["creator"]) != 2:
+        raise Damaged(container_id, f"{path}: it is another container's, or was changed")
+    return State(directory, record)
 
 
 class DoesNotExist(NotFound):
@@ -201,17 +218,40 @@ class DoesNotExist(NotFound):
         self.kind, self.name, self.half_made = "container", container_id, half_made
 
 
-def every(root: str) -> Iterator[State]:
-    """All containers below root; those that come or go meanwhile may be missing."""
+class Damaged(CrioError):
+    """There is a container of that id, but its state.json cannot be read, or does not say what it has to."""
+
+    def __init__(self, container_id: str, why: str) -> None:
+        super().__init__(f"the state of container {container_id!r} cannot be read: {why}")
+
+
+def ids(root: str) -> list[str]:
+    """Of all containers below root; those that come or go meanwhile may be missing."""
     try:
-        names = sorted(os.listdir(root))
+        return sorted(name for name in os.listdir(root) if os.path.lexists(f"{root}/{name}/state.json"))
+    except FileNotFoundError:
+        return []
+
+
+def clear(directory: str) -> None:
+    """Remove a container's directory, whatever files are in it; no link is followed, and what is gone is fine."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    for name in names:
-        try:
-            yield State(f"{root}/{name}", read_json(f"{root}/{name}/state.json"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+    try:
+        for entry in os.scandir(fd):
+            try:
+                (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.name, dir_fd=fd)
+            except FileNotFoundError:
+                continue
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), directory) from None
+    finally:
+        os.close(fd)
 
 
 def now() -> str:
