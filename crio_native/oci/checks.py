@@ -49,6 +49,8 @@ def string(value: Any, field: str) -> str:
         raise InvalidArgument(field, checked, "may not contain a NUL byte")
     if len(checked) > MAX_STRING:
         raise InvalidArgument(field, checked, f"may have at most {MAX_STRING} characters")
+    if not checked.isascii():
+        _encodable(checked, field, "surrogateescape")
     return checked
 
 
@@ -59,9 +61,33 @@ def optional_string(value: Any, field: str) -> str:
 def strings(value: Any, field: str) -> list[str]:
     entries = items(value, field)
     for index, entry in enumerate(entries):
-        if type(entry) is not str or len(entry) > MAX_STRING or "\0" in entry:  # else no path needs to be made up
+        # Else no path needs to be made up.
+        if type(entry) is not str or len(entry) > MAX_STRING or "\0" in entry or not entry.isascii():
             string(entry, f"{field}[{index}]")
     return entries
+
+
+def encodable(value: Any, field: str) -> None:
+    """Raise InvalidArgument for a string in parsed JSON, or a key, that has half of a surrogate pair: the kernel takes
+    bytes, and for that there are none.  (Those halves with which Python spells foreign bytes are not meant by JSON.)"""
+    pending = [(field, value)]
+    while pending:
+        field, value = pending.pop()
+        if isinstance(value, str):
+            _encodable(value, field, "strict")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                here = f"{field}.{key}".lstrip(".") if key.isidentifier() else f"{field}[{key!r}]"
+                pending += (here, key), (here, item)
+        elif isinstance(value, list):
+            pending += ((f"{field}[{index}]", item) for index, item in enumerate(value))
+
+
+def _encodable(text: str, field: str, errors: str) -> None:
+    try:
+        text.encode(errors=errors)
+    except UnicodeEncodeError:
+        raise InvalidArgument(field, text, "may not contain half of a surrogate pair") from None
 
 
 def absolute(value: Any, field: str) -> str:

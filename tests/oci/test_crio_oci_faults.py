@@ -179,6 +179,38 @@ def test_a_config_that_is_wrong_is_refused_by_its_path(oci: Oci, field: str) -> 
     assert not list(oci.state.glob("*"))
 
 
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"hostname": HALF}, "hostname"),
+        ({"annotations": {HALF: "x"}}, r"annotations['\ud800']"),
+        ({"root": {"path": f"/{HALF}"}}, "root.path"),
+        ({"mounts": [{"destination": "/a", "type": "tmpfs", "options": [HALF]}]}, "mounts[0].options[0]"),
+        ({"hooks": {"poststop": [{"path": "/x", "env": [f"A={HALF}"]}]}}, "hooks.poststop[0].env[0]"),
+        ({"unknown": [[{"x": "\ude00\ud83d"}]]}, "unknown[0][0].x"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_refused_by_its_path(oci: Oci, change: dict[str, Any], field: str) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text()) | change
+    assert f"crio-oci: {field}: may not contain half of" in oci.refused("create", "-b", oci.write(spec), "c")
+    assert not list(oci.state.glob("*"))
+
+
+def test_half_of_a_surrogate_pair_in_other_files(oci: Oci) -> None:
+    whole, bad = oci.directory / "whole\udcff.json", oci.directory / "bad.json"
+    oci.running("c")
+    process = {"args": ["echo", "\U0001f600"], "cwd": "/", "env": ["PATH=/bin"]}
+    whole.write_text(json.dumps(process))  # in escapes: a pair is fine, and a file's name may be any bytes
+    assert oci.ok("exec", "-p", whole, "c") == "\U0001f600\n"
+    bad.write_text(json.dumps(process | {"cwd": f"/{HALF}"}))
+    assert "process.cwd: may not contain half" in oci.refused("exec", "-p", bad, "c", code=255)
+    bad.write_text(json.dumps({"unified": {HALF: "1"}}))
+    assert r"linux.resources.unified['\ud800']: may not" in oci.refused("update", "-r", bad, "c")
+
+
 def test_a_seccomp_filter_is_compiled_once(oci: Oci) -> None:
     spec = json.loads((oci.bundle("sh", "-c", "grep Seccomp: /proc/self/status") / "config.json").read_text())
     spec["linux"]["seccomp"] = SECCOMP

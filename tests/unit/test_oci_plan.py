@@ -217,6 +217,15 @@ def test_what_an_exec_inherits_from_the_containers_configuration() -> None:
     assert order.index("set_affinity") < order.index("join_cgroup") < len(order) - 1 - order[::-1].index("set_affinity")
 
 
+def test_a_string_that_no_bytes_are_for_is_refused_and_foreign_bytes_are_not() -> None:
+    def change(spec: dict[str, Any], word: str) -> None:
+        spec["process"]["args"] = ["/bin/echo", word]
+
+    plan(lambda spec: change(spec, "\xe4 \U0001f600 \udcff"))
+    with pytest.raises(InvalidArgument, match=r"process.args\[1\]: may not contain half"):
+        plan(lambda spec: change(spec, "\ud800"))
+
+
 def test_capabilities_that_only_a_user_namespace_can_give() -> None:
     def change(spec: dict[str, Any]) -> None:
         spec["process"]["capabilities"] = {"bounding": ["CAP_SYS_RESOURCE"]}

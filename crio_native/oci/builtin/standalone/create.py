@@ -83,7 +83,7 @@ class Made:
         bundle = os.path.abspath(options.bundle or ".")
         path = os.path.join(bundle, options.config or "config.json")
         content = _read_config(path)
-        self.spec = specs.complete(state.parse_json(content, path), os.geteuid(), os.getegid())
+        self.spec = specs.complete(state.foreign_json(content, path, ""), os.geteuid(), os.getegid())
         self.preserved = preserved_descriptors(options)
         specs.validate(self.spec)
         self.spec = without_mount_label(self.spec)

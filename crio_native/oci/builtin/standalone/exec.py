@@ -54,7 +54,8 @@ def exec_(options: SimpleNamespace) -> int:
 def process_object(options: SimpleNamespace, base: Mapping[str, Any]) -> dict[str, Any]:
     """What to run: --process as it is or the container's own process with another command, changed by the flags."""
     command = options.arguments[1:]
-    process = state.read_json(options.process) if options.process else {**base, "terminal": False}
+    file = options.process
+    process = state.read_foreign_json(file, "process") if file else {**base, "terminal": False}
     if command:
         process["args"] = command
     elif not options.process:

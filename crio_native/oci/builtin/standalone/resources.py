@@ -73,9 +73,9 @@ def _update_resctrl(found: State, schemata: dict[str, str]) -> None:
 
 def _from_file(path: str) -> dict[str, Any]:
     if path != "-":
-        return state.read_json(path)
+        return state.read_foreign_json(path, "linux.resources")
     with open(0, "rb", closefd=False) as file:
-        return state.parse_json(file.read(state.MAX_CONFIG + 1), "--resources -")
+        return state.foreign_json(file.read(state.MAX_CONFIG + 1), "--resources -", "linux.resources")
 
 
 def _from_flags(options: SimpleNamespace) -> dict[str, Any]:
