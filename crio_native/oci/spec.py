@@ -180,6 +180,13 @@ def _capabilities(sets: Mapping[str, Any], field: str) -> None:
         for index, name in enumerate(strings(sets[kind], f"{field}.{kind}")):
             if name not in capabilities.NUMBER:
                 raise InvalidArgument(f"{field}.{kind}[{index}]", name, "is not a capability that Linux has")
+    # What capset(2) refuses, whoever asks: the bounding set has been dropped by then.  An ambient one that cannot be
+    # is no error: engines ask for it without the others, and get a warning.
+    for kind, within in (("effective", "permitted"), ("inheritable", "bounding")):
+        if outside := set(sets.get(kind) or ()) - set(sets.get(within) or ()):
+            name = min(outside)
+            index = sets[kind].index(name)
+            raise InvalidArgument(f"{field}.{kind}[{index}]", name, f"the kernel wants it in {field}.{within} too")
 
 
 def _rlimits(limits: list[Any], field: str) -> None:

@@ -519,6 +519,15 @@ def test_streams_that_are_pipes_are_the_users(oci: Oci) -> None:
     assert (done.stdout, done.stderr) == ("7:8\n", "")
 
 
+def test_an_ambient_capability_that_cannot_be_is_a_warning(oci: Oci) -> None:
+    held = ["CAP_KILL", "CAP_CHOWN"]
+    sets = {"bounding": held, "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"], "inheritable": held}
+    bundle = oci.bundle("grep", "CapAmb", "/proc/self/status", capabilities=sets | {"ambient": [*held, "CAP_SETUID"]})
+    done = oci.call("run", "-b", bundle, "c")
+    assert "process.capabilities.ambient: CAP_CHOWN, CAP_SETUID cannot be given" in done.stderr
+    assert done.stdout.split() == ["CapAmb:", f"{1 << 5:016x}"]
+
+
 def test_a_new_network_namespace_has_its_loopback_up(oci: Oci) -> None:
     assert "LOOPBACK,UP" in oci.ok("run", "-b", oci.bundle("sh", "-c", "ip link show lo 2>/dev/null || ip addr"), "c")
 

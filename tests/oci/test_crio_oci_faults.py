@@ -159,6 +159,8 @@ BAD = {
     "process.cwd": "here",
     "process.user.uid": -1,
     "process.capabilities.bounding": ["CAP_NONE"],
+    "process.capabilities.effective": ["CAP_KILL", "CAP_SYS_BOOT"],
+    "process.capabilities.inheritable": ["CAP_KILL", "CAP_SYS_BOOT"],
     "mounts": [{"destination": 5, "type": "proc"}],
     "linux.namespaces": [{"type": "nosuch"}],
     "linux.cgroupsPath": "/../x",

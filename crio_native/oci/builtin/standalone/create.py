@@ -416,14 +416,12 @@ def host() -> Host:
 def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
     """The process object without the capabilities that it cannot be given: the specification wants a container that
     asks for them to start, and a warning.  permitted: mask of those that there are to give; an ambient one must be
-    inheritable too."""
+    permitted and inheritable too."""
     sets = wanted.get("capabilities") or {}
-    inheritable = set(sets.get("inheritable") or ())
+    both = {*(sets.get("inheritable") or ())} & {*(sets.get("permitted") or ())}
     given = {
         kind: [
-            name
-            for name in names
-            if permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in inheritable)
+            name for name in names if permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in both)
         ]
         for kind, names in sets.items()
     }
