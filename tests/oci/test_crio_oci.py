@@ -381,6 +381,23 @@ def test_update_by_flags_and_by_file(oci: Oci) -> None:
     assert "is not JSON" in oci.refused("update", "-r", "-", "c", given="{")
 
 
+def test_statistics_are_what_the_kernel_counts(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("sleep", "1000") / "config.json").read_text())
+    spec["linux"]["resources"] = {"memory": {"limit": 50_000_000, "swap": 60_000_000}, "cpu": {"cpus": "0"}}
+    oci.ok("run", "--detach", "-b", oci.write(spec), "c")
+    stats = json.loads(oci.ok("events", "--stats", "c"))["data"]
+    memory = stats["memory"]
+    page = os.sysconf("SC_PAGESIZE")
+    assert memory["swap"]["limit"] == 60_000_000 // page * page  # memory and swap together, as runc has it
+    assert memory["swap"]["usage"] >= memory["usage"]["usage"] > 0
+    assert stats["cpuset"]["cpus"] == [0] and stats["cpuset"]["mems"]
+    assert all(set(counts) >= {"usage", "failcnt"} for counts in stats["hugetlb"].values())
+    if Path("/sys/fs/cgroup/memory").exists():
+        assert memory["swap"]["max"] > 0 < memory["kernel"]["max"]
+        assert set(memory["kernelTCP"]) == {"limit", "usage", "max", "failcnt"}
+        assert stats["cpuset"]["sched_load_balance"] == 1
+
+
 def test_ps_and_list(oci: Oci) -> None:
     oci.running("c")
     pid = json.loads(oci.ok("state", "c"))["pid"]

@@ -6,6 +6,7 @@ import os
 import time
 from _collections_abc import Mapping  # without the package around it
 
+from .. import scheduling
 from . import files
 from .hierarchy import Hierarchy
 
@@ -99,6 +100,85 @@ def memory_counts(host: Hierarchy, path: str) -> dict[str, int]:
             "kernel": _number(f"{memory}{path}/memory.kmem.usage_in_bytes"),
         }
     return {name: value for name, value in found.items() if value is not None}
+
+
+# What runc's `events` has of each counter, and the file's name after the counter's.
+_COUNTER_V1 = {"limit": "limit_in_bytes", "usage": "usage_in_bytes", "max": "max_usage_in_bytes", "failcnt": "failcnt"}
+_COUNTERS_V1 = {"usage": "", "swap": "memsw.", "kernel": "kmem.", "kernelTCP": "kmem.tcp."}
+_UNLIMITED_V2 = 2**64 - 1  # the number that runc has for "max"
+
+
+def memory_counters(host: Hierarchy, path: str) -> dict[str, dict[str, int]]:
+    """limit, usage, max and failcnt of each counter that the host has, in bytes: usage, swap (which counts memory too,
+    as v1 does), on v1 also kernel and kernelTCP."""
+    directory = f"{host.mount_of('memory')}{path}/memory."
+    if not host.version_of("memory"):
+        return {}
+    if host.version_of("memory") == 2:
+        return _memory_counters_v2(directory)
+    found = {}
+    for counter, prefix in _COUNTERS_V1.items():
+        read = {name: _number(f"{directory}{prefix}{file}") for name, file in _COUNTER_V1.items()}
+        if read["limit"] is not None:  # else this kernel does not count swap, say
+            found[counter] = {name: value or 0 for name, value in read.items()}
+    return found
+
+
+def _memory_counters_v2(directory: str) -> dict[str, dict[str, int]]:
+    found = {}
+    for counter, prefix in {"usage": "", "swap": "swap."}.items():
+        usage = _number(f"{directory}{prefix}current")
+        if usage is None:
+            continue
+        limit, peak = (_number(f"{directory}{prefix}{file}") for file in ("max", "peak"))
+        refused = files.table(files.read_or_empty(f"{directory}{prefix}events")).get("max", 0)
+        limit = _UNLIMITED_V2 if limit is None else limit
+        found[counter] = {"limit": limit, "usage": usage, "max": peak or 0, "failcnt": refused}
+    if "swap" in found:
+        memory, swap = found["usage"], found["swap"]
+        unlimited = _UNLIMITED_V2 in (memory["limit"], swap["limit"])
+        swap["limit"] = _UNLIMITED_V2 if unlimited else memory["limit"] + swap["limit"]
+        swap["usage"] += memory["usage"]
+        del swap["max"]  # two peaks have no sum: they were at different times
+    return found
+
+
+_CPUSET_NUMBERS = (
+    "cpu_exclusive mem_hardwall mem_exclusive memory_migrate memory_spread_page memory_spread_slab memory_pressure "
+    "sched_load_balance sched_relax_domain_level"
+).split()
+
+
+def cpuset(host: Hierarchy, path: str) -> dict[str, Any]:
+    """cpus and mems, as lists of numbers, and v1's switches; {} without the controller."""
+    directory = f"{host.mount_of('cpuset')}{path}/cpuset."
+    if not host.version_of("cpuset"):
+        return {}
+    suffix = ".effective" if host.version_of("cpuset") == 2 else ""
+    found: dict[str, Any] = {
+        name: scheduling.parse_list(files.read_or_empty(f"{directory}{name}{suffix}").strip(), most)
+        for name, most in (("cpus", scheduling.MAX_CPU), ("mems", scheduling.MAX_NODE))
+    }
+    for name in _CPUSET_NUMBERS:
+        text = files.read_or_empty(directory + name).strip()  # a level may be -1
+        if text:
+            found[name] = int(text)
+    return found
+
+
+def huge_pages(host: Hierarchy, path: str) -> dict[str, dict[str, int]]:
+    """Page size -> usage, max (where the host remembers it) and failcnt."""
+    if not host.version_of("hugetlb"):
+        return {}
+    details = Details(host, path, {})
+    found = {size: {"usage": usage} for size, usage in details["hugetlb"].items()}
+    for size, peak in details["hugetlb_peak"].items():
+        found[size]["max"] = peak
+    for size, counts in found.items():
+        start = f"{host.mount_of('hugetlb')}{path}/hugetlb.{size}."
+        refused = files.table(files.read_or_empty(start + "events")).get("max")  # v2
+        counts["failcnt"] = _number(start + "failcnt") or 0 if refused is None else refused
+    return found
 
 
 def _number(path: str) -> int | None:

@@ -37,7 +37,6 @@ _FIELDS = {
     "pids_limit": ("pids", "limit"),
 }
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_NO_LIMIT = 1 << 62  # what v1 says, more or less
 
 
 def update(options: SimpleNamespace) -> int:
@@ -172,6 +171,9 @@ def _event(kind: str, container: str, data: object) -> None:
 
 def statistics(cgroup: Cgroup) -> dict[str, Any]:
     """A reading of the accounts in the form that runc's `events` has; ns and bytes."""
+    from crio_native.linux.cgroup import hierarchy, stats
+
+    host, path = hierarchy(), cgroup.path
     found = cgroup.stats()
     extra = found["extra"]
     cpu, memory = extra.get("cpu") or {}, extra.get("memory") or {}
@@ -190,18 +192,13 @@ def statistics(cgroup: Cgroup) -> dict[str, Any]:
         },
         "memory": {
             "cache": memory.get("cache", memory.get("file", 0)),
-            "usage": {
-                "limit": found.get("memory_limit") or _NO_LIMIT,
-                "usage": found.get("memory_usage") or 0,
-                "max": extra.get("memory_peak") or 0,
-                "failcnt": cgroup.events().get("max", 0),
-            },
-            "swap": {"limit": _NO_LIMIT, "usage": found.get("swap_usage") or 0, "failcnt": 0},
+            **stats.memory_counters(host, path),
             "raw": memory,
         },
         "pids": {"current": found.get("pids") or 0, "limit": extra.get("pids_limit") or 0},
         "blkio": {"ioServiceBytesRecursive": _block_io(extra.get("io") or [])},
-        "hugetlb": {size: {"usage": usage} for size, usage in (extra.get("hugetlb") or {}).items()},
+        "hugetlb": stats.huge_pages(host, path),
+        "cpuset": stats.cpuset(host, path),
     }
 
 
