@@ -159,6 +159,69 @@ def test_delete_by_a_regular_expression(oci: Oci) -> None:
     assert not oci.left()
 
 
+@pytest.mark.parametrize("filled", [True, False], ids=["state.json", "config.json"])
+def test_a_root_that_is_full_is_named(oci: Oci, filled: bool) -> None:
+    oci.state.mkdir()
+    line = f"mount -t tmpfs -o size=8k full {oci.state}; echo >{oci.state}/log"
+    line += f"; head -c 4096 /dev/zero >{oci.state}/other" * filled
+    line += f"; {PROGRAM} --log {oci.state}/log --root {oci.state} create -b {oci.bundle('true')} c; ls {oci.state}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", line], capture_output=True, text=True, timeout=30)
+    name = ".state.json" if filled else "config.json"
+    why = f"{oci.state}/c/{name}: no space left on device: the container's state cannot be kept"
+    assert f"crio-oci: {why}\n" in done.stderr, done.stderr
+    assert done.stdout.split() == ["log", "other"][: 1 + filled]
+
+
+def at_once(oci: Oci, count: int, *words: str) -> list[subprocess.CompletedProcess[str]]:
+    """The command, several times at the same moment."""
+    line = [str(PROGRAM), "--root", str(oci.state), *words]
+    begun = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+    return [subprocess.CompletedProcess(line, process.wait(30), "", process.communicate()[1]) for process in begun]
+
+
+def test_of_several_starts_one_starts_and_of_several_deletes_all_succeed(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("sleep", "1000") / "config.json").read_text())
+    spec["hooks"] = {
+        kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"echo >>{oci.directory}/{kind}"]}]
+        for kind in ("poststart", "poststop")
+    }
+    bundle = oci.write(spec)
+    for number in range(6):
+        oci.ok("create", "-b", bundle, "c")
+        started = at_once(oci, 4, "start", "c")
+        assert sorted(done.returncode for done in started) == [0, 1, 1, 1]
+        words = {done.stderr for done in started if done.returncode}
+        assert words == {"crio-oci: cannot start an already running container: 'c'\n"}
+        assert all(done.returncode == 0 for done in at_once(oci, 5, "delete", "--force", "c"))
+        for kind in ("poststart", "poststop"):
+            assert (oci.directory / kind).read_text() == "\n" * (number + 1)
+    assert not oci.left()
+
+
+def test_a_create_whose_container_is_deleted_meanwhile_says_so(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true", terminal=True) / "config.json").read_text())
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{oci.directory}/console")  # and nobody accepts: the create waits for that
+    listener.listen(0)
+    waiting = [socket.socket(socket.AF_UNIX)]
+    waiting[0].connect(f"{oci.directory}/console")
+    line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec))]
+    line += ["--console-socket", f"{oci.directory}/console", "c"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as making, listener:
+        wait_for(lambda: list(oci.state.glob("c/state.json")) and oci.status("c") == "created")
+        oci.ok("delete", "--force", "c")
+        while making.poll() is None:
+            listener.settimeout(0.1)
+            try:
+                listener.accept()
+            except TimeoutError:
+                continue
+        assert making.stderr is not None
+        assert making.stderr.read() == "crio-oci: container 'c' was deleted, or killed, while it was made\n"
+    waiting[0].close()
+    assert not oci.left()
+
+
 def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None:
     spec = json.loads((oci.bundle("true") / "config.json").read_text())
     spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}

@@ -25,6 +25,7 @@ _PATH_MAX = 1024
 _REMOVE_SECONDS = 5.0  # a killed process leaves its group when the kernel has taken its memory apart
 _KILL_SECONDS = 10.0
 _FREEZE_SECONDS = 2.0
+_GONE = (errno.ENOENT, errno.ENODEV)  # the second where the group was removed after its file was opened
 # Controllers that a v2 group is given: those that `resources` and `stats` know.
 _WANTED = frozenset("cpu cpuset io memory pids hugetlb rdma".split())
 
@@ -282,7 +283,9 @@ class Cgroup:
             try:
                 files.write(f"{self._host.unified}{self.path}/cgroup.kill", "1")
                 return
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
                 if not self.exists():
                     return
         self._kill_frozen()
@@ -337,11 +340,11 @@ class Cgroup:
         file, stop, go = self._freezer()
         try:
             files.write(file, stop if frozen else go)
-        except FileNotFoundError as error:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise StepFailed(STEP, error.errno or 0, file, "freezing" if frozen else "thawing") from error
             if frozen:
                 raise StepFailed(STEP, errno.ENOENT, file, "no such group, or no freezer on this host") from error
-        except OSError as error:
-            raise StepFailed(STEP, error.errno or 0, file, "freezing" if frozen else "thawing") from error
 
     # Accounts
 

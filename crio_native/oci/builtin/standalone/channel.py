@@ -11,9 +11,10 @@ sends `S` gets `E...` or, from the exec itself, the end of the connection.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 
-from crio_native.errors import FailedPrecondition, StepFailed
+from crio_native.errors import StepFailed
 from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.standalone.state import START_SOCKET, parse_json
 
@@ -58,15 +59,19 @@ def listen(state: State) -> int:
     """A descriptor that listens as `start` in the container's directory."""
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     with _directory(state) as directory:
-        listener.bind(f"/proc/self/fd/{directory}/{START_SOCKET}")
+        try:
+            listener.bind(f"/proc/self/fd/{directory}/{START_SOCKET}")
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or errno.EIO), state.path(START_SOCKET)) from None
     listener.listen(8)
     return listener.detach()
 
 
-def start(state: State) -> None:
+def start(state: State) -> bool:
     """Let a created container's command run.
 
-    Returns when its execve succeeded.  Raises FailedPrecondition when nothing waits there, StepFailed when it did not.
+    Returns when its execve succeeded, False when nothing waits there any more: another command has started it, or it
+    has ended.  Raises StepFailed when the execve did not succeed.
     """
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
@@ -74,11 +79,16 @@ def start(state: State) -> None:
             connection.connect(f"/proc/self/fd/{directory}/{START_SOCKET}")
         connection.send(b"S", _socket.MSG_NOSIGNAL)
         await_exec(connection)
-    except (FileNotFoundError, ConnectionRefusedError, BrokenPipeError):
-        raise FailedPrecondition(f"cannot start container {state.id!r}: it is {state.status()}, not created") from None
+        started = True
+    except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+        started = False  # reset: we stood in the queue, and another was taken
     finally:
         connection.close()
-    os.unlink(state.path(START_SOCKET))
+    try:
+        os.unlink(state.path(START_SOCKET))
+    except FileNotFoundError:
+        pass
+    return started
 
 
 def await_exec(connection: _socket.socket) -> int:
@@ -88,10 +98,7 @@ def await_exec(connection: _socket.socket) -> int:
     """
     master = -1
     while True:
-        try:
-            message, descriptors = wire.receive(connection)
-        except ConnectionResetError:
-            return master
+        message, descriptors = wire.receive(connection)
         if message[:1] == b"E":
             raise failure(message[1:])
         if message[:1] == b"C":

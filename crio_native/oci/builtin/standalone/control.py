@@ -25,10 +25,10 @@ END_SECONDS = 10.0  # for a killed init to be gone: the kernel takes its memory 
 def start(options: SimpleNamespace) -> int:
     found = _load(options)
     status = found.status()
-    if status != "created":
+    if status != "created" or not channel.start(found):
+        status = _load(options).status() if status == "created" else status
         what = {"stopped": "a container that has stopped", "running": "an already running container"}
         raise FailedPrecondition(f"cannot start {what.get(status, f'a container that is {status}')}: {found.id!r}")
-    channel.start(found)
     if found.record["hooks"]:
         _run_poststart(found)
     return 0
@@ -163,8 +163,7 @@ def _remove_damaged(options: SimpleNamespace) -> None:
 def remove(found: State) -> None:
     found.remove_cgroup()
     found.unmount()
-    found.remove()
-    if found.record["hooks"]:
+    if found.remove() and found.record["hooks"]:
         from crio_native.oci.builtin.standalone import create
 
         create.poststop(found)

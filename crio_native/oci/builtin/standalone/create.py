@@ -11,7 +11,7 @@ import _socket
 import os
 from types import SimpleNamespace
 
-from crio_native.errors import AlreadyExists, CrioError, Internal, InvalidArgument, StepFailed
+from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, Internal, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, process, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
@@ -37,7 +37,7 @@ def create(options: SimpleNamespace) -> int:
     made = Made(options, starts=False)
     try:
         made.hand_over_terminal()
-        made.channel.send(b"W")
+        made.answer(b"W")
     except BaseException:
         made.undo()
         raise
@@ -100,8 +100,11 @@ class Made:
             self.state.save()
             self.state.keep_config(content)
             self._make()
-        except BaseException:
+        except BaseException as error:
+            deleted = isinstance(error, OSError) and not os.path.isdir(directory)
             self.undo()
+            if deleted:
+                raise self._gone() from None
             raise
 
     def _check_terminal(self) -> None:
@@ -280,12 +283,25 @@ class Made:
             os.close(self.master)
             self.master = -1
 
+    def answer(self, word: bytes) -> None:
+        """Tell the init how it goes on.  Raises FailedPrecondition when it is not there any more."""
+        try:
+            self.channel.send(word, _socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            raise self._gone() from None
+
     def start(self) -> None:
-        """Let the command run.  Raises StepFailed when its exec fails."""
-        self.channel.send(b"S")
-        channel.await_exec(self.channel)
+        """Let the command run.  Raises StepFailed when its exec fails, FailedPrecondition when it is gone."""
+        self.answer(b"S")
+        try:
+            channel.await_exec(self.channel)
+        except ConnectionResetError:  # it ended before it read that
+            raise self._gone() from None
         self.channel.close()
         poststart(self.state)
+
+    def _gone(self) -> FailedPrecondition:
+        return FailedPrecondition(f"container {self.state.id!r} was deleted, or killed, while it was made")
 
     def undo(self) -> None:
         """Leave nothing: process, cgroup, pid file, state."""

@@ -78,10 +78,9 @@ def _append(record: str) -> None:
     """A log that cannot be written must not hide what it was to tell: that goes to standard error too."""
     try:
         fd = os.open(_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, record.encode())
+        finally:
+            os.close(fd)
     except OSError as failure:
         sys.stderr.write(f"crio-oci: --log {_file}: {os.strerror(failure.errno or 0).lower()}: {record}")
-        return
-    try:
-        os.write(fd, record.encode())
-    finally:
-        os.close(fd)

@@ -72,13 +72,11 @@ class State:
     def save(self) -> None:
         """Replace state.json.  Raises OSError."""
         temporary = self.path(".state.json")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(wire.encode(self.record).encode())
+        _write(temporary, wire.encode(self.record).encode())
         os.rename(temporary, self.path("state.json"))
 
     def keep_config(self, content: bytes) -> None:
-        with open(os.open(self.path("config.json"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
+        _write(self.path("config.json"), content)
 
     def alive(self) -> bool:
         return self.pid > 0 and process.start_time(self.pid) == self.record["startTime"]
@@ -120,17 +118,20 @@ class State:
             "owner": record["owner"],
         }
 
-    def remove(self) -> None:
-        """Remove the directory; what is gone already is fine."""
+    def remove(self) -> bool:
+        """Remove the directory; what is gone already is fine.  Returns whether this, of all that try, removed it."""
+        done = False
         for name in (START_SOCKET, ".state.json", "config.json", "state.json"):
             try:
                 os.unlink(self.path(name))
+                done = name == "state.json"
             except FileNotFoundError:
                 continue
         try:
             os.rmdir(self.directory)
         except FileNotFoundError:
             pass
+        return done
 
     def unmount(self) -> None:
         """What a container without a mount namespace of its own has mounted, on and below its root, is the host's."""
@@ -158,6 +159,16 @@ class State:
                     os.rmdir(mount + ancestor)
                 except OSError:
                     continue  # another container is in it by now
+
+
+def _write(path: str, content: bytes) -> None:
+    """Raises OSError with the path and what it was for: of a full disk write(2) says no more than that it is full."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+    except OSError as error:
+        why = f"{os.strerror(error.errno or errno.EIO)}: the container's state cannot be kept"
+        raise OSError(error.errno, why, path) from None
 
 
 def mounts_on(path: str) -> int:
