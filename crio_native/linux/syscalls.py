@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import resource
+import sys
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 
 TYPE_CHECKING = False  # as typing's, which a launcher would import for nothing
@@ -283,9 +284,24 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 
 def set_name(name: bytes) -> None:
-    """What the kernel calls this thread: at most 15 bytes."""
+    """What the kernel calls this thread, at most 15 bytes; and its command line, see `hide_command_line`."""
     buffer = ctypes.create_string_buffer(name)
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    hide_command_line(name)
+
+
+def hide_command_line(name: bytes) -> None:
+    """Let /proc/PID/cmdline say name, here and in clones made later: a container sees those that enter it, and ours has
+    paths of the host.
+
+    The memory is overwritten where it is, because to have the kernel look elsewhere (PR_SET_MM) takes CAP_SYS_RESOURCE.
+    Nothing happens when the line is not there as it was given, so also the second time.
+    """
+    start = c_void_p.in_dll(_libc, "program_invocation_name").value  # argv[0], after which the others lie
+    line = b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv)
+    if start and ctypes.string_at(start, len(line)) == line and len(name) < len(line) - 1:
+        # A last byte that is no zero tells the kernel that this is a title, which ends with its first zero.
+        ctypes.memmove(start, name.ljust(len(line) - 1, b"\0") + b"\1", len(line))
 
 
 def capget() -> tuple[int, int, int]:

@@ -59,6 +59,12 @@ def test_capabilities_are_exactly_those_asked_for(box: Box) -> None:
     assert found == {"Inh": kill, "Prm": mask, "Eff": mask, "Bnd": mask, "Amb": kill}
 
 
+def test_who_waits_in_a_container_shows_no_path_of_the_host(box: Box) -> None:
+    container = box.create(box.spec("true"))
+    assert Path(f"/proc/{container.process.pid}/cmdline").read_bytes() == b"crio-launcher\0"
+    container.start().wait()
+
+
 def test_inheritable_capabilities_default_to_none(box: Box) -> None:
     """CVE-2022-29162: a file with inheritable file capabilities must not raise a user's."""
     status = status_of(box.run("cat", "/proc/self/status").output())

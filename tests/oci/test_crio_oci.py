@@ -514,6 +514,14 @@ def test_who_enters_a_container_runs_from_a_file_that_nobody_can_write_to(oci: O
     assert not [path for path in opened if not path.startswith(("socket:", "/dev/null", "/tmp/"))], opened
 
 
+def test_who_waits_in_a_container_shows_no_path_of_the_host(oci: Oci) -> None:
+    oci.ok("create", "-b", oci.bundle("true"), "c")
+    pid = json.loads(oci.ok("state", "c"))["pid"]
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"crio-init\0"
+    assert oci.ok("exec", "c", "cat", "/proc/1/cmdline") == "crio-init\0"
+    oci.ok("start", "c")
+
+
 def test_a_script_that_starts_it_otherwise_is_started_again(oci: Oci) -> None:
     code = "import sys; sys.argv[0] = 'crio-oci'; from crio_native.cli.oci import main; main()"
     line = [sys.executable, "-c", code, "--root", str(oci.state), "create", "-b", str(oci.bundle("true")), "c"]

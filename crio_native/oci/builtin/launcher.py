@@ -286,6 +286,7 @@ def main() -> None:
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
+    syscalls.hide_command_line(b"crio-launcher")
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:
         raise SystemExit("a launcher must have one thread: cloning a threaded interpreter is not safe")
