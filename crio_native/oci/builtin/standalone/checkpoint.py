@@ -46,7 +46,7 @@ def checkpoint(options: SimpleNamespace) -> int:
     _refuse_missing(options)
     spec = specs.complete(found.config(), os.geteuid(), os.getegid())
     criu.check_spec(spec)
-    images, work = _directories(options, make=True)
+    images, work = _directories(options)
     saved = criu.describe(found.pid, spec)
     parent = options.parent_path or ""
     if parent.startswith("/") or (parent and not os.path.isdir(os.path.join(images, parent))):
@@ -64,6 +64,7 @@ def checkpoint(options: SimpleNamespace) -> int:
         pre_dump=options.pre_dump,
         parent=parent,
     )
+    os.makedirs(images, 0o700, exist_ok=True)
     _run("dump", line, work)
     if not options.pre_dump:
         criu.write(saved, images)
@@ -99,7 +100,7 @@ class Restored(create.Made):
     """A container whose processes CRIU has made."""
 
     def __init__(self, options: SimpleNamespace) -> None:
-        self._images, self._work = _directories(options, make=False)
+        self._images, self._work = _directories(options)
         self._saved = criu.read(self._images)
         super().__init__(options, starts=True)
 
@@ -161,15 +162,10 @@ def _refuse_missing(options: SimpleNamespace) -> None:
             raise Unimplemented(f"--{name.replace('_', '-')} is not available in this version of crio-oci")
 
 
-def _directories(options: SimpleNamespace, *, make: bool) -> tuple[str, str]:
+def _directories(options: SimpleNamespace) -> tuple[str, str]:
     """Of the images and of the log, as absolute paths."""
     images = os.path.abspath(options.image_path or "checkpoint")
     work = os.path.abspath(options.work_path) if options.work_path else images
-    if make:
-        for directory in (images, work):
-            os.makedirs(directory, 0o700, exist_ok=True)
-    elif work != images:
-        os.makedirs(work, 0o700, exist_ok=True)
     return images, work
 
 
@@ -204,6 +200,7 @@ def _run(act: str, line: list[str], work: str, keep: Sequence[int] = (), *, root
             syscalls.mount(None, "/", None, mounts.MS_SLAVE | mounts.MS_REC)
             syscalls.mount(root, root, None, mounts.MS_BIND | mounts.MS_REC)
 
+    os.makedirs(work, 0o700, exist_ok=True)
     criu.clear(work, act)
     log.debug(" ".join(line))
     with open(os.memfd_create("criu"), "w+", errors="replace") as stderr:  # no pipe, which what CRIU makes could hold
