@@ -1,7 +1,8 @@
 """`crio-oci`: the command line of the built-in executor as an OCI runtime, in runc's words.
 
 Reads the line, finds the command, reports its error.  What the commands do is in `crio_native.oci.builtin.standalone`,
-the flags are in its `verbs`.  Exit codes: the container's own for run and exec; 1 for an error, 255 for one of exec.
+the flags are in its `verbs`.  Exit codes: the container's own for run and exec; 1 for an error, 255 for one of exec, 3
+for a command that there is not.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
             given.view = interpreter.protect(view)
             # As Ctrl-C does: what is half made is undone.
             _signal.signal(_signal.SIGTERM, _signal.default_int_handler)
+            if _signal.getsignal(_signal.SIGHUP) == _signal.SIG_DFL:  # nohup(1) wants it ignored
+                _signal.signal(_signal.SIGHUP, _signal.default_int_handler)
         package = __import__(f"crio_native.oci.builtin.standalone.{module}", fromlist=[function])
         code: int = getattr(package, function)(given)
         return code
@@ -76,7 +79,7 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         return 0
     except options.Usage as error:
         sys.stderr.write(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
-        return 1
+        return 3 if isinstance(error, options.NoSuchCommand) else 1
     except KeyboardInterrupt:
         log.error("interrupted")
     except CrioError as error:
@@ -94,12 +97,14 @@ def _verb(name: str) -> Verb:
     try:
         return verbs.Verb(name)
     except KeyError:
-        raise options.Usage(f"no such command: {name!r}") from None
+        raise options.NoSuchCommand(f"no such command: {name!r}") from None
 
 
 def _settle(given: SimpleNamespace) -> None:
     """The global flags' values, checked, with their defaults."""
     log.configure(given)
+    if given.criu:
+        log.warning("--criu is ignored: CRIU is the `criu` in $PATH")
     if given.systemd_cgroup:
         given.cgroup_manager = "systemd"
     given.cgroup_manager = given.cgroup_manager or "cgroupfs"

@@ -241,16 +241,29 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_create_that_is_terminated_undoes_itself(oci: Oci) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_create_that_is_terminated_undoes_itself(oci: Oci, number: signal.Signals) -> None:
     spec = json.loads((oci.bundle("true") / "config.json").read_text())
     spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
     line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec)), "c"]
     with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as making:
         wait_for(lambda: list(oci.state.glob("c/state.json")) and oci.status("c") == "creating")
         wait_for(lambda: len(children(making.pid)) == 2)  # the init and the hook
-        making.send_signal(signal.SIGTERM)
+        making.send_signal(number)
         assert making.wait(10) != 0
     wait_for(lambda: not oci.left())
+
+
+def test_a_hangup_that_the_caller_ignores_is_ignored(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "0.5"]}]}
+    line = ["nohup", str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec)), "c"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as making:
+        wait_for(lambda: list(oci.state.glob("c/state.json")) and oci.status("c") == "creating")
+        making.send_signal(signal.SIGHUP)
+        assert making.wait(10) == 0
+    assert oci.status("c") == "created"
+    oci.ok("delete", "c")
 
 
 # -- exec ------------------------------------------------------------------------------------------------------------
@@ -401,11 +414,42 @@ def test_descriptors_are_passed_on_and_no_others(oci: Oci) -> None:
     assert rest == "passed"
 
 
-def test_sockets_to_listen_on(oci: Oci) -> None:
-    bundle = oci.bundle("sh", "-c", "echo $LISTEN_FDS $LISTEN_PID $LISTEN_FDNAMES")
-    environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
-    with socket.socket() as listener:
-        assert oci.ok("run", "-b", bundle, "c", env=environment, pass_fds=[listener.fileno()]) == "1 1 web\n"
+TOLD = "echo $LISTEN_FDS $LISTEN_PID $LISTEN_FDNAMES; cd /proc/self/fd; echo [0-9]*"  # the last is echo's own
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+@pytest.mark.parametrize("mine", [True, False])
+def test_sockets_to_listen_on_are_passed_to_the_containers_own_process(oci: Oci, verb: str, mine: bool) -> None:
+    """As by sd_listen_fds(3): who has not the pid for which they are has none."""
+    words = ["run", "-b", str(oci.bundle("sh", "-c", TOLD)), "c"]
+    if verb == "exec":
+        words = ["exec", oci.running("c"), "sh", "-c", TOLD]
+    line = f'{"LISTEN_PID=$$ " * mine}LISTEN_FDS=1 LISTEN_FDNAMES=web exec {PROGRAM} --root {oci.state} "$@" 3</'
+    done = subprocess.run(["sh", "-c", line, "sh", *words], capture_output=True, text=True, timeout=30, check=True)
+    names, descriptors = done.stdout.splitlines()
+    assert (names, "4" in descriptors) == (("1 1 web", True) if mine and verb == "run" else ("", False))
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_descriptors_to_preserve_have_to_be_there(oci: Oci, verb: str) -> None:
+    words = [oci.running("d"), "true"] if verb == "exec" else ["-b", oci.bundle("true"), "c"]
+    error = oci.refused(verb, "--preserve-fds", "3", *words, code=255 if verb == "exec" else 1)
+    assert "--preserve-fds: descriptor 3 is not open" in error
+
+
+def test_the_command_line_in_runcs_words(oci: Oci) -> None:
+    assert "no such command" in oci.refused("nosuch", code=3)
+    assert "no such command" in oci.refused("help", "nosuch", code=3)
+    done = oci.call("--criu", "/usr/sbin/criu", "list", "-q")
+    assert (done.returncode, done.stdout) == (0, "") and "--criu is ignored" in done.stderr
+
+
+def test_a_checkpoint_without_criu_leaves_nothing(oci: Oci) -> None:
+    oci.running("c")
+    images, work = oci.directory / "images", oci.directory / "work"
+    words = ["checkpoint", "--image-path", images, "--work-path", work, "c"]
+    assert "no program `criu`" in oci.refused(*words, env={**os.environ, "PATH": "/no/such"})
+    assert not images.exists() and not work.exists()
 
 
 def test_a_pidfd_is_sent(oci: Oci) -> None:

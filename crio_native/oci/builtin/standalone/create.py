@@ -84,7 +84,7 @@ class Made:
         path = os.path.join(bundle, options.config or "config.json")
         content = _read_config(path)
         self.spec = specs.complete(state.foreign_json(content, path, ""), os.geteuid(), os.getegid())
-        self.preserved = preserved_descriptors(options)
+        self.preserved = preserved_descriptors(options, listening())
         specs.validate(self.spec)
         self.spec = without_mount_label(self.spec)
         self._check_terminal()
@@ -388,31 +388,42 @@ def _refuse_unknown(seccomp: Mapping[str, Any]) -> None:
                 raise InvalidArgument(f"linux.seccomp.syscalls[{index}].names", name, why)
 
 
-def preserved_descriptors(options: SimpleNamespace) -> list[int]:
-    """The descriptors that the process inherits: $LISTEN_FDS and --preserve-fds more, from 3 on, as far as they are
-    open.  Raises InvalidArgument.
+def listening() -> int:
+    """How many sockets to listen on we were given, as sd_listen_fds(3) counts them: those for another process, of which
+    only the variables came to us, are not ours.  Raises InvalidArgument."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+        return 0
+    if int(count) > MAX_PRESERVED:
+        raise InvalidArgument("LISTEN_FDS", count, f"must be a number from 0 to {MAX_PRESERVED}")
+    return int(count)
+
+
+def preserved_descriptors(options: SimpleNamespace, listen: int = 0) -> list[int]:
+    """The descriptors that the process inherits: from 3 on, listen sockets, as far as they are open, and --preserve-fds
+    more, which all have to be.  Raises InvalidArgument.
 
     To be called before this program opens anything that it keeps.
     """
-    listen, more = os.environ.get("LISTEN_FDS", "0"), options.preserve_fds or 0
-    if not listen.isdecimal() or int(listen) > MAX_PRESERVED:
-        raise InvalidArgument("LISTEN_FDS", listen, f"must be a number from 0 to {MAX_PRESERVED}")
+    more = options.preserve_fds or 0
     if not 0 <= more <= MAX_PRESERVED:
         raise InvalidArgument("--preserve-fds", more, f"must be between 0 and {MAX_PRESERVED}")
     found = []
-    for fd in range(3, 3 + int(listen) + more):
+    for fd in range(3, 3 + listen + more):
         try:
+            if fd == options.view.descriptor:
+                raise OSError
             os.set_inheritable(fd, True)
-        except OSError:
-            continue
-        if fd != options.view.descriptor:
             found.append(fd)
+        except OSError:
+            if fd >= 3 + listen:
+                raise InvalidArgument("--preserve-fds", more, f"descriptor {fd} is not open") from None
     return found
 
 
 def listen_environment(process: Mapping[str, Any]) -> Mapping[str, Any]:
     """The process object with what sd_listen_fds(3) reads, when we have been given sockets to listen on."""
-    if not os.environ.get("LISTEN_FDS"):
+    if not listening():
         return process
     names = [f"{name}={os.environ[name]}" for name in ("LISTEN_FDS", "LISTEN_FDNAMES") if name in os.environ]
     return {**process, "env": [*(process.get("env") or ()), *names, "LISTEN_PID=1"]}

@@ -22,6 +22,10 @@ class Usage(CrioError):
     """The command line itself is wrong; shown with the help of what was called."""
 
 
+class NoSuchCommand(Usage):
+    """There is no command of that name."""
+
+
 class Help(CrioError):
     """--help was asked for."""
 

@@ -64,6 +64,7 @@ _GLOBAL = (
     ("systemd-cgroup", "switch", "let systemd make the cgroups; cgroupsPath has the form slice:prefix:name"),
     ("cgroup-manager", "text", "cgroupfs, systemd or disabled (default: cgroupfs)"),
     ("rootless", "text", "true, false or auto: do without what an unprivileged user cannot have (default: auto)"),
+    ("criu", "text", "as runc had it: ignored, for CRIU is the `criu` in $PATH"),
     ("trace", "text", "write each step of create, run and exec to this file, as JSON lines"),
     ("fail", "text", "let a step of create, run or exec fail: STEP, STEP=ERRNO or STEP#2=ERRNO"),
     ("version", "switch", "print the version", "v"),
@@ -74,7 +75,11 @@ _CONSOLE = ("console-socket", "text", "unix socket that the terminal's master is
 _PIDFD = ("pidfd-socket", "text", "unix socket that a pidfd of the process is sent to")
 _PID_FILE = ("pid-file", "text", "file to write the process id to")
 _DETACH = ("detach", "switch", "do not wait for the process's end", "d")
-_PRESERVE = ("preserve-fds", "number", "pass on this many descriptors from 3 on, after those of $LISTEN_FDS")
+_PRESERVE = (
+    "preserve-fds",
+    "number",
+    "pass on this many descriptors from 3 on, after sockets to listen on ($LISTEN_FDS)",
+)
 _MAKING = (
     _BUNDLE,
     ("config", "text", "file to read instead of the bundle's config.json"),
@@ -182,8 +187,8 @@ _VERBS: dict[str, tuple[Any, ...]] = {
         ("memory", "text", "bytes of memory; -1: no limit"),
         ("memory-reservation", "text", "bytes of memory that are kept for it"),
         ("memory-swap", "text", "bytes of memory and swap together; -1: no limit"),
-        ("kernel-memory", "text", "not limited apart any more: refused"),
-        ("kernel-memory-tcp", "text", "not limited apart any more: refused"),
+        ("kernel-memory", "text", "not limited apart any more: a warning"),
+        ("kernel-memory-tcp", "text", "not limited apart any more: a warning"),
         ("pids-limit", "number", "processes and threads; -1: no limit"),
         ("l3-cache-schema", "text", "Intel RDT: L3 cache schema"),
         ("mem-bw-schema", "text", "Intel RDT: memory bandwidth schema"),
