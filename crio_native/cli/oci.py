@@ -1,8 +1,8 @@
 """`crio-oci`: the command line of the built-in executor as an OCI runtime, in runc's words.
 
 Reads the line, finds the command, reports its error.  What the commands do is in `crio_native.oci.builtin.standalone`,
-the flags are in its `verbs`.  Exit codes: the container's own for run and exec; 1 for an error, 255 for one of exec, 3
-for a command that there is not.
+the flags are in its `verbs`.  Exit codes: the container's own for run and exec; 1 for an error, 255 for one of exec, 2
+for one of diff, 3 for a command that there is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from crio_native.oci.builtin.standalone.verbs import Verb
 
 ENTERING = ("create", "run", "exec", "restore")  # as in helpers/crio-oci.c
-LABORATORY = ("explain", "diff", "isolation")  # which read their own arguments
+ERROR_CODES = {"exec": 255, "diff": 2}  # where 1 may be the command's own answer
 
 
 def main(view: int = -1, archives: str = "") -> NoReturn:
@@ -51,10 +51,8 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         if not rest or rest[0] in ("help", "h"):
             verb = _verb(rest[1]) if len(rest) > 1 else None
             raise options.Help()
-        _settle(given)
         verb = _verb(rest[0])
-        if verb.name in LABORATORY:
-            return _laboratory(verb.name, rest[1:], given.root)
+        _settle(given)
         given.command = verb.name
         given.arguments = options.parse(rest[1:], verbs.table(verb.flags), given, interspersed=verb.interspersed)
         least, most = verb.arguments
@@ -71,7 +69,7 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
             _signal.signal(_signal.SIGTERM, _signal.default_int_handler)
             if _signal.getsignal(_signal.SIGHUP) == _signal.SIG_DFL:  # nohup(1) wants it ignored
                 _signal.signal(_signal.SIGHUP, _signal.default_int_handler)
-        package = __import__(f"crio_native.oci.builtin.standalone.{module}", fromlist=[function])
+        package = __import__(f"{verb.package}.{module}", fromlist=[function])
         code: int = getattr(package, function)(given)
         return code
     except options.Help:
@@ -79,7 +77,9 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         return 0
     except options.Usage as error:
         sys.stderr.write(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
-        return 3 if isinstance(error, options.NoSuchCommand) else 1
+        if isinstance(error, options.NoSuchCommand):
+            return 3
+        return 2 if verb is not None and verb.name == "diff" else 1
     except KeyboardInterrupt:
         log.error("interrupted")
     except CrioError as error:
@@ -90,7 +90,7 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         log.error(f"internal error: {type(error).__name__}: {error}")
         if given.debug:
             raise
-    return 255 if verb is not None and verb.name == "exec" else 1
+    return ERROR_CODES.get(verb.name, 1) if verb is not None else 1
 
 
 def _verb(name: str) -> Verb:
@@ -123,17 +123,6 @@ def _count(least: int, most: int) -> str:
     if most < 0:
         return f"at least {least} argument{'s' if least != 1 else ''}"
     return f"{least} argument{'s' if least != 1 else ''}" if least == most else f"{least} to {most} arguments"
-
-
-def _laboratory(name: str, arguments: Sequence[str], root: str) -> int:
-    from crio_native.cli import lab
-
-    try:
-        if name == "isolation":
-            return lab.isolation_command(arguments, root)
-        return {"explain": lab.explain_command, "diff": lab.diff_command}[name](arguments)
-    except lab.WrongUsage as error:
-        raise options.Usage(str(error)) from None
 
 
 def _version() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.linux import capabilities, namespaces, syscalls
-from crio_native.linux.cgroup import Cgroup, hierarchy, resources
+from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy, resources
 from crio_native.oci import calls
 from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
@@ -56,6 +56,7 @@ class Explanation:
 def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str = "container") -> Explanation:
     """The plan of a container made from `spec`, a parsed config.json.
 
+    A spec without linux.cgroupsPath is of a container without a group of its own; a command-line runtime gives it one.
     bundle: what a relative root.path is relative to.  name: the container's id.  Raises InvalidArgument for a spec that
     the executor would refuse.
     """
@@ -66,7 +67,7 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
         f"control groups are {hierarchy().mode}, as on this machine",
     ]
     linux = spec.get("linux") or {}
-    cgroup = Cgroup(linux["cgroupsPath"]) if linux.get("cgroupsPath") else None
+    cgroup = _group(linux.get("cgroupsPath") or "", spec.get("annotations") or {})
     plan = plans.container_plan(
         container,
         plans.Host(capabilities.last_known(), (1 << capabilities.last_known() + 1) - 1, -1000),
@@ -85,6 +86,12 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
         if step.name == "ask_parent":
             story.duty(step.args["duty"], plan.duties)
     return Explanation(tuple(assumptions), tuple(story.rows))
+
+
+def _group(path: str, annotations: Mapping[str, str]) -> Cgroup | None:
+    if not path:
+        return None
+    return cgroup_of(path, "cgroupfs" if path.startswith("/") else "systemd", annotations)
 
 
 def _compiled(seccomp: Mapping[str, Any] | None) -> tuple[bytes, int] | None:
@@ -162,8 +169,10 @@ def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[s
         f"{calls.quoted(write.value)})"
         for write in writes
     ]
-    if writes or warnings:
-        yield "limit_cgroup", "linux.resources", [*lines, *(f"nothing: {warning}" for warning in warnings)]
+    nothing = (
+        [f"nothing: {warning}" for warning in warnings] if writes or warnings else ["no call: no limit is asked for"]
+    )
+    yield "limit_cgroup", "linux.resources", [*lines, *nothing]
     if wanted.get("devices"):
         yield (
             "limit_devices",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crio_native.cli import lab
+from crio_native.cli import oci
 from crio_native.errors import InvalidArgument
+from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import calls
 from crio_native.oci.builtin import steps
+from crio_native.oci.builtin.standalone import state
 from crio_native.oci.explain import INIT, PARENT, Explanation, Row, explain
 
 from ..oci.conftest import spec_of
@@ -107,6 +110,30 @@ def test_the_cgroup_is_made_before_all() -> None:
     assert rows[2].calls[0] == "device rule: deny a *:* rwm"
 
 
+def test_a_scope_of_systemds_is_where_systemd_makes_it() -> None:
+    spec = rich_spec()
+    spec["linux"]["cgroupsPath"] = "kube.slice:crio:box"
+    assert explain(spec).rows[0].calls[0].endswith('/kube.slice/crio-box.scope", 0755)')
+
+
+def test_the_command_knows_the_group_that_run_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named by the id, where the configuration names none."""
+    (tmp_path / "config.json").write_text(json.dumps(rich_spec()))
+    assert oci.command(["explain", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "assumed: the container's id is ID" in text and '/ID", 0755)' in text and "make_cgroup" in text
+    assert oci.command(["--systemd-cgroup", "explain", "--id", "box7", str(tmp_path)]) == 0
+    assert '/system.slice/crio-oci-box7.scope", 0755)' in capsys.readouterr().out
+    assert oci.command(["--cgroup-manager", "disabled", "explain", str(tmp_path)]) == 0
+    assert "make_cgroup" not in capsys.readouterr().out
+    assert oci.command(["explain", "--id", ".x", str(tmp_path)]) == 1
+    spec = rich_spec()
+    spec["linux"]["resources"] = {"cpu": {"cpus": "x"}}
+    (tmp_path / "config.json").write_text(json.dumps(spec))
+    assert oci.command(["explain", str(tmp_path)]) == 1
+    assert "linux.resources.cpu.cpus" in capsys.readouterr().err
+
+
 def test_rows_are_numbered_and_serialise() -> None:
     explanation = explain(rich_spec())
     assert [row.number for row in explanation.rows] == list(range(1, len(explanation.rows) + 1))
@@ -124,18 +151,31 @@ def test_nothing_is_done(tmp_path: Path) -> None:
     """Not even where the bundle is: no root file system has to be there."""
     (tmp_path / "config.json").write_text(json.dumps(rich_spec()))
     before = os.listdir(tmp_path)
-    assert lab.explain_command([str(tmp_path)]) == 0
+    assert oci.command(["explain", str(tmp_path)]) == 0
     assert os.listdir(tmp_path) == before
 
 
 def test_the_command_names_the_root_below_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(rich_spec()))
-    assert lab.explain_command([str(tmp_path), "--id", "box7"]) == 0
+    assert oci.command(["explain", str(tmp_path), "--id", "box7"]) == 0
     text = capsys.readouterr().out
     assert f'open_tree("{tmp_path}/rootfs"' in text and '"_ses.box7"' in text
     assert "by init, in namespaces: pid time" in text and "asked for by mounts[5]" in text
-    assert lab.explain_command(["--json", str(tmp_path / "config.json")]) == 0
+    assert oci.command(["explain", "--json", str(tmp_path / "config.json")]) == 0
     assert json.loads(capsys.readouterr().out)["assumptions"]
+
+
+@pytest.mark.skipif(hierarchy().mode != "hybrid", reason="the guides show a hybrid host's")
+@pytest.mark.parametrize("guide", ["README.md", "docs/isolation.md"])
+def test_what_the_guides_show_is_printed(guide: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line, as far as a line goes; the bundle is the one that `spec` makes."""
+    assert oci.command(["spec", "--bundle", str(tmp_path)]) == 0
+    oci.command(["explain", str(tmp_path)])
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    shown = (Path(__file__).parents[2] / guide).read_text().partition("$ crio-oci explain ")[2]
+    lines = re.split(r"\n\s*(?:\$|```)", shown)[0].splitlines()[1:]
+    for line in (line.strip() for line in lines if line.strip() not in ("...", "…")):
+        assert any(found.startswith(line.removesuffix(", ...")) for found in printed), line
 
 
 def test_control_characters_of_a_config_do_not_reach_the_terminal(
@@ -145,7 +185,7 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(
     spec["mounts"].append({"destination": "/\x1b[2Jx", "type": "tmpfs", "source": "\x9b31m"})
     spec["process"]["env"].append("A\x1b]0;x=1")
     (tmp_path / "config.json").write_text(json.dumps(spec))
-    lab.explain_command([str(tmp_path)])
+    oci.command(["explain", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x9b" not in shown
 
@@ -157,21 +197,32 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(
         (b"[]", "must be a JSON object"),
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "is not JSON"),
-        (b" " * (lab.CONFIG_MAX + 1), "at most"),
+        (b" " * (state.MAX_CONFIG + 1), "at most"),
+        (json.dumps({}).encode("utf-16"), "is not JSON"),
+        (b"\xef\xbb\xbf{}", "is not JSON"),
+        (b'{"a": NaN}', "NaN is not a number in JSON"),
     ],
 )
-def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_no_config(
+    tmp_path: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `run` refuses it."""
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(InvalidArgument, match=words):
-        lab.explain_command([str(tmp_path)])
+    assert oci.command(["explain", str(tmp_path)]) == 1
+    assert oci.command(["diff", str(tmp_path), str(tmp_path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second and words in first and str(tmp_path / "config.json") in first and "(got '')" not in first
 
 
-def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"bundle: cannot be read: no such file"):
-        lab.explain_command([str(tmp_path / "none")])
+def test_a_bundle_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert oci.command(["explain", str(tmp_path / "none")]) == 1
+    assert "config.json cannot be read: no such file" in capsys.readouterr().err
 
 
-def test_the_exit_codes_of_the_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert lab.main([]) == lab.main(["nosuch"]) == lab.main(["explain", "--nosuch"]) == 2
-    assert lab.main(["explain", str(tmp_path)]) == 3
-    assert "config.json" in capsys.readouterr().err
+def test_a_fifo_keeps_nobody_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    assert oci.command(["explain", str(tmp_path)]) == oci.command(["explain", str(tmp_path / "config.json")]) == 1
+    writer = os.open(tmp_path / "config.json", os.O_RDWR)
+    assert oci.command(["diff", str(tmp_path), str(tmp_path)]) == 2
+    os.close(writer)
+    assert capsys.readouterr().err.count("is not JSON") == 3

@@ -149,9 +149,9 @@ def _remove_damaged(options: SimpleNamespace) -> None:
     try:
         spec = state.read_json(f"{directory}/config.json")
         specs.validate(spec)
-        path = create.cgroups_path((spec.get("linux") or {}).get("cgroupsPath") or "", options)
-        if options.cgroup_manager != "disabled":
-            cgroup = cgroup_of(path, options.cgroup_manager, spec.get("annotations") or {})
+        path, manager = create.group_of(spec.get("linux") or {}, name, options.cgroup_manager, options.rootless)
+        if manager != "disabled":
+            cgroup = cgroup_of(path, manager, spec.get("annotations") or {})
             if cgroup.exists():
                 cgroup.kill()
             cgroup.remove()

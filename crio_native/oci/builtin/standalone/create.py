@@ -82,7 +82,7 @@ class Made:
         self.grouped = False
         bundle = os.path.abspath(options.bundle or ".")
         path = os.path.join(bundle, options.config or "config.json")
-        content = _read_config(path)
+        content = state.read_config(path)
         self.spec = specs.complete(state.foreign_json(content, path, ""), os.geteuid(), os.getegid())
         self.preserved = preserved_descriptors(options, listening())
         specs.validate(self.spec)
@@ -121,9 +121,11 @@ class Made:
         linux, hooks = self.spec.get("linux") or {}, self.spec.get("hooks") or {}
         rootfs = root if root.startswith("/") else os.path.normpath(f"{bundle}/{root}")
         alone = "mount" in specs.namespace_paths(self.spec)
+        container_id, options = self.options.arguments[0], self.options
+        group, manager = group_of(linux, container_id, options.cgroup_manager, options.rootless)
         return {
             **({} if alone else {"mountsOnRoot": state.mounts_on(rootfs)}),
-            "id": self.options.arguments[0],
+            "id": container_id,
             "ociVersion": self.spec["ociVersion"],
             "pid": 0,
             "startTime": 0,
@@ -133,17 +135,11 @@ class Made:
             "created": state.now(),
             "owner": "root" if os.geteuid() == 0 else str(os.geteuid()),
             "annotations": self.spec.get("annotations") or {},
-            "cgroupsPath": cgroups_path(linux.get("cgroupsPath", ""), self.options),
-            "cgroupManager": self._cgroup_manager(linux),
+            "cgroupsPath": group,
+            "cgroupManager": manager,
             "madeCgroups": [],
             "hooks": {kind: hooks[kind] for kind in ("poststart", "poststop") if hooks.get(kind)},
         }
-
-    def _cgroup_manager(self, linux: Mapping[str, Any]) -> str:
-        """Who is not root has no groups to give, but asks for none either when the configuration names no path."""
-        without = self.options.rootless and not linux.get("cgroupsPath") and not linux.get("resources")
-        manager: str = "disabled" if without else self.options.cgroup_manager
-        return manager
 
     def _make(self) -> None:
         linux = self.spec.get("linux") or {}
@@ -467,20 +463,18 @@ def without_mount_label(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**spec, "linux": {**spec["linux"], "mountLabel": ""}}
 
 
-def _read_config(path: str) -> bytes:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            return file.read(state.MAX_CONFIG + 1)
-    except OSError as error:
-        why = os.strerror(error.errno or 0).lower()
-        raise InvalidArgument("--bundle", path, f"the bundle's config.json cannot be read: {why}") from None
+def group_of(linux: Mapping[str, Any], container_id: str, manager: str, rootless: bool) -> tuple[str, str]:
+    """(cgroupsPath, manager) of the container's group: one that is named by its id where the configuration names none.
 
-
-def cgroups_path(asked: str, options: SimpleNamespace) -> str:
-    """Where a container's group is, by linux.cgroupsPath and the command line; the default is named after its id."""
-    if options.cgroup_manager == "systemd":
-        return asked or f":crio-oci:{options.arguments[0]}"
-    return "/" + specs.normalise(asked or options.arguments[0]).lstrip("/")
+    linux: of a valid spec.  Who is not root has no groups to give, and where nothing asks for one none is made.
+    """
+    asked = linux.get("cgroupsPath") or ""
+    if manager == "systemd":
+        path = asked or f":crio-oci:{container_id}"
+    else:
+        path = "/" + specs.normalise(asked or container_id).lstrip("/")
+    without = rootless and not asked and not linux.get("resources")
+    return path, "disabled" if without else manager
 
 
 def kill_child(pid: int, pidfd: int) -> None:

@@ -11,6 +11,7 @@ from crio_native.oci.builtin.standalone import log, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import SimpleNamespace
     from typing import Any
 
@@ -55,7 +56,62 @@ def update(options: SimpleNamespace) -> int:
         from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES
 
         cgroup.apply_devices([*wanted["devices"], *DEFAULT_DEVICE_RULES])
+    _keep(found, wanted)
     return 0
+
+
+def asked(found: State) -> dict[str, Any]:
+    """What the container is to be by now: its config.json with the group that it was given, and with the limits that
+    `update` has given it since."""
+    config = found.config()
+    linux = dict(config.get("linux") or {})
+    if found.record["cgroupManager"] != "disabled":
+        linux["cgroupsPath"] = found.record["cgroupsPath"]
+    if updates := _updates(found):
+        linux["resources"] = _updated(linux.get("resources") or {}, updates)
+    return {**config, "linux": linux}
+
+
+def _updates(found: State) -> dict[str, Any]:
+    """All that `update` has changed, as one `linux.resources` object."""
+    try:
+        return state.read_json(found.path(state.UPDATES))
+    except FileNotFoundError:
+        return {}
+
+
+def _keep(found: State, wanted: Mapping[str, Any]) -> None:
+    """Record an update; in a file of its own, for state.json may be that of a `create` which is still at work."""
+    said = dict(wanted)
+    # In most fields a 0 changes nothing.
+    for section, zeros in {"memory": ("swappiness",), "cpu": ("burst", "idle")}.items():
+        said[section] = {name: value for name, value in (wanted.get(section) or {}).items() if value or name in zeros}
+    if said["memory"].get("limit") == -1:  # which takes the limit on both together away
+        said["memory"].setdefault("swap", -1)
+    found.replace(state.UPDATES, _updated(_updates(found), said))
+
+
+def _updated(resources: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """A `linux.resources` object with the fields that another has.  An entry of a list takes the place of the one for
+    the same device or page size; device rules are replaced as a whole, as the kernel's are."""
+    merged = dict(resources)
+    for name, value in update.items():
+        old = merged.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            merged[name] = _updated(old, value)
+        elif isinstance(value, list) and isinstance(old, list) and name != "devices":
+            about = [_subject(entry) for entry in value]
+            merged[name] = [*(entry for entry in old if _subject(entry) not in about), *value]
+        elif value is not None:
+            merged[name] = value
+    return merged
+
+
+def _subject(entry: Any) -> Any:
+    """What a limit in a list is about: the device, the page size."""
+    if not isinstance(entry, dict):
+        return entry
+    return {name: value for name, value in entry.items() if name not in ("rate", "weight", "leafWeight", "limit")}
 
 
 def _update_resctrl(found: State, schemata: dict[str, str]) -> None:

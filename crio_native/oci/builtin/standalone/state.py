@@ -1,9 +1,9 @@
 """A container's directory, and what it says.
 
 `<root>/<id>/` (mode 0700) has `state.json` (what is known of the container), `config.json` (a copy of what it was made
-from: the bundle's may change) and, while the container waits for `start`, the socket `start`.  state.json is written
-before the kernel is touched and replaced as a whole by rename, so that a command that was killed leaves a container
-which `delete --force` can remove.
+from: the bundle's may change), `resources.json` (what `update` has changed of its limits) and, while the container
+waits for `start`, the socket `start`.  state.json is written before the kernel is touched and replaced as a whole by
+rename, so that a command that was killed leaves a container which `delete --force` can remove.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from crio_native.oci.builtin import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 # What state.json has, by the types that a parser makes; it is checked because disks fill up and people edit.
@@ -30,6 +31,7 @@ _RECORD = {
 }
 MAX_CONFIG = 16 << 20  # bytes of a config.json, which an engine wrote; the kernel's limits are far below
 START_SOCKET = "start"
+UPDATES = "resources.json"
 _ID_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
@@ -71,9 +73,13 @@ class State:
 
     def save(self) -> None:
         """Replace state.json.  Raises OSError."""
-        temporary = self.path(".state.json")
-        _write(temporary, wire.encode(self.record).encode())
-        os.rename(temporary, self.path("state.json"))
+        self.replace("state.json", self.record)
+
+    def replace(self, name: str, content: Mapping[str, Any]) -> None:
+        """A file of the directory as a whole, by rename.  Raises OSError."""
+        temporary = self.path(f".{name}")
+        _write(temporary, wire.encode(content).encode())
+        os.rename(temporary, self.path(name))
 
     def keep_config(self, content: bytes) -> None:
         _write(self.path("config.json"), content)
@@ -121,7 +127,7 @@ class State:
     def remove(self) -> bool:
         """Remove the directory; what is gone already is fine.  Returns whether this, of all that try, removed it."""
         done = False
-        for name in (START_SOCKET, ".state.json", "config.json", "state.json"):
+        for name in (START_SOCKET, f".{UPDATES}", UPDATES, ".state.json", "config.json", "state.json"):
             try:
                 os.unlink(self.path(name))
                 done = name == "state.json"
@@ -279,6 +285,17 @@ def read_json(path: str) -> dict[str, Any]:
 def _content(path: str) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         return file.read(MAX_CONFIG + 1)
+
+
+def read_config(path: str) -> bytes:
+    """A bundle's config.json, not yet parsed.  Whoever made a FIFO of it keeps nobody waiting.  Raises
+    InvalidArgument."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            return file.read(MAX_CONFIG + 1) or b""  # None: a FIFO that somebody may write to yet
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument("--bundle", path, f"the bundle's config.json cannot be read: {why}") from None
 
 
 def parse_json(content: bytes, path: str) -> dict[str, Any]:

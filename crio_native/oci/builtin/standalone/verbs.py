@@ -1,6 +1,6 @@
 """The commands of `crio-oci`, their flags and their help: data, and the text that is made of it.
 
-A function is named as "module:function", below this package, and imported when its command is called; it takes the
+A function is named as "module:function", in `Verb.package`, and imported when its command is called; it takes the
 parsed options (with `command`, `arguments` and the global flags) and returns the exit code.
 """
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_ROOT = "/run/crio-oci"
+LABORATORY = ("explain", "diff", "isolation")  # which engines never call
 
 
 class Flag:
@@ -39,6 +40,10 @@ class Verb:
         self.name = name
         self.function, self.help, self.synopsis, self.arguments, *flags = _VERBS[name]
         self.flags = tuple(Flag(*flag) for flag in flags)
+
+    @property
+    def package(self) -> str:
+        return "crio_native.cli" if self.name in LABORATORY else "crio_native.oci.builtin.standalone"
 
     @property
     def interspersed(self) -> bool:
@@ -92,6 +97,7 @@ _MAKING = (
 )
 _NO_SUBREAPER = ("no-subreaper", "switch", "do not reap the container's orphans")
 _FORMAT = ("format", "text", "table or json (default: table)", "f")
+_JSON = ("json", "switch", "for programs")
 _CRIU = (
     ("image-path", "text", "directory of the checkpoint (default: ./checkpoint)"),
     ("work-path", "text", "directory of CRIU's log (default: the image directory)"),
@@ -237,9 +243,30 @@ _VERBS: dict[str, tuple[Any, ...]] = {
         ("lsm-profile", "text", "TYPE:NAME to restore with"),
         ("lsm-mount-context", "text", "SELinux label of the mounts to restore with"),
     ),
-    "explain": ("", "show the plan of a bundle, step by step; nothing is done", "BUNDLE", (0, -1)),
-    "diff": ("", "say what isolates two bundles differently", "BUNDLE_A BUNDLE_B", (0, -1)),
-    "isolation": ("", "compare a running container's isolation with what was asked", "ID", (0, -1)),
+    "explain": (
+        "lab:explain",
+        "show the plan of a bundle, step by step; nothing is done",
+        "[BUNDLE]",
+        (0, 1),
+        ("id", "text", "the id that the container will have, which its group is named by (default: ID)"),
+        _JSON,
+    ),
+    "diff": (
+        "lab:diff",
+        "say what isolates two bundles differently; exit with 1 when something does, with 2 for an error",
+        "BUNDLE_A BUNDLE_B",
+        (2, 2),
+        _JSON,
+    ),
+    "isolation": (
+        "lab:isolation",
+        "compare a running container's isolation with what was asked; exit with 1 when something is weaker",
+        "[ID]",
+        (0, 1),
+        ("pid", "number", "any process, instead of ID"),
+        ("config", "text", "config.json, or its directory, to compare --pid with"),
+        _JSON,
+    ),
 }
 
 
