@@ -154,6 +154,25 @@ class Options:
         self.flags, self.cleared, self.propagation, self.data = flags, cleared, propagation, data
         self.tree_set, self.tree_clear, self.extensions = tree_set, tree_clear, extensions
 
+    @property
+    def top_flags(self) -> int:
+        """MS_* bits that the mount itself ends up with: what is asked for the whole tree comes last."""
+        flags = self.flags
+        for flag, attribute in _ATTRIBUTE_OF.items():
+            if (self.tree_set | self.tree_clear) & attribute:
+                flags = flags | flag if self.tree_set & attribute else flags & ~flag
+        return flags
+
+    @property
+    def tree_flags(self) -> int:
+        """MS_* bits that every mount of the tree ends up with."""
+        return sum(flag for flag, attribute in _ATTRIBUTE_OF.items() if self.tree_set & attribute)
+
+    @property
+    def tree_cleared(self) -> int:
+        """MS_* bits that no mount of the tree ends up with."""
+        return sum(flag for flag, attribute in _ATTRIBUTE_OF.items() if self.tree_clear & attribute)
+
 
 def parse(options: Iterable[str]) -> Options:
     """Parse an option list; a later word overrides an earlier one, unknown words are the file system's data."""

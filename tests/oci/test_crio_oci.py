@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from crio_native.linux.cgroup import hierarchy
+
 from .command_line import PROGRAM, Oci, Receiver, oci
 from .conftest import spec_of
 
@@ -619,6 +621,59 @@ def test_a_user_namespace_without_mappings_has_its_caller_as_root(oci: Oci) -> N
     assert "enter_user_namespace" in oci.ok("explain", bundle)
     spec["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1}]
     assert "linux.gidMappings: a new user" in oci.refused("run", "-b", oci.write(spec), "c")
+    assert not oci.left()
+
+
+def without_cgroups_path(oci: Oci, *args: str) -> Path:
+    """A bundle as `spec` writes it, with limits; its container has a group that is named by its id."""
+    spec = spec_of(str(oci.root), args)
+    spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]})
+    resources = {"pids": {"limit": 5}, "memory": {"limit": 100_000_000, "swap": 100_000_000, "reservation": 30_000_000}}
+    spec["linux"]["resources"] = resources | {"devices": [{"allow": False, "access": "rwm"}]}
+    return oci.write(spec)
+
+
+def test_what_is_explained_is_what_is_traced(oci: Oci) -> None:
+    """Also of a group that the configuration does not name."""
+    bundle, trace = without_cgroups_path(oci, "true"), oci.directory / "trace"
+    oci.ok("--trace", trace, "run", "-b", bundle, oci.name)
+    traced = [json.loads(line) for line in trace.read_text().splitlines()]
+    explained = json.loads(oci.ok("explain", "--json", "--id", oci.name, bundle))["steps"]
+    others = {"record_state", "find_command"}
+    for processes in (("crio-oci", "runtime", "parent"), ("init",)):
+        happened, said = (
+            [(row["step"], row["source"]) for row in rows if row["process"] in processes and row["step"] not in others]
+            for rows in ([row for row in traced if row["result"] == "ok" or row["step"] == "execute"], explained)
+        )
+        if processes != ("init",):  # the command's own steps come from no field
+            happened, said = ([(step, "") for step, _ in rows] for rows in (happened, said))
+        assert happened == said
+    assert not oci.left()
+
+
+def test_isolation_knows_the_given_group_and_what_was_updated(oci: Oci) -> None:
+    name = oci.name
+    oci.ok("create", "-b", without_cgroups_path(oci, "sleep", "1000"), name)
+    assert "is created only" in oci.refused("isolation", name)
+    oci.ok("start", name)
+    assert "pids.max 5\tpids.max 5" in oci.ok("isolation", name)
+    limit = Path(f"{hierarchy().mount_of('pids')}/{name}/pids.max")
+    limit.write_text("max")
+    weaker = oci.call("isolation", name)
+    assert weaker.returncode == 1 and "! weaker    linux.resources.pids.limit" in weaker.stdout
+    oci.ok("update", "--pids-limit", "-1", "--memory", "-1", name)
+    oci.ok("update", "--pids-limit", "0", "--memory", "0", name)  # no memory is no word about it
+    assert "1 of" not in oci.ok("isolation", name)
+    assert "~ stricter" not in oci.ok("isolation", name)
+    oci.ok("update", "--pids-limit", "7", name)
+    limit.write_text("8")
+    assert "pids.max 7\tpids.max 8" in oci.call("isolation", name).stdout
+    process = json.loads(oci.ok("state", name))["pid"]
+    for mount in hierarchy().mounts:
+        Path(mount, "cgroup.procs").write_text(str(process))
+    shown = oci.call("isolation", name).stdout
+    assert "! weaker    linux.cgroupsPath unified" in shown or "! weaker    linux.cgroupsPath pids" in shown
+    oci.ok("delete", "--force", name)
     assert not oci.left()
 
 

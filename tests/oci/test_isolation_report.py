@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crio_native.cli import crioctl, lab
+from crio_native.cli import crioctl
+from crio_native.cli import oci as crio_oci
 from crio_native.errors import InvalidArgument, NotFound
+from crio_native.linux.cgroup import hierarchy
 from crio_native.oci.isolation import Finding, Verdict, report
 
 from ..apart import MARK
@@ -148,6 +153,65 @@ def test_what_is_weaker_than_asked_is_seen(full: Container, field: str) -> None:
     assert field in found, list(found)
 
 
+def test_limits_are_those_of_the_group_it_is_in(full: Container) -> None:
+    """Also where config.json does not name it; in a hierarchy's root nothing is limited."""
+    asked = copy.deepcopy(dict(full.spec.spec))
+    del asked["linux"]["cgroupsPath"]
+    assert weaker(report(full.process.pid, asked)) == {}
+    asked["linux"]["resources"]["pids"]["limit"] = 10
+    assert set(weaker(report(full.process.pid, asked))) == {"linux.resources.pids.limit"}
+    for mount in hierarchy().mounts:
+        Path(mount, "cgroup.procs").write_text(str(full.process.pid))
+    limits = {f"linux.resources.{name}" for name in ("memory.limit", "pids.limit", "cpu.quota", "devices")}
+    assert limits <= set(weaker(report(full.process.pid, asked)))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs with another below it."""
+    for path in (tmp_path, tmp_path / "sub"):
+        path.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tree", path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path / "sub", tmp_path], check=True)
+
+
+def remount(container: Container, path: str, options: str) -> None:
+    """As whoever has the host's root may, from outside."""
+    enter = ["nsenter", "--mount", "--root", "--wd", "--target", str(container.process.pid), "/bin/mount"]
+    subprocess.run([*enter, "-o", f"remount,bind,{options}", "none", path], check=True)
+
+
+def test_what_holds_for_a_tree_holds_for_all_its_mounts(box: Box, tree: Path) -> None:
+    spec = box.spec()
+    options = ["rbind", "rro", "rnoexec", "nosymfollow"]
+    spec["mounts"].append({"destination": "/vol", "type": "bind", "source": str(tree), "options": options})
+    container = box.create(spec).start()
+    container.exec("true")
+    assert {found.field for found in report(container.process.pid, spec) if found.verdict is not Verdict.SAME} == set()
+    remount(container, "/vol/sub", "rw,noexec")
+    (found,) = weaker(report(container.process.pid, spec)).values()
+    assert (found.field, found.asked) == ("mounts[5] /vol: /vol/sub", "noexec ro on all below")
+    assert found.found == "tmpfs; without ro"
+    remount(container, "/vol", "ro,noexec")  # without nosymfollow
+    assert set(weaker(report(container.process.pid, spec))) == {"mounts[5] /vol", found.field}
+
+
+@pytest.mark.parametrize("option", ["idmap", "ridmap"])
+def test_a_mount_whose_owners_are_not_mapped_is_seen(box: Box, tree: Path, option: str) -> None:
+    mapping = [{"containerID": 0, "hostID": 1000, "size": 10}]
+    mount = {"destination": "/vol", "type": "bind", "source": str(tree), "options": ["rbind"]}
+    mapped = {**mount, "options": ["rbind", option], "uidMappings": mapping, "gidMappings": mapping}
+    asked, plain = box.spec(), box.spec()
+    asked["mounts"].append(mapped)
+    plain["mounts"].append(mount)
+    container, other = box.create(asked).start(), box.create(plain).start()
+    container.exec("true"), other.exec("true")
+    assert weaker(report(container.process.pid, asked)) == {}
+    below = {"mounts[5] /vol: /vol/sub"} if option == "ridmap" else set()
+    assert set(weaker(report(other.process.pid, asked))) == {"mounts[5] /vol"} | below
+
+
 # What the container was made without, against the full spec: the other way round.
 MADE_WITHOUT = {
     "linux.seccomp": lambda spec: spec["linux"].pop("seccomp"),
@@ -251,6 +315,39 @@ def test_a_process_that_has_ended(box: Box) -> None:
         report(2**22 + 1, container.spec.spec)
 
 
+def test_a_process_that_is_ending(box: Box) -> None:
+    """It has lost its namespaces and its root, and waits, not yet a zombie, for those that it takes along."""
+    freezers = [mount for mount in hierarchy().mounts if mount.endswith("/freezer")]
+    if not freezers:
+        pytest.skip("only cgroup v1 keeps a killed process from ending")
+    group = Path(freezers[0], f"{MARK}ending")
+    group.mkdir()
+    container = box.create(box.spec("sh", "-c", "sleep 1000 & wait")).start()
+    pid = container.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: children.read_text())
+    child = children.read_text().split()[0]
+    try:
+        (group / "cgroup.procs").write_text(child)
+        (group / "freezer.state").write_text("FROZEN")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{pid}/ns/net").exists())
+        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        with pytest.raises(NotFound, match="it has ended"):
+            report(pid, container.spec.spec)
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        container.wait()
+        group.rmdir()
+
+
+def wait_until(happened: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_wrong_config_is_refused(full: Container) -> None:
     with pytest.raises(InvalidArgument, match="ociVersion"):
         report(full.process.pid, {})
@@ -265,7 +362,7 @@ def test_hostile_names_do_not_reach_the_terminal(box: Box, capsys: pytest.Captur
     container.exec("true")
     config = box.directory / "config.json"
     config.write_text(json.dumps(spec))
-    assert lab.isolation_command(["--pid", str(container.process.pid), "--config", str(config)]) in (0, 1)
+    assert crio_oci.command(["isolation", "--pid", str(container.process.pid), "--config", str(config)]) in (0, 1)
     shown = capsys.readouterr().out
     assert "evil" in shown and "\x1b" not in shown
 
@@ -275,26 +372,32 @@ def test_the_command_says_it_in_json_and_by_its_exit_code(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(full.spec.spec))
     words = ["--json", "--pid", str(full.process.pid), "--config", str(tmp_path)]
-    assert lab.isolation_command(words) == 0
+    assert crio_oci.command(["isolation", *words]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"field", "asked", "found", "verdict", "weaker"} == set(rows[0])
     asked = {**full.spec.spec, "root": {**full.spec.spec["root"], "readonly": True}}
     (tmp_path / "config.json").write_text(json.dumps(asked))
-    assert lab.isolation_command(words) == 1
+    assert crio_oci.command(["isolation", *words]) == 1
     assert [row["field"] for row in json.loads(capsys.readouterr().out) if row["weaker"]] == ["root.readonly"]
-    assert lab.isolation_command(words[1:]) == 1
+    assert crio_oci.command(["isolation", *words[1:]]) == 1
     assert "! weaker    root.readonly\tread-only\twritable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [[], ["--pid", "1"], ["a", "--pid", "1"], ["--config", "x", "a"], ["--pid", "x"]])
-def test_a_wrong_command_line(words: list[str]) -> None:
-    with pytest.raises(lab.WrongUsage, match="usage"):
-        lab.isolation_command(words)
+def test_a_wrong_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert crio_oci.command(["isolation", *words]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Incorrect Usage: ") and "--pid value" in shown and "--json" in shown
 
 
 def test_crioctl_shows_a_pods_container(cri: Client, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     pod = cri.pod()
-    container = cri.start(pod, "sleep", "1000", security={"no_new_privs": True, "masked_paths": ["/proc/keys"]})
+    security = {"no_new_privs": True, "masked_paths": ["/proc/keys"]}
+    created = cri.create(pod, "sleep", "1000", security=security)
+    with pytest.raises(SystemExit) as end:
+        crioctl.main(["--socket", str(cri.daemon.socket), "isolation", created])
+    assert end.value.code == 1 and "is created only" in capsys.readouterr().err
+    container = cri.start(pod, "sleep", "1000", security=security)
     with pytest.raises(SystemExit) as end:
         crioctl.main(["--socket", str(cri.daemon.socket), "isolation", "--json", container])
     rows = json.loads(capsys.readouterr().out)

@@ -33,6 +33,8 @@ def isolation(client: Client, container: str, as_json: bool) -> None:
     found = Node.read(client).container(container)
     answer = client.call(api.ContainerStatusRequest(container_id=found.id, verbose=True))
     pid, spec = told(answer.info)
+    if answer.status.state == api.CONTAINER_CREATED:
+        raise FailedPrecondition(f"{found} is created only: until it is started, its process is the runtime's own")
     if not pid:
         raise FailedPrecondition(f"{found} is not running: only a running container has an isolation to look at")
     sys.exit(print_report(pid, spec, as_json))

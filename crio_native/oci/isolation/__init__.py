@@ -42,7 +42,7 @@ def report(pid: int, spec: Mapping[str, Any]) -> list[Finding]:
     """Every comparison, in a fixed order.  pid: the container's init, in the caller's PID namespace.
 
     What cannot be read has the verdict `Verdict.UNKNOWN` and the reason as what was found.  Raises InvalidArgument for
-    a spec that the executor would refuse, NotFound when there is no such process.
+    a spec that the executor would refuse, NotFound when there is no such process, or when it has ended meanwhile.
     """
     specs.validate(spec)
     found: list[Finding] = []
@@ -54,4 +54,5 @@ def report(pid: int, spec: Mapping[str, Any]) -> list[Finding]:
                 subject.check_alive()
                 field = part.__name__.replace("_", " ")
                 found.append(Finding(field, "", f"cannot be read: {error}", Verdict.UNKNOWN))
+        subject.check_alive()  # one that was ending had lost a part of what it was asked to have
     return found

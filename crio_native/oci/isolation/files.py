@@ -16,6 +16,8 @@ from crio_native.oci.isolation.subject import Probe, Subject
 
 Spec = Mapping[str, Any]
 FLAGS = {"ro": mounts.MS_RDONLY, "nosuid": mounts.MS_NOSUID, "nodev": mounts.MS_NODEV, "noexec": mounts.MS_NOEXEC}
+FLAGS |= {"nosymfollow": mounts.MS_NOSYMFOLLOW}
+ID_MAPPED = "idmapped"  # as mountinfo calls it
 NULL = os.makedev(1, 3)
 PTY_MAJOR = 136
 DEVICES_MAX = 10_000  # entries of /dev that are looked at
@@ -28,15 +30,15 @@ SOCKET_TABLES |= dict.fromkeys(("tcp", "tcp6", "udp", "udp6", "udplite", "udplit
 
 def mounted(subject: Subject, spec: Spec) -> Iterator[Finding]:
     """The mounts that were asked for, each with its flags; then those that nobody asked for."""
-    explained: set[str] = {"/"}
     asked = {specs.normalise(mount["destination"]): mount for mount in spec.get("mounts") or ()}
+    tops: list[tuple[str, str, Mapping[str, Any]]] = []  # field, where it is mounted, what was asked for
     for index, (target, mount) in enumerate(asked.items()):
         field = f"mounts[{index}] {target}"
         extensions = mounts.parse(mount.get("options") or ()).extensions
         copied = "copy-symlink" in extensions and os.path.islink(mount.get("source", ""))
         probe = None
         for probe in subject.probes(target, follow=not copied and "dest-nofollow" not in extensions):
-            explained.add(probe.at)
+            tops.append((field, probe.at, mount))
             yield _copied_link(field, mount, probe) if copied else _mount(field, mount, probe)
         if probe is None:
             yield Finding(field, _asked_words(mount), "is not there", Verdict.DIFFERENT)
@@ -46,15 +48,30 @@ def mounted(subject: Subject, spec: Spec) -> Iterator[Finding]:
     linux = spec.get("linux") or {}
     others = [*(linux.get("maskedPaths") or ()), *(linux.get("readonlyPaths") or ()), "/dev/console"]
     others += [device["path"] for device in linux.get("devices") or ()] + [path for path, _, _ in DEFAULT_DEVICES]
-    for path in others:
-        explained |= {probe.at for probe in subject.probes(path)}
-    deep = {specs.normalise(target) for target, mount in asked.items() if _brings_others(mount)}
+    explained = {"/", *(at for _, at, _ in tops), *(probe.at for path in others for probe in subject.probes(path))}
     capable = "CAP_SYS_ADMIN" in ((spec["process"].get("capabilities") or {}).get("effective") or ())
     for found in subject.mounts.values():
-        if found.point in explained or any(found.point.startswith(top + "/") for top in deep):
+        if found.point in explained:
+            continue
+        above = [top for top in tops if found.point.startswith(top[1].rstrip("/") + "/")]
+        field, _, mount = max(above, key=lambda top: len(top[1]), default=("", "", {}))
+        if _brings_others(mount):
+            yield from _below(field, mount, found, capable)
             continue
         words = f"{found.fstype} from {found.source}{found.root}, {','.join(sorted(found.options))}"
         yield Finding(f"mount {found.point}", "not asked for", words, _verdict_of_extra(found, capable))
+
+
+def _below(field: str, mount: Mapping[str, Any], found: mountinfo.Mount, capable: bool) -> Iterator[Finding]:
+    """A mount that came with the one above it: what was asked for the whole tree holds for it too."""
+    options = mounts.parse(mount.get("options") or ())
+    wanted = _names(options.tree_flags) | ({ID_MAPPED} if "ridmap" in options.extensions else set())
+    missing = wanted - _flags_of(found)
+    if missing:
+        # With CAP_SYS_ADMIN it may have made or changed the mount itself.
+        verdict = Verdict.DIFFERENT if capable else Verdict.WEAKER
+        asked = f"{' '.join(sorted(wanted))} on all below"
+        yield Finding(f"{field}: {found.point}", asked, f"{found.fstype}; without {' '.join(sorted(missing))}", verdict)
 
 
 def _verdict_of_extra(mount: mountinfo.Mount, capable: bool) -> Verdict:
@@ -76,10 +93,27 @@ def _is_bind(mount: Mapping[str, Any]) -> bool:
 
 
 def _asked_words(mount: Mapping[str, Any]) -> str:
-    flags = mounts.parse(mount.get("options") or ()).flags
-    names = [name for name, flag in FLAGS.items() if flags & flag]
     kind = f"the host's {mount.get('source')}" if _is_bind(mount) else mount.get("type")
-    return " ".join([str(kind), *names])
+    return " ".join([str(kind), *_ordered(_wanted(mount))])
+
+
+def _wanted(mount: Mapping[str, Any]) -> set[str]:
+    """What the mount itself is to have of FLAGS and ID_MAPPED."""
+    options = mounts.parse(mount.get("options") or ())
+    mapped = options.extensions & {"idmap", "ridmap"} or mount.get("uidMappings")
+    return _names(options.top_flags) | ({ID_MAPPED} if mapped and _is_bind(mount) else set())
+
+
+def _flags_of(found: mountinfo.Mount) -> set[str]:
+    return ({*FLAGS, ID_MAPPED} & found.options) | ({"ro"} if found.read_only else set())
+
+
+def _names(flags: int) -> set[str]:
+    return {name for name, flag in FLAGS.items() if flags & flag}
+
+
+def _ordered(names: set[str]) -> list[str]:
+    return [name for name in (*FLAGS, ID_MAPPED) if name in names]
 
 
 def _mount(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
@@ -89,9 +123,8 @@ def _mount(field: str, mount: Mapping[str, Any], probe: Probe) -> Finding:
         # What a file system would have covered is in view; a part of the host that is missing isolates.
         return Finding(field, asked, "no mount is there", Verdict.DIFFERENT if _is_bind(mount) else Verdict.WEAKER)
     options = mounts.parse(mount.get("options") or ())
-    wanted = {name for name, flag in FLAGS.items() if options.flags & flag}
-    has = {name for name in FLAGS if name in found.options} | ({"ro"} if found.read_only else set())
-    words = " ".join([found.fstype, *(name for name in FLAGS if name in has)])
+    wanted, has = _wanted(mount), _flags_of(found)
+    words = " ".join([found.fstype, *_ordered(has)])
     missing = wanted - has
     shared = any(entry.startswith("shared:") for entry in found.fields)
     if shared and not any(kind & mounts.MS_SHARED for kind in options.propagation):

@@ -42,7 +42,8 @@ BOUNDS = frozenset(
     "memory.max memory.swap.max memory.limit_in_bytes memory.memsw.limit_in_bytes pids.max cpu.max "
     "cpu.cfs_quota_us".split()
 )
-PAGE = os.sysconf("SC_PAGE_SIZE")  # memory limits are rounded down to it
+PAGE = os.sysconf("SC_PAGE_SIZE")  # the kernel keeps memory in these: numbers of bytes are rounded down to it
+AMOUNTS = frozenset(("memory.soft_limit_in_bytes", "memory.low"))  # of bytes, that bound nothing
 
 
 def cgroup(subject: Subject, spec: Spec) -> Iterator[Finding]:
@@ -72,10 +73,9 @@ def _is_within(path: str, asked: str) -> bool:
 
 
 def resources(subject: Subject, spec: Spec) -> Iterator[Finding]:
-    """The files that the limits were written to, and for those that bind below, the least of all ancestors'."""
+    """The files that the limits were written to, and for those that bind below, the least of all ancestors'.  They
+    are those of the group that the process is in: where none is named, a runtime chooses one."""
     wanted = (spec.get("linux") or {}).get("resources") or {}
-    if not (spec.get("linux") or {}).get("cgroupsPath"):
-        return
     group = _Group(subject)
     writes, warnings = planner.plan({**wanted, "devices": None}, group)
     for warning in warnings:
@@ -115,9 +115,6 @@ class _Group:
 def _limit(group: _Group, write: planner.Write) -> Finding:
     field = f"linux.resources.{write.field}"
     where = f"{write.file} {write.value}"
-    text = group.read(write.controller, write.file)
-    if text is None:
-        return Finding(field, where, f"{write.file} is not there", Verdict.UNKNOWN)
     if write.file in BOUNDS or write.file.startswith("hugetlb."):
         asked = _amount(group, write.controller, write.file, write.value, None)
         chain = group.chain(write.controller)
@@ -130,11 +127,19 @@ def _limit(group: _Group, write: planner.Write) -> Finding:
         where_ = "" if path in ("", chain[0]) else f", by {path}"
         unit = " CPUs" if write.controller == "cpu" and least != INFINITE else ""
         words = f"{write.file} {_number_words(least)}{unit}{where_}"
-        return compared(field, where, words, weaker=least > asked, same=asked - PAGE < least)
+        same = least == asked or (write.controller == "memory" and asked - PAGE < least)
+        return compared(field, where, words, weaker=least > asked, same=same)
+    text = group.read(write.controller, write.file)
+    if text is None:
+        return Finding(field, where, f"{write.file} is not there", Verdict.UNKNOWN)
     if write.file in ("cpuset.cpus", "cpuset.mems"):
         asked_set, found_set = _cpus(write.value), _cpus(text)
         words = f"{write.file} {text.strip()}"
         return compared(field, where, words, weaker=not found_set <= asked_set, same=found_set == asked_set)
+    if write.file in AMOUNTS:
+        wanted, has = (_amount(group, write.controller, write.file, value, None) for value in (write.value, text))
+        same = wanted == has or wanted - PAGE < has <= wanted
+        return Finding(field, where, f"{write.file} {text.strip()}", Verdict.SAME if same else Verdict.DIFFERENT)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     same = any(write.value == line or set(write.value.split()) <= set(line.split()) for line in lines)
     return Finding(field, where, f"{write.file} {'; '.join(lines)}", Verdict.SAME if same else Verdict.DIFFERENT)
@@ -170,7 +175,7 @@ def _cpus(text: str) -> set[int]:
 def device_rules(subject: Subject, spec: Spec) -> Iterator[Finding]:
     """On v1 the group's own list of exceptions; on v2 whether there is a program at all."""
     wanted = ((spec.get("linux") or {}).get("resources") or {}).get("devices") or ()
-    if not wanted or not (spec.get("linux") or {}).get("cgroupsPath"):
+    if not wanted:
         return
     field = "linux.resources.devices"
     rules = devices.parse([*wanted, *DEFAULT_DEVICE_RULES])

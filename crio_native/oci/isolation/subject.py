@@ -12,6 +12,7 @@ from crio_native.errors import NotFound
 from crio_native.linux import inroot, mountinfo
 
 READ_MAX = 4 << 20  # bytes of any one file
+PF_EXITING = 0x4  # a process gives up its namespaces and its root before it is a zombie
 
 
 class Probe(NamedTuple):
@@ -49,12 +50,13 @@ class Subject:
         self._proc = self._root = -1
 
     def check_alive(self) -> None:
-        """Raises NotFound when the process has ended."""
+        """Raises NotFound when the process has ended, or is about to."""
         try:
-            state = self.text("stat").rpartition(")")[2].split()[0]
+            fields = self.text("stat").rpartition(")")[2].split()
+            ended = fields[0] in "ZX" or bool(int(fields[6]) & PF_EXITING)
         except (OSError, IndexError):
-            state = "X"
-        if state in "ZX":
+            ended = True
+        if ended:
             raise NotFound("process", str(self.pid), "it has ended")
 
     def text(self, name: str) -> str:
