@@ -35,6 +35,7 @@ SENSITIVE_PATHS = frozenset(
 SECCOMP_FIELDS = {"defaultAction": REACH, "defaultErrnoRet": MINOR, "architectures": LIMIT, "flags": MINOR}
 SECCOMP_FIELDS |= {"listenerPath": MINOR, "listenerMetadata": MINOR}
 OWN = "'s"  # the beginning of a predicate about something that the container has: "'s /proc/sys is writable"
+DENIALS = {"is": "is not", "can": "cannot", "may": "may not"}  # of predicates that begin so; of others "does not"
 PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 LIMIT_WORDS = {
     "memory.limit": "bytes of memory",
@@ -47,6 +48,7 @@ MOUNT_FLAGS = (
     (mounts.MS_NOSUID, "nosuid", "honours set-user-id programs on", CONTAIN),
     (mounts.MS_NODEV, "nodev", "honours device files on", CONTAIN),
     (mounts.MS_NOEXEC, "noexec", "executes programs on", LIMIT),
+    (mounts.MS_NOSYMFOLLOW, "nosymfollow", "follows symbolic links on", LIMIT),
 )
 # Fields of `linux` and `process` that facts are made of, or that do not isolate; any other is compared as it stands.
 KNOWN = {
@@ -122,7 +124,9 @@ def _said(who: str, fact: Fact) -> str:
 
 
 def _denied(who: str, fact: Fact) -> str:
-    return f"{who}{OWN} is not" if fact.predicate.startswith(OWN) else f"{who} does not"
+    if fact.predicate.startswith(OWN):
+        return f"{who}{OWN} is not"
+    return f"{who} {DENIALS.get(fact.predicate.split()[0], 'does not')}"
 
 
 def facts(spec: Spec) -> Iterator[Fact]:
@@ -137,6 +141,8 @@ def facts(spec: Spec) -> Iterator[Fact]:
     yield from _devices(linux)
     yield from _limits(process, linux)
     yield from _hooks(spec.get("hooks") or {})
+    if specs.keeps_groups(spec):
+        yield Fact(("caller's groups",), CONTAIN, "keeps the supplementary groups of whoever runs it")
     for section, known in KNOWN.items():
         for name, value in (spec.get(section) or {}).items():
             if name not in known and value not in (None, "", [], {}):
@@ -160,9 +166,13 @@ def _namespaces(spec: Spec) -> Iterator[Fact]:
 def _mappings(linux: Spec) -> Iterator[Fact]:
     for what, field in (("user", "uidMappings"), ("group", "gidMappings")):
         for entry in linux.get(field) or ():
-            first, size = entry["containerID"], entry["size"]
-            words = f"maps {what}s {first} to {first + size - 1} to the host's {entry['hostID']} and up"
-            yield Fact((f"{what} mapping {first}",), ESCAPE if entry["hostID"] == 0 else CONTAIN, words)
+            weight = ESCAPE if entry["hostID"] == 0 else CONTAIN
+            yield Fact((f"{what} mapping {entry['containerID']}",), weight, f"maps {what}s {_span(entry)}")
+
+
+def _span(entry: Mapping[str, int]) -> str:
+    first = entry["containerID"]
+    return f"{first} to {first + entry['size'] - 1} to the host's {entry['hostID']} and up"
 
 
 def _capabilities(sets: Spec) -> Iterator[Fact]:
@@ -249,7 +259,7 @@ def _paths(spec: Spec) -> Iterator[Fact]:
     read_only |= {
         specs.normalise(mount["destination"])
         for mount in spec.get("mounts") or ()
-        if mounts.parse(mount.get("options") or ()).flags & mounts.MS_RDONLY and mount.get("type") in ("proc", "sysfs")
+        if _read_only(mounts.parse(mount.get("options") or ())) and mount.get("type") in ("proc", "sysfs")
     }
     for path in sorted({*SENSITIVE_PATHS, *hidden, *read_only}):
         if _covered(path, hidden):
@@ -270,6 +280,10 @@ def _covered(path: str, tops: set[str]) -> bool:
     return any(path == top or path.startswith(top.rstrip("/") + "/") for top in tops)
 
 
+def _read_only(options: mounts.Options) -> bool:
+    return bool(options.top_flags & mounts.MS_RDONLY)
+
+
 def _mounts(spec: Spec) -> Iterator[Fact]:
     seen: dict[str, int] = {}
     for mount in spec.get("mounts") or ():
@@ -277,8 +291,8 @@ def _mounts(spec: Spec) -> Iterator[Fact]:
         seen[target] = count = seen.get(target, 0) + 1
         key = f"mount {target}" + (f" ({count})" if count > 1 else "")
         options = mounts.parse(mount.get("options") or ())
-        flags, kind = options.flags, mount.get("type", "")
-        read_only = bool(flags & mounts.MS_RDONLY)
+        flags, kind = options.top_flags, mount.get("type", "")
+        read_only = _read_only(options)
         if flags & mounts.MS_BIND or kind in ("bind", "rbind"):
             source = mount.get("source", "")
             may = "may read" if read_only else "may write to"
@@ -296,15 +310,31 @@ def _mounts(spec: Spec) -> Iterator[Fact]:
             words = mounts.flag_names(kind_).lower().replace("ms_", "")
             weight = ESCAPE if kind_ & mounts.MS_SHARED else LIMIT
             yield Fact((f"propagation of {target}",), weight, f"has the mount propagation {words} on {target}")
-        recursive = mounts.attribute_names(options.tree_set), mounts.attribute_names(options.tree_clear)
-        if options.tree_set or options.tree_clear:
-            words = f"sets {recursive[0]} and clears {recursive[1]} on all below {target}"
-            yield Fact((key, "recursive"), CONTAIN, words)
-        for name in sorted(options.extensions):
+        if flags & mounts.MS_REC or kind == "rbind":
+            yield from _below(key, target, options)
+        for name in sorted(options.extensions - {"idmap", "ridmap"}):
             yield Fact((key, "extension", name), LIMIT, f"mounts {target} with {name}")
-        for name in ("uidMappings", "gidMappings"):
-            if mount.get(name):
-                yield Fact((key, name), CONTAIN, f"maps the owners of {target} by {_short(mount[name])}")
+        if options.extensions & {"idmap", "ridmap"} or mount.get("uidMappings"):
+            yield Fact((key, "owners"), CONTAIN, _owners(target, mount, "ridmap" in options.extensions))
+
+
+def _below(key: str, target: str, options: mounts.Options) -> Iterator[Fact]:
+    """The mounts that come with a recursive bind: as on the host, but for what is asked for the whole tree."""
+    for flag, name, words, weight in ((mounts.MS_RDONLY, "read-only", "may write to", REACH), *MOUNT_FLAGS):
+        if options.tree_flags & flag:
+            yield Fact((key, "below", name), weight, f"mounts all below {target} {name}")
+        elif options.tree_cleared & flag:
+            yield Fact((key, "below", name), weight, f"{words} all below {target}, even where the host is {name}")
+
+
+def _owners(target: str, mount: Spec, below: bool) -> str:
+    what = f"maps the owners of {target}{' and all below' if below else ''}"
+    maps = [", ".join(_span(entry) for entry in mount.get(name) or ()) for name in ("uidMappings", "gidMappings")]
+    if not maps[0]:
+        return f"{what} as its user namespace does"
+    if maps[0] == maps[1]:
+        return f"{what}: users and groups {maps[0]}"
+    return f"{what}: users {maps[0]}; groups {maps[1]}"
 
 
 def _devices(linux: Spec) -> Iterator[Fact]:
@@ -326,8 +356,6 @@ def _devices(linux: Spec) -> Iterator[Fact]:
 
 
 def _limits(process: Spec, linux: Spec) -> Iterator[Fact]:
-    words = "is in a control group of its own" if linux.get("cgroupsPath") else "is in no control group of its own"
-    yield Fact(("cgroup",), CONTAIN, words)
     for name, value in _leaves({k: v for k, v in (linux.get("resources") or {}).items() if k != "devices"}):
         unlimited = value in (-1, "max", 0, None)
         what = LIMIT_WORDS.get(name)

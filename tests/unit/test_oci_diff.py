@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crio_native.cli import lab
+from crio_native.cli import oci
 from crio_native.errors import InvalidArgument
 from crio_native.oci.diff import diff
 
@@ -22,6 +22,7 @@ Spec = dict[str, Any]
 def base() -> Spec:
     spec = spec_of("/rootfs", ["sh"])
     spec["mounts"].append({"destination": "/data", "type": "bind", "source": "/srv", "options": ["bind", "ro"]})
+    spec["mounts"].append({"destination": "/vol", "type": "bind", "source": "/vol", "options": ["rbind", "ro"]})
     spec["linux"] |= {
         "cgroupsPath": "/box",
         "seccomp": {
@@ -74,6 +75,11 @@ def user_namespace(spec: Spec) -> None:
     spec["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
 
 
+def mapped_owners(spec: Spec) -> None:
+    mapping = [{"containerID": 0, "hostID": 1000, "size": 10}]
+    spec["mounts"][5] |= {"uidMappings": mapping, "gidMappings": mapping, "options": ["bind", "ro", "idmap"]}
+
+
 def change(*path: Any, to: Any) -> Callable[[Spec], None]:
     def act(spec: Spec) -> None:
         holder: Any = spec
@@ -91,7 +97,7 @@ CHANGES: list[tuple[Callable[[Spec], None], str]] = [
     (other_default, "B has the seccomp defaultAction SCMP_ACT_LOG; A has SCMP_ACT_ERRNO"),
     (conditions, "A and B treat the system call read by different rules"),
     (raw, "B keeps CAP_NET_RAW; A does not"),
-    (bounding, "B can gain CAP_SYSLOG by executing a file that has it; A does not"),
+    (bounding, "B can gain CAP_SYSLOG by executing a file that has it; A cannot"),
     (hosts_network, "B shares the host's network namespace; A has a network namespace of its own"),
     (joined_network, "B joins the network namespace of /run/netns/x; A has a network namespace of its own"),
     (user_namespace, "B has a user namespace of its own; A shares the host's user namespace"),
@@ -120,8 +126,22 @@ CHANGES: list[tuple[Callable[[Spec], None], str]] = [
     ),
     (
         change("mounts", 5, "options", to=["bind", "ro", "rnosuid"]),
-        "B sets MOUNT_ATTR_NOSUID and clears 0 on all below /data; A does not",
+        "B mounts /data nosuid; A honours set-user-id programs on /data",
     ),
+    (change("mounts", 6, "options", to=["rbind", "rro"]), "B mounts all below /vol read-only; A does not"),
+    (
+        change("mounts", 6, "options", to=["rbind", "ro", "rrw"]),
+        "B may write to /vol from the host's /vol; A may read /vol from the host's /vol",
+    ),
+    (
+        change("mounts", 6, "options", to=["rbind", "ro", "rsuid"]),
+        "B honours set-user-id programs on all below /vol, even where the host is nosuid; A does not",
+    ),
+    (
+        change("mounts", 5, "options", to=["bind", "ro", "nosymfollow"]),
+        "B mounts /data nosymfollow; A follows symbolic links on /data",
+    ),
+    (mapped_owners, "B maps the owners of /data: users and groups 0 to 9 to the host's 1000 and up; A does not"),
     (
         change("process", "noNewPrivileges", to=False),
         "B can gain privileges by execve; A cannot gain privileges by execve (no_new_privs)",
@@ -139,8 +159,11 @@ CHANGES: list[tuple[Callable[[Spec], None], str]] = [
     (change("process", "oomScoreAdj", to=-500), "B has oom_score_adj -500; A does not"),
     (change("root", "readonly", to=True), "B has a read-only root; A may write to its root file system"),
     (change("linux", "rootfsPropagation", to="shared"), "B has the mount propagation shared on its root; A does not"),
-    (change("linux", "cgroupsPath", to=""), "B is in no control group of its own; A is in a control group of its own"),
-    (change("linux", "resources", "memory", to={}), "A is limited to 1000 bytes of memory; B does not"),
+    (change("linux", "resources", "memory", to={}), "A is limited to 1000 bytes of memory; B is not"),
+    (
+        change("annotations", to={"run.oci.keep_original_groups": "1"}),
+        "B keeps the supplementary groups of whoever runs it; A does not",
+    ),
     (
         change("linux", "resources", "devices", to=[]),
         "B has no rules for devices; A has the device rules deny a *:* rwm",
@@ -190,7 +213,17 @@ def test_equal_configs_and_what_does_not_isolate() -> None:
     other["process"] |= {"args": ["other"], "env": ["X=1"], "cwd": "/tmp", "terminal": True}
     other["root"]["path"] = "/elsewhere"
     other["hostname"], other["annotations"] = "x", {"a": "b"}
+    del other["linux"]["cgroupsPath"]  # it gets a group all the same
     assert diff(base(), other) == []
+
+
+def test_what_is_stricter_is_not_told_as_weaker() -> None:
+    """A mount and its owners are one difference each."""
+    stricter, mapped = base(), base()
+    change("mounts", 6, "options", to=["rbind", "rro"])(stricter)
+    mapped_owners(mapped)
+    assert [found.text for found in diff(base(), stricter)] == ["B mounts all below /vol read-only; A does not"]
+    assert len(diff(base(), mapped)) == 1
 
 
 def test_what_gives_the_host_away_comes_first() -> None:
@@ -216,9 +249,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(spec))
     words = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert lab.diff_command(words) == 1
+    assert oci.command(["diff", *words]) == 1
     assert capsys.readouterr().out == "B keeps CAP_NET_RAW; A does not\n"
-    assert lab.diff_command(["--json", *words]) == 1
+    assert oci.command(["diff", "--json", *words]) == 1
     assert json.loads(capsys.readouterr().out)[0]["topic"] == "CAP_NET_RAW"
-    assert lab.diff_command([words[0], words[0]]) == 0
+    assert oci.command(["diff", words[0], words[0]]) == 0
     assert capsys.readouterr().out == ""
+    # 1 is an answer, an error is not
+    assert oci.command(["diff", words[0]]) == oci.command(["diff", words[0], str(tmp_path)]) == 2
+    assert "takes 2 arguments, 1 were given" in capsys.readouterr().err
