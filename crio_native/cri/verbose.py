@@ -16,10 +16,12 @@ from typing import Any
 from crio_native.errors import CrioError
 from crio_native.images.roots import UPPER
 from crio_native.pods import spec as specs
+from crio_native.pods import spec_resources
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod, ProcessRecord
-from crio_native.pods.values import to_json
+from crio_native.pods.values import Resources, to_json
 
+_RESIZED = ("cpu", "memory", "hugepageLimits", "unified")  # of linux.resources, what a resize may change
 _STATUS_FIELDS = frozenset("State Threads NSpid Uid Gid CapEff CapBnd NoNewPrivs Seccomp VmRSS".split())
 
 
@@ -42,7 +44,7 @@ def container_info(node: Node, container: Container) -> dict[str, str]:
             "imageID": container.image_id,
         },
         "config": to_json(container.config),
-        "runtimeSpec": spec,
+        "runtimeSpec": _by_now(spec, container.resources) if spec else None,
         "plan": _plan(spec, bundle, container.id) if spec else None,
         "state": _state(container.process if container.live else None, layout.run_dir(container.id)),
     }
@@ -66,6 +68,14 @@ def pod_info(node: Node, pod: Pod) -> dict[str, str]:
         "state": _state(pod.infra, layout.run_dir(pod.id)),
     }
     return {"info": json.dumps(details)}
+
+
+def _by_now(spec: Mapping[str, Any], resources: Resources) -> Mapping[str, Any]:
+    """config.json, with the limits that the kubelet has given the container since it was made of that."""
+    linux = spec.get("linux") or {}
+    kept = {name: limits for name, limits in (linux.get("resources") or {}).items() if name not in _RESIZED}
+    limits = spec_resources.linux_resources(resources, min_memory=0, field="linux.resources")
+    return {**spec, "linux": {**linux, "resources": {**kept, **limits}}}
 
 
 def _infra_spec(node: Node, pod: Pod) -> Any:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cli import crioctl
 from crio_native.linux.cgroup import hierarchy
 
 from .conftest import Client, refused
@@ -48,6 +49,25 @@ def test_in_place_and_after_a_restart(fresh: Client) -> None:
     assert fresh.call("ContainerStatus", container_id=container, verbose=True).info["info"][:60] == pid[:60]
     resize(fresh, container, memory_limit_in_bytes=32 * MIB)  # and down again
     assert memory_limit(fresh, container) == str(32 * MIB)
+
+
+def test_the_isolation_is_compared_with_the_new_limits(cri: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    def isolation() -> tuple[object, str]:
+        with pytest.raises(SystemExit) as end:
+            crioctl.main(["--socket", str(cri.daemon.socket), "isolation", container])
+        return end.value.code, capsys.readouterr().out
+
+    container = cri.start(cri.pod(), "sleep", "60", resources={"memory_limit_in_bytes": 64 * MIB, "cpu_shares": 256})
+    resize(cri, container, memory_limit_in_bytes=128 * MIB, cpu_shares=512)
+    code, shown = isolation()
+    assert code == 0 and str(128 * MIB) in shown, shown
+    resize(cri, container, memory_limit_in_bytes=32 * MIB)
+    host = hierarchy()
+    file = "memory.max" if host.version_of("memory") == 2 else "memory.limit_in_bytes"
+    group = Path(f"{host.mount_of('memory')}{cri.daemon.cgroup_parent}/crio-{container}")
+    (group / file).write_text(str(64 * MIB))
+    code, shown = isolation()
+    assert code == 1 and "! weaker    linux.resources.memory.limit" in shown
 
 
 def test_a_container_that_was_not_started_yet(cri: Client) -> None:
