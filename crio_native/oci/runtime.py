@@ -57,7 +57,8 @@ class UserRequest:
     """Who the command runs as, in the image's or the pod's words; the init resolves it inside the root file system.
 
     user: name, number, or "" (root); "user:group" as an image config has it.  group: name or number, "" for the
-    user's own.  supplementary: added to the groups that the image's /etc/group gives (`merge`), or instead of them.
+    user's own.  ASCII digits are always a number.  supplementary: added to the groups that the image's /etc/group gives
+    (`merge`), or instead of them.
     """
 
     user: str = ""

@@ -312,6 +312,7 @@ def end(pid: int) -> None:
         (("--user", "1x", "c", "id"), "--user: must be a number"),
         (("--user", "-1", "c", "id"), "--user: must be a number"),
         (("--user", "4294967296", "c", "id"), "--user: must be a number"),  # CVE-2026-30892: would be 0
+        (("--user", "9" * 5000, "c", "id"), "--user: must be a number"),
         (("--cap", "CAP_NONE", "c", "id"), "is not a capability"),
         (("--cgroup", "../up", "c", "id"), "components are not allowed"),
         (("--cgroup", "nosuch", "c", "id"), "has no such group"),

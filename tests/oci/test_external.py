@@ -158,6 +158,19 @@ def test_users_are_found_in_the_image(boxes: Boxes) -> None:
     assert "find_user" in message
 
 
+def test_digits_are_a_number_whatever_the_image_calls_so(boxes: Boxes) -> None:
+    box = boxes()
+    with (box.root / "etc/passwd").open("a") as passwd:
+        passwd.write("1000:x:0:0:evil:/root:/bin/sh\n")
+    container = box.run("sh", "-c", "id -u; id -G; echo $HOME", user=UserRequest("1000", "2000"))
+    assert container.output() == "1000\n2000\n/\n"
+    box.remove_containers()
+    with (box.root / "etc/group").open("a") as group:
+        group.write("2000:x:0:\n")
+    for request in (UserRequest("1000", "2000"), UserRequest("web", supplementary=[2000])):
+        refused(box, StepFailed, "/etc/group", "calls group 0 by the number 2000", user=request)
+
+
 def test_a_terminal(boxes: Boxes) -> None:
     box = boxes()
     spec = box.spec("sh", "-c", "[ -t 0 ] && [ -t 1 ] && echo terminal")

@@ -368,6 +368,15 @@ def wrap_around_to_root(lab: Lab) -> bool:
     return "uid=0" in lab.output_of("id", user=UserRequest("4294967296"))
 
 
+@attack("numeric names", "names_before_numbers")
+def name_root_by_a_number(lab: Lab) -> bool:
+    """The image's root is called 1000, and its group 2000: a check of the number alone lets it pass."""
+    with (lab.root / "etc/passwd").open("a") as passwd, (lab.root / "etc/group").open("a") as group:
+        passwd.write("1000:x:0:0:evil:/root:/bin/sh\n")
+        group.write("2000:x:0:\n")
+    return "=0(" in lab.output_of("id", user=UserRequest("1000", "2000"))
+
+
 @attack("CVE-2025-4437, CVE-2026-47262", "unbounded_files")
 def fill_the_memory_with_users(lab: Lab) -> bool:
     """A file larger than any real one is read to its end."""

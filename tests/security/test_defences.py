@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from crio_native.errors import StepFailed
 from crio_native.monitor.client import binary_path
-from crio_native.oci.runtime import ExecSpec
+from crio_native.oci.runtime import ExecSpec, UserRequest
 
 from ..oci.conftest import CAPABILITIES
 from .conftest import Lab, laboratory
@@ -91,6 +92,27 @@ def test_annotations_change_nothing(lab: Lab) -> None:
         return [line for line in text.splitlines() if line.startswith(interesting)]
 
     assert privileges(lab.output_of(spec=spec)) == privileges(plain)
+
+
+def test_digits_are_a_number_whatever_the_image_calls_so(lab: Lab) -> None:
+    """The image's root is called 1000, and its group 2000."""
+    with (lab.root / "etc/passwd").open("a") as passwd, (lab.root / "etc/group").open("a") as group:
+        passwd.write("1000:x:0:0:evil:/evil:/bin/sh\n")
+        group.write("2000:x:0:\n")
+    shown = lab.output_of("sh", "-c", "id -u; id -G; echo $HOME", user=UserRequest("1000:2000", "", [3000]))
+    assert shown == "1000\n2000 3000\n/\n"
+    spec = lab.spec("sh", "-c", "id -u; echo $HOME")
+    spec["process"]["user"] = {"uid": 1000, "gid": 1000}
+    spec["process"]["env"] = ["PATH=/bin"]
+    assert lab.output_of(spec=spec) == "1000\n/\n"
+
+
+@pytest.mark.parametrize("name", ["-1", "+5", " 5", "\u0663", "0x10", "1_000"])
+def test_what_only_python_takes_for_a_number_is_a_name(lab: Lab, name: str) -> None:
+    with pytest.raises(StepFailed, match="no user"):
+        lab.create(lab.spec(), user=UserRequest(name))
+    with pytest.raises(StepFailed, match="no group"):
+        lab.create(lab.spec(), user=UserRequest("7", name))
 
 
 # -- crio-oci ----------------------------------------------------------------------------------------------------

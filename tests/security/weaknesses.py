@@ -274,6 +274,23 @@ def wrapping_numbers() -> None:
 
 
 @in_launcher
+def names_before_numbers() -> None:
+    from crio_native.oci.builtin import users
+
+    find_entry, find_group = users._find_entry, users._find_group
+
+    def entry(passwd: list[list[str]], name: str) -> tuple[str, int, int, str] | None:
+        named = [(login, int(uid), int(gid), home) for login, _, uid, gid, _, home, *_ in passwd if login == name]
+        return named[0] if named else find_entry(passwd, name)
+
+    def group(groups: list[list[str]], name: str) -> int:
+        named = [int(record[2]) for record in groups if record[0] == name]
+        return named[0] if named else find_group(groups, name)
+
+    users._find_entry, users._find_group = entry, group
+
+
+@in_launcher
 def forgotten_group() -> None:
     from crio_native.oci.builtin import users
 

@@ -161,8 +161,8 @@ def user(text: str) -> api.LinuxContainerSecurityContext:
     name, colon, group = text.partition(":")
     if not name or (colon and not re.fullmatch(r"[0-9]{1,10}", group)):
         raise ValueError("want UID[:GID] or NAME[:GID] (the CRI has no group names)")
-    numbers = [int(part) for part in (name, group) if part.isascii() and part.isdigit()]
-    if any(number > 2**32 - 2 for number in numbers):
+    numbers = [part for part in (name, group) if part.isascii() and part.isdigit()]
+    if any(len(number) > 10 or int(number) > 2**32 - 2 for number in numbers):
         raise ValueError("ids are at most 4294967294")
     context = api.LinuxContainerSecurityContext()
     if name.isascii() and name.isdigit():

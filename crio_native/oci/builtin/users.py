@@ -1,7 +1,8 @@
 """Who a container's command runs as: names looked up in the image's own /etc/passwd and /etc/group.
 
 The files are a stranger's: read below the root's descriptor, bounded, malformed lines skipped, numbers checked
-(CVE-2024-40635: a number that wraps around is root).
+(CVE-2024-40635: a number that wraps around is root).  Decimal digits are always a number, also where an entry has them
+for its name: who checks that a command is not root's looks at the number alone (runAsNonRoot).
 """
 
 from __future__ import annotations
@@ -58,24 +59,35 @@ def find(root: int, user: str, group: str, supplementary: Sequence[int], merge: 
     return User(uid, gid, tuple(groups), home or "/")
 
 
+def check_group_names(root: int, groups: Sequence[int]) -> None:
+    """For a runtime that is told the numbers: runc before 1.3 looks additional groups up by name first.
+
+    Raises NoSuchUser.
+    """
+    names = {str(group) for group in groups}
+    for name, _, number, *_ in _records(root, "/etc/group", 4):
+        if name in names and number != name:
+            raise NoSuchUser("/etc/group", f"the image's /etc/group calls group {number} by the number {name}")
+
+
 def _find_entry(passwd: list[list[str]], name: str) -> tuple[str, int, int, str] | None:
     number = _number(name)
     for record in passwd:
         if not (_ok(record[2]) and _ok(record[3])):
             continue
-        if record[0] == name or (number is not None and int(record[2]) == number):
+        if record[0] == name if number is None else int(record[2]) == number:
             return record[0], int(record[2]), int(record[3]), record[5]
     return None
 
 
 def _find_group(groups: list[list[str]], name: str) -> int:
+    number = _number(name)
+    if number is not None:
+        return number
     for record in groups:
         if record[0] == name and _ok(record[2]):
             return int(record[2])
-    number = _number(name)
-    if number is None:
-        raise NoSuchUser("/etc/group", f"no group {name!r} in the image's /etc/group")
-    return number
+    raise NoSuchUser("/etc/group", f"no group {name!r} in the image's /etc/group")
 
 
 def _number(text: str) -> int | None:

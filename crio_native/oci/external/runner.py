@@ -227,6 +227,7 @@ def find_user(request: dict[str, Any]) -> dict[str, Any] | None:
     root = os.open(request["rootfs"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         user = users.find(root, wanted["user"], wanted["group"], wanted["supplementary"], wanted["merge"])
+        users.check_group_names(root, user.groups)
     finally:
         os.close(root)
     return {"uid": user.uid, "gid": user.gid, "groups": list(user.groups), "home": user.home}

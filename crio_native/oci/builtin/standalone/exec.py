@@ -89,7 +89,7 @@ def user_of(text: str) -> dict[str, int]:
 
 
 def _id(field: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_ID):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= MAX_ID):
         raise InvalidArgument(field, text, f"must be a number from 0 to {MAX_ID}")
     return int(text)
 
