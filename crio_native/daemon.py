@@ -184,6 +184,7 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         door.close()
         exporter.close()
         events.close()
+        parts.images.interrupt()
         await server.stop(_STOP_SECONDS / 2)
         door.hang_up()
         await jobs.drain(_STOP_SECONDS)

@@ -288,6 +288,11 @@ class HostileRegistry:
         self._server.server_close()
 
 
+def blob_path(layer: bytes) -> str:
+    """Where `serve` has a layer of a picture in the repository app."""
+    return f"/v2/app/blobs/{sha256(_gzip(layer))}"
+
+
 def reply(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)

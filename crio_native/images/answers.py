@@ -1,8 +1,8 @@
-"""HTTP answers whose head must come in one time limit, for connections of urllib3.
+"""Connections of urllib3 that can be ended from outside, and HTTP answers whose head must come in one time limit.
 
 http.client gives each read of a head the whole time limit anew, and reads on for as long as interim answers
 (RFC 9110, 15.2) or bytes of a line arrive: who sends a little now and then, or `100 Continue` without end, would keep
-a thread for ever.
+a thread for ever.  And no event reaches a thread that reads: only an end of its connection does.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import http.client
 import io
 import math
 import time
+from functools import partial
 from typing import Any, cast
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from crio_native.images.work import Connections
 
 
 class _Timed(io.RawIOBase):
@@ -53,9 +56,25 @@ class Answer(http.client.HTTPResponse):
 class _Connection(HTTPConnection):
     response_class = Answer
 
+    def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._connections = connections
+
+    def connect(self) -> None:
+        super().connect()
+        self._connections.add(self.sock)
+
 
 class _SecureConnection(HTTPSConnection):
     response_class = Answer
+
+    def __init__(self, *args: Any, connections: Connections, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._connections = connections
+
+    def connect(self) -> None:
+        super().connect()
+        self._connections.add(self.sock)
 
 
 class _Pool(HTTPConnectionPool):
@@ -66,4 +85,6 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
-POOLS = {"http": _Pool, "https": _SecurePool}
+def pools(connections: Connections) -> dict[str, Any]:
+    """The pools' classes by scheme, for a PoolManager whose connections are to be among these."""
+    return {"http": partial(_Pool, connections=connections), "https": partial(_SecurePool, connections=connections)}

@@ -23,7 +23,7 @@ from crio_native.images.references import Reference
 from crio_native.images.registries_conf import Endpoint, Paths, Registries
 from crio_native.images.registry import Repository
 from crio_native.images.trust.judging import Trust
-from crio_native.images.work import Stop
+from crio_native.images.work import Connections, Stop
 
 if TYPE_CHECKING:
     from crio_native.config import Config
@@ -81,10 +81,14 @@ def from_config(config: Config) -> Settings:
 
 
 class Sources:
-    """The sources of images of one node.  Raises InvalidArgument for a registries.conf that is wrong."""
+    """The sources of images of one node.  Raises InvalidArgument for a registries.conf that is wrong.
+
+    connections: the open ones of all pulls.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.connections = Connections()
         self._lock = threading.Lock()
         self._seen: tuple[object, ...] = ()
         self._registries = Registries(search=("docker.io",))
@@ -145,6 +149,7 @@ class Sources:
             credentials=own
             or settings.keychain.find(reference, self._registries.helpers, namespace=namespace, image=text),
             certificate_directories=settings.certificate_directories,
+            connections=self.connections,
         )
 
 

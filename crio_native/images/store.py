@@ -129,9 +129,17 @@ class ImageStore:
             self._open_wholes()
             undo.pop_all()
 
+    def interrupt(self) -> None:
+        """Give up what is being pulled, loaded and saved, and whatever of these is asked for from now on.
+
+        Their threads end soon: within the time to connect and to greet, should a registry not even do that.
+        """
+        self._closing.set()
+        self._sources.connections.end()
+
     def close(self) -> None:
         """Let go of the directory; what is still being pulled is given up."""
-        self._closing.set()
+        self.interrupt()
         self._records.close()
         os.close(self._lock_fd)
 

@@ -20,7 +20,7 @@ from crio_native.images import certificates, proxies, references
 from crio_native.images.logins import CLIENT, Login
 from crio_native.images.model import Credentials
 from crio_native.images.references import DEFAULT_REGISTRY, Reference
-from crio_native.images.work import Stop
+from crio_native.images.work import Connections, Stop
 
 if TYPE_CHECKING:
     import ssl
@@ -50,7 +50,7 @@ class Transport:
 
     stop: ends the work at its next step.  insecure: the host's certificate is not checked, and a host without TLS is
     spoken to without.  A loopback host without certificates of its own is spoken to without TLS.  backoff: seconds
-    before the first retry; it doubles each time.
+    before the first retry; it doubles each time.  connections: to which ours are to belong.
     """
 
     def __init__(
@@ -62,9 +62,11 @@ class Transport:
         credentials: Credentials | None = None,
         certificate_directories: tuple[Path, ...] = certificates.DIRECTORIES,
         backoff: float = 0.5,
+        connections: Connections | None = None,
     ) -> None:
         import urllib3  # heavy, and a node at rest pulls nothing
 
+        self._connections = connections or Connections()
         self.errors = urllib3.exceptions
         self.reference, self.stop, self.backoff = reference, stop, backoff
         self._timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=min(READ_TIMEOUT, stop.patience))
@@ -228,7 +230,7 @@ class Transport:
                 tls = certificates.context(self._certificates, verify=not self._insecure)
             options: dict[str, Any] = {"num_pools": 8, "maxsize": CONNECTIONS, "retries": False, "ssl_context": tls}
             made = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-            made.pool_classes_by_scheme = answers.POOLS
+            made.pool_classes_by_scheme = answers.pools(self._connections)
             self._pools[ours, proxy] = made
         return self._pools[ours, proxy]
 

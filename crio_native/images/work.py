@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -50,6 +52,36 @@ class Stop:
         while (rest := end - time.monotonic()) > 0:
             self._own.wait(min(rest, POLL))
             self.check()
+
+
+class Connections:
+    """Open connections, of any number of works, for whoever stops them: no event reaches a thread that reads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._ended = False
+
+    def add(self, sock: Any) -> None:
+        sock = getattr(sock, "socket", sock)  # that of TLS in a proxy's TLS is no socket itself
+        with self._lock:
+            self._sockets.add(sock)
+            if self._ended:
+                _shut(sock)
+
+    def end(self) -> None:
+        """Whoever reads from one of them, now or later, finds its end."""
+        with self._lock:
+            self._ended = True
+            for sock in self._sockets:
+                _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # an SSLSocket's own would take the TLS away from its reader
+    except OSError:
+        pass  # it has ended already
 
 
 def in_time(work: Callable[[], Result], seconds: float) -> Result:

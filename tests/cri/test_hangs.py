@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import grpc
@@ -15,7 +17,9 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli import busybox
 
-from .conftest import Client
+from ..images_support import BASE, HostileRegistry, blob_path, picture
+from ..images_support import hostile as hostile
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 HUNG = 10
@@ -49,6 +53,42 @@ def test_a_registry_that_hangs(fresh: Client, silent: str) -> None:
         took = time.monotonic() - began
     assert p99 < P99_MAX and took < 15, (p99, took)
     print(f"lists beside {HUNG} pulls that hang: p99 {p99 * 1000:.1f} ms")
+
+
+@pytest.mark.parametrize("after", ["nothing", "a part of a blob"])
+def test_a_registry_that_hangs_does_not_hold_a_daemon_that_stops(
+    fresh: Client, hostile: HostileRegistry, after: str
+) -> None:
+    """Whoever pulls is told at once, nothing half-made is left, and a successor can start."""
+    image = picture(BASE)
+    name = hostile.serve("app", image)
+    path = blob_path(BASE)
+    held = threading.Event()
+
+    def hang(request: BaseHTTPRequestHandler) -> None:
+        if after != "nothing":
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(image.blobs[path[-71:]])))
+            request.end_headers()
+            request.wfile.write(image.blobs[path[-71:]][:100])
+        held.wait()
+
+    hostile.routes[path] = hang
+    try:
+        pull = fresh.begin("PullImage", image=pb.ImageSpec(image=name), seconds=100)
+        fresh.until(lambda: hostile.count(path))
+        time.sleep(0.3)
+        began = time.monotonic()
+        fresh.stop_daemon()
+        took = time.monotonic() - began
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"pull of {name} was cancelled"):
+            pull.result()
+        fresh.start_daemon()
+    finally:
+        held.set()
+    assert took < 4, took
+    assert list((fresh.daemon.directory / "root/images/tmp").iterdir()) == []
+    assert [each.id for each in fresh.call("ListImages").images] == [fresh.image]
 
 
 def test_a_network_plugin_that_hangs(fresh: Client) -> None:

@@ -40,6 +40,7 @@ from ..images_support import (
     Picture,
     Registry,
     assert_nothing_left,
+    blob_path,
     in_turn,
     lower_of,
     member,
@@ -202,23 +203,17 @@ def test_a_layer_is_unpacked_once_for_two_pulls_at_once(store: ImageStore, regis
 # Failures of a pull, and that nothing is left
 
 
-def blob_path(image: Picture, layer: bytes) -> str:
-    import gzip
-
-    return f"/v2/app/blobs/{sha256(gzip.compress(layer, 1, mtime=0))}"
-
-
 def spoil_digest(server: HostileRegistry, image: Picture) -> None:
-    path = blob_path(image, TOP)
+    path = blob_path(TOP)
     server.routes[path] = reply(200, image.blobs[path[-71:]][:-1] + b"!")
 
 
 def spoil_length(server: HostileRegistry, image: Picture) -> None:
-    server.routes[blob_path(image, TOP)] = reply(200, b"short")
+    server.routes[blob_path(TOP)] = reply(200, b"short")
 
 
 def cut_short(server: HostileRegistry, image: Picture) -> None:
-    path = blob_path(image, TOP)
+    path = blob_path(TOP)
     data = image.blobs[path[-71:]]
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -234,11 +229,11 @@ def never_end(server: HostileRegistry, image: Picture) -> None:
         while True:
             request.wfile.write(b"x" * 65536)
 
-    server.routes[blob_path(image, TOP)] = answer
+    server.routes[blob_path(TOP)] = answer
 
 
 def lose_blob(server: HostileRegistry, image: Picture) -> None:
-    del server.routes[blob_path(image, TOP)]
+    del server.routes[blob_path(TOP)]
 
 
 def lose_config(server: HostileRegistry, image: Picture) -> None:
@@ -349,7 +344,7 @@ def test_one_failure_stops_the_other_layers(store: ImageStore, hostile: HostileR
     image = picture(BASE, TOP)
     name = hostile.serve("app", image)
     spoil_digest(hostile, image)
-    path = blob_path(image, BASE)
+    path = blob_path(BASE)
     data = image.blobs[path[-71:]]
 
     def slow(request: BaseHTTPRequestHandler) -> None:
@@ -369,7 +364,7 @@ def test_one_failure_stops_the_other_layers(store: ImageStore, hostile: HostileR
 def test_a_pull_can_be_cancelled(store: ImageStore, hostile: HostileRegistry, tmp_path: Path) -> None:
     image = picture(BASE)
     name = hostile.serve("app", image)
-    hostile.routes[blob_path(image, BASE)] = reply(503, headers={"Retry-After": "30"})
+    hostile.routes[blob_path(BASE)] = reply(503, headers={"Retry-After": "30"})
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
     with pytest.raises(DeadlineExceeded, match=f"pull of {name} was cancelled"):
@@ -380,7 +375,7 @@ def test_a_pull_can_be_cancelled(store: ImageStore, hostile: HostileRegistry, tm
 def test_a_cancelled_pull_does_not_cancel_who_joined_it(store: ImageStore, hostile: HostileRegistry) -> None:
     image = picture(BASE)
     name = hostile.serve("app", image)
-    path = blob_path(image, BASE)
+    path = blob_path(BASE)
     hostile.routes[path] = in_turn(reply(503, headers={"Retry-After": "30"}), hostile.routes[path])
     cancelled = threading.Event()
     errors: list[BaseException] = []
