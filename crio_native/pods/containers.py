@@ -94,6 +94,9 @@ class Containers:
             checkpoint.check_allowed(node.config.checkpoint_restore.container_level_enabled, act, restore=True)
             checkpoint.check_criu(act)
             config = restoring.with_base_image(node, config)
+        asked = config.linux.security_context.namespace_options
+        if asked is not None:
+            spec_security.check_container_namespaces(asked, pod)
         name = names.container_name(config.metadata, pod.config.metadata)
         if not config.image.image:
             raise InvalidArgument("config.image.image", "", "names no image")
@@ -398,7 +401,6 @@ class Containers:
         """The PID namespace that the container's mode names, by a process that lives in it; "" for a new one."""
         options = container.config.linux.security_context.namespace_options or pod.config.namespaces
         field = "config.linux.security_context.namespace_options"
-        spec_security.check_namespaces(options, field)
         if options.pid is NamespaceMode.TARGET:
             target = self._node.store.get(Container, options.target_id)
             if target.pod_id != pod.id or target.state != ContainerState.RUNNING:

@@ -13,7 +13,16 @@ from typing import Any
 from crio_native.errors import FailedPrecondition, InvalidArgument
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
-from crio_native.pods.values import ContainerSecurity, NamespaceMode, ProfileType, SecurityProfile
+from crio_native.pods.records import Pod
+from crio_native.pods.values import (
+    ContainerSecurity,
+    IDMapping,
+    NamespaceMode,
+    NamespaceOption,
+    ProfileType,
+    SecurityProfile,
+    UserNamespace,
+)
 
 MASKED_PATHS = (
     "/proc/asound",
@@ -118,7 +127,7 @@ def hidden_paths(security: ContainerSecurity, *, own_user_namespace: bool) -> tu
     return list(masked), list(readonly)
 
 
-def check_namespaces(options: Any, field: str) -> None:
+def check_namespaces(options: NamespaceOption, field: str) -> None:
     """Refuse modes that a field does not have; user namespaces have a module of their own, `userns`."""
     for name, allowed in (
         ("network", (NamespaceMode.POD, NamespaceMode.NODE)),
@@ -130,3 +139,36 @@ def check_namespaces(options: Any, field: str) -> None:
             raise InvalidArgument(f"{field}.{name}", mode.name, f"must be {' or '.join(m.name for m in allowed)}")
     if (options.pid is NamespaceMode.TARGET) != bool(options.target_id):
         raise InvalidArgument(f"{field}.target_id", options.target_id, "belongs to, and only to, pid mode TARGET")
+
+
+def check_container_namespaces(asked: NamespaceOption, pod: Pod) -> None:
+    """Refuse what a container asks for against its pod, in whose namespaces it lives.
+
+    The kubelet repeats the pod's options for each container.  The PID namespace alone is the container's choice, but
+    the host's is none where a user namespace shall keep the pod from the host's processes.  A container that says
+    nothing of user namespaces is in the pod's.  Raises InvalidArgument.
+    """
+    field = f"{_WHERE}.namespace_options"
+    check_namespaces(asked, field)
+    for name in ("network", "ipc"):
+        _check_same(f"{field}.{name}", getattr(asked, name), getattr(pod.config.namespaces, name))
+    own = pod.userns or UserNamespace(NamespaceMode.NODE)
+    if asked.userns_options is not None:
+        for name in ("mode", "uids", "gids"):
+            _check_same(f"{field}.userns_options.{name}", getattr(asked.userns_options, name), getattr(own, name))
+    if asked.pid is NamespaceMode.NODE and own.mode is NamespaceMode.POD:
+        raise InvalidArgument(
+            f"{field}.pid", "NODE", "the pod's user namespace excludes the host's pid namespace; use POD or CONTAINER"
+        )
+
+
+def _check_same(field: str, asked: Any, own: Any) -> None:
+    if asked != own:
+        raise InvalidArgument(field, _shown(asked), f"must be as in the pod, {_shown(own)!r}")
+
+
+def _shown(value: NamespaceMode | tuple[IDMapping, ...]) -> str:
+    """Mappings in the order of /proc/PID/uid_map."""
+    if isinstance(value, NamespaceMode):
+        return value.name
+    return ", ".join(f"{m.container_id} {m.host_id} {m.length}" for m in value)

@@ -103,6 +103,21 @@ def test_modes_that_there_are_not(cri: Client, modes: dict[str, Any], words: lis
         cri.create(pod, "true", **options(**modes))
 
 
+@pytest.mark.parametrize("name", ["network", "ipc"])
+@pytest.mark.parametrize(("own", "asked"), [("POD", "NODE"), ("NODE", "POD")])
+def test_modes_that_are_not_the_pods(cri: Client, name: str, own: str, asked: str) -> None:
+    pod = cri.pod(namespaces={name: own})
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"namespace_options.{name}", repr(own), repr(asked)):
+        cri.create(pod, "true", **options(pid=pb.CONTAINER, **{name: asked}))
+    assert cri.run("true", pod=pod)[0] == 0, "who says nothing has what the pod has"
+
+
+def test_pid_of_the_node_in_a_pod_with_processes_of_its_own(cri: Client) -> None:
+    """As in CRI-O: the pod's network and queues, but the host's processes."""
+    container = cri.start(cri.pod(namespaces={"pid": pb.POD}), "sleep", "60", **options(pid=pb.NODE))
+    assert same(cri, "pid", container) and not same(cri, "net", container)
+
+
 @pytest.fixture
 def accounts(tmp_path: Path) -> list[Any]:
     """A user who is in two groups of the image's own."""

@@ -171,6 +171,40 @@ def test_bad_mappings_are_refused(cri: Client, changes: dict[str, Any], words: l
         user_pod(cri, **changes)
 
 
+FIELD = "config.linux.security_context.namespace_options"
+
+
+def test_a_container_cannot_leave_for_the_hosts_processes(cri: Client) -> None:
+    pod = user_pod(cri)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"{FIELD}.pid", "NODE", "user namespace"):
+        cri.create(pod, "true", security={"namespace_options": pb.NamespaceOption(pid=pb.NODE, **options())})
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"{FIELD}.pid"):
+        cri.create(pod, "true", security={"namespace_options": pb.NamespaceOption(pid=pb.NODE)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"uids": [mapping(500000)]}, ["userns_options.uids", "0 200000 65536", "0 500000 65536"]),
+        ({"gids": [mapping(length=LENGTH - 1)]}, ["userns_options.gids", "0 200000 65535"]),
+        ({"mode": pb.NODE, "uids": [], "gids": []}, ["userns_options.mode", "'NODE'", "'POD'"]),
+    ],
+)
+def test_a_container_has_its_pods_mappings(cri: Client, changes: dict[str, Any], words: list[str]) -> None:
+    def asking(userns: dict[str, Any]) -> dict[str, Any]:
+        return {"security": {"namespace_options": pb.NamespaceOption(pid=pb.CONTAINER, **userns)}}
+
+    pod = user_pod(cri)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, *words):
+        cri.create(pod, "true", **asking(options(**changes)))
+    for accepted in (options(), {}):
+        assert cri.run("sed", "s/ *//", "/proc/self/uid_map", pod=pod, **asking(accepted))[1].split()[1] == "200000"
+    of_the_host = cri.pod()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"{FIELD}.userns_options.mode", "'NODE'"):
+        cri.create(of_the_host, "true", **asking(options()))
+    assert cri.run("true", pod=of_the_host, **asking(options(mode=pb.NODE, uids=[], gids=[])))[0] == 0
+
+
 def test_namespaces_that_cannot_be_made_leave_nothing(fresh: Client) -> None:
     with refused(grpc.StatusCode.INTERNAL, "pin_namespaces", "no_such_setting"):
         user_pod(fresh, linux={"sysctls": {"net.ipv4.no_such_setting": "1"}})
