@@ -7,15 +7,18 @@ Then whatever has no record at all is removed.  One object's failure is logged a
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
-from crio_native.pods import checkpoint, names, trees
+from crio_native.linux.cgroup import hierarchy
+from crio_native.pods import checkpoint, exit_files, names, trees
 from crio_native.pods.containers import Containers
+from crio_native.pods.handlers import Handler
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
 from crio_native.pods.sandboxes import Sandboxes
@@ -121,23 +124,41 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     known = set(node.store.pods) | set(node.store.containers)
     # What a shim runs, its monitor only watches: its own runtime must come before those that kill by the monitor.
     handlers = sorted(node.handlers.values(), key=lambda handler: handler.settings.runtime_type != "vm")
-    for run_dir in _strangers(layout.runroot / "containers", known):
+    strange = _strangers(layout.runroot / "containers", known)
+    cgroups = _cgroups(node, [run_dir.name for run_dir in strange])
+    for run_dir in strange:
         log.warning("removing %s, which belongs to no known container", run_dir)
-        cgroup = _cgroup_of(layout.root / "containers" / run_dir.name)
-        for handler in handlers:
-            handler.runtime.delete(run_dir.name, run_dir, cgroup)
-        trees.remove_tree(run_dir)
+        _attempt(str(run_dir), lambda d=run_dir: _end(handlers, d, cgroups[d.name]), "removed")
     for place in (layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"):
         for directory in _strangers(place, known):
             log.warning("removing %s, which belongs to no known pod", directory)
-            sandboxes.release(directory.name)
+            _attempt(str(directory), lambda d=directory: sandboxes.release(d.name), "removed")
+            exit_files.remove(node.settings.container_exits_dir, directory.name)
 
 
-def _cgroup_of(bundle: Path) -> str:
-    try:
-        return str(json.loads((bundle / "config.json").read_bytes())["linux"]["cgroupsPath"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+def _end(handlers: Sequence[Handler], run_dir: Path, cgroups: Sequence[str]) -> None:
+    for handler, cgroup in itertools.product(handlers, cgroups or [""]):
+        handler.runtime.delete(run_dir.name, run_dir, cgroup)
+    trees.remove_tree(run_dir)
+
+
+def _cgroups(node: Node, ids: Sequence[str]) -> Mapping[str, list[str]]:
+    """The control groups of containers and pause processes, in the words of the cgroup manager.
+
+    They are found by their names: what has lost its record may have lost every file that tells of its parent, and a
+    file that is damaged may tell of any other group.
+    """
+    found: dict[str, list[str]] = {object_id: [] for object_id in ids}
+    systemd = node.settings.cgroup_manager == "systemd"
+    ids_by_name = {f"crio-{object_id}{'.scope' if systemd else ''}": object_id for object_id in ids}
+    for path in hierarchy().find(frozenset(ids_by_name)) if ids else ():
+        parent, _, name = path.rpartition("/")
+        if systemd:
+            parent = os.path.basename(parent)
+        # A container may make groups below its own, of any name: those go with it.
+        if parent.isprintable() and (parent.endswith(".slice") or not systemd):
+            found[ids_by_name[name]].append(node.cgroup_path(parent, ids_by_name[name]))
+    return found
 
 
 def _strangers(parent: Path, known: set[str]) -> list[Path]:

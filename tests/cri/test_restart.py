@@ -263,8 +263,9 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path: Path) -> None:
 
 def test_a_damaged_database_is_set_aside(fresh: Client) -> None:
     """Nothing of it can be read: what it knew is removed, and the daemon serves."""
-    pod = fresh.pod()
-    fresh.start(pod, "sleep", "600")
+    pod = fresh.pod(namespaces={"pid": pb.POD})
+    container = fresh.start(pod, "sleep", "600")
+    assert cgroups(fresh, pod) and cgroups(fresh, container)
     fresh.stop_daemon()
     root = fresh.daemon.directory / "root"
     text = b"not a database, but a text of some length" * 100
@@ -275,12 +276,24 @@ def test_a_damaged_database_is_set_aside(fresh: Client) -> None:
     (kept,) = (root / "damaged").iterdir()
     assert kept.read_bytes() == text and str(kept) in fresh.daemon.log.read_text()
     assert fresh.pods() == [] and not (fresh.daemon.directory / "run/netns" / pod).exists()
+    assert cgroups(fresh) == []
     fresh.remove_pod(fresh.pod())
 
 
+def cgroups(cri: Client, name: str = "") -> list[Path]:
+    """The groups of an object of the daemon's, or of all, in every hierarchy."""
+    parent = cri.daemon.cgroup_parent.lstrip("/")
+    top = Path("/sys/fs/cgroup")
+    return [*top.glob(f"{parent}/crio-{name}*"), *top.glob(f"*/{parent}/crio-{name}*")]
+
+
 def test_a_damaged_record_costs_its_own_object_only(fresh: Client) -> None:
-    pods = [fresh.pod() for _ in range(3)]
+    """With it go its control groups, the pause process's too, and the exit code of what had ended."""
+    pods = [fresh.pod(namespaces={"pid": pb.POD}) for _ in range(3)]
     containers = [fresh.start(pod, "sleep", "600") for pod in pods]
+    ended = fresh.start(pods[1], "false")
+    exits = fresh.daemon.directory / "run/exits"
+    fresh.until((exits / ended).exists)
     lonely = fresh.start(pods[2], "sleep", "600")
     pids = [json.loads(fresh.call("ContainerStatus", container_id=c, verbose=True).info["info"])["pid"] for c in
             (containers[1], lonely)]  # fmt: skip
@@ -295,10 +308,13 @@ def test_a_damaged_record_costs_its_own_object_only(fresh: Client) -> None:
     assert {c.id for c in fresh.containers()} == {containers[0], containers[2]}
     assert fresh.exec(containers[2], "echo", "here").stdout == b"here\n"
     log = fresh.daemon.log.read_text()
-    for gone in (pods[1], containers[1], lonely):
+    assert list(exits.iterdir()) == []
+    for gone in (pods[1], containers[1], lonely, ended):
+        assert not cgroups(fresh, gone)
         assert f"{gone}.json" in log
         assert not (fresh.daemon.directory / "run/containers" / gone).exists()
-    assert len(list((root / "damaged").iterdir())) == 3
+    assert cgroups(fresh, pods[0]) and cgroups(fresh, containers[2])
+    assert len(list((root / "damaged").iterdir())) == 4
     for pid in pids:
         fresh.until(lambda pid=pid: not alive(pid))
 
@@ -320,13 +336,16 @@ def test_a_config_json_that_is_cut_off(fresh: Client) -> None:
 
 
 def test_a_lost_database_leaves_no_containers(fresh: Client) -> None:
-    pod = fresh.pod()
+    """Whatever else of them is damaged: the control groups are known by their names."""
+    pod = fresh.pod(namespaces={"pid": pb.POD})
     container = fresh.start(pod, "sleep", "600")
     fresh.stop_daemon()
     for path in (fresh.daemon.directory / "root").glob("state.db*"):
         path.unlink()
+    config = fresh.daemon.directory / "root/containers" / container / "config.json"
+    config.write_text('{"linux": {"cgroupsPath": "/"}}')
     fresh.start_daemon()
-    assert fresh.pods() == []
+    assert fresh.pods() == [] and cgroups(fresh) == []
     run, root = fresh.daemon.directory / "run", fresh.daemon.directory / "root"
     assert not (run / "containers" / container).exists() and not (root / "containers" / container).exists()
     assert not (run / "netns" / pod).exists()

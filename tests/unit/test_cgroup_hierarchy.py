@@ -57,6 +57,13 @@ def test_hybrid_leaves_to_the_unified_hierarchy_what_it_does_better(tmp_path: Pa
     assert [host.version_of(name) for name in ("memory", "devices", "freezer")] == [1, 2, 0]
 
 
+def test_groups_are_found_by_name_wherever_they_are(tmp_path: Path) -> None:
+    host = detected(tmp_path, HYBRID)
+    for group in ("unified/a/b/crio-1", "memory/c/crio-1", "memory/c/crio-2", "freezer/crio-1/crio-3"):
+        (tmp_path / "sys/fs/cgroup" / group).mkdir(parents=True)
+    assert host.find(frozenset({"crio-1", "crio-3"})) == {"/a/b/crio-1", "/c/crio-1", "/crio-1", "/crio-1/crio-3"}
+
+
 def test_hybrid_takes_no_controller_that_nobody_handed_down(tmp_path: Path) -> None:
     before = detected(tmp_path, HYBRID, "hugetlb")
     assert before.version_of("hugetlb") == 2

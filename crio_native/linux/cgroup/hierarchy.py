@@ -55,6 +55,15 @@ class Hierarchy:
             return {"": self.unified + path}
         return {os.path.basename(mount): mount + path for mount in self.mounts}
 
+    def find(self, names: frozenset[str]) -> set[str]:
+        """The paths, from a hierarchy's root, of all groups of these names, whichever hierarchies they are in."""
+        return {
+            f"{parent}/{name}"[len(mount) :]
+            for mount in self.mounts
+            for parent, children, _ in os.walk(mount)
+            for name in names.intersection(children)
+        }
+
 
 _this_host: list[Hierarchy] = []
 
