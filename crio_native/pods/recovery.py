@@ -16,7 +16,7 @@ from pathlib import Path
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
 from crio_native.linux.cgroup import hierarchy
-from crio_native.pods import checkpoint, exit_files, names, trees
+from crio_native.pods import checkpoint, exit_files, names, pod_group, trees
 from crio_native.pods.containers import Containers
 from crio_native.pods.handlers import Handler
 from crio_native.pods.node import Node
@@ -129,11 +129,13 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     for run_dir in strange:
         log.warning("removing %s, which belongs to no known container", run_dir)
         _attempt(str(run_dir), lambda d=run_dir: _end(handlers, d, cgroups[d.name]), "removed")
-    for place in (layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"):
-        for directory in _strangers(place, known):
-            log.warning("removing %s, which belongs to no known pod", directory)
-            _attempt(str(directory), lambda d=directory: sandboxes.release(d.name), "removed")
-            exit_files.remove(node.settings.container_exits_dir, directory.name)
+    places = [layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"]
+    lost = [directory for place in places for directory in _strangers(place, known)]
+    _attempt("their groups", lambda: pod_group.remove_lost([directory.name for directory in lost]), "removed")
+    for directory in lost:
+        log.warning("removing %s, which belongs to no known pod", directory)
+        _attempt(str(directory), lambda d=directory: sandboxes.release(d.name), "removed")
+        exit_files.remove(node.settings.container_exits_dir, directory.name)
 
 
 def _end(handlers: Sequence[Handler], run_dir: Path, cgroups: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from crio_native.pods import (
     networking,
     pod_annotations,
     pod_files,
+    pod_group,
     preparation,
     selinux,
     spec,
@@ -250,6 +251,8 @@ class Sandboxes:
         if pause is not None:
             stage("starting the pause process")
             infra = self._start_infra(pod, pause, labels)
+        else:
+            pod_group.make(node, pod)
         node.store.update(Pod, pod.id, state=PodState.READY, ips=ips, infra=infra)
         if infra is not None:
             self.watch_infra(pod)
@@ -294,9 +297,11 @@ class Sandboxes:
     def _delete_infra(self, pod: Pod) -> None:
         run_dir = self._node.layout.run_dir(pod.id)
         runtime = self._pause_runtime(pod)
-        if runtime is not None:
-            runtime.delete(pod.id, run_dir, self._node.cgroup_path(pod.cgroup, pod.id))
-            trees.remove_tree(run_dir)
+        if runtime is None:
+            pod_group.remove(self._node, pod)
+            return
+        runtime.delete(pod.id, run_dir, self._node.cgroup_path(pod.cgroup, pod.id))
+        trees.remove_tree(run_dir)
 
     def _infra_ended(self, pod_id: str, status: ExitStatus | None) -> None:
         """Without its first process the PID namespace is dead, and every container in it: the pod is not ready."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.cli.scratch import ScratchDaemon
+from crio_native.linux import syscalls
+from crio_native.linux.cgroup import hierarchy
+from crio_native.linux.mounts import MNT_DETACH
 
-from .conftest import Client
+from .conftest import Client, close
 
 pytestmark = pytest.mark.root
 
@@ -248,3 +254,60 @@ def test_the_daemon_stops_although_a_client_stays(fresh: Client) -> None:
     idle.close()
     fresh.start_daemon()
     assert fresh.call("ListPodSandbox") == pb.ListPodSandboxResponse()
+
+
+@pytest.fixture
+def crios_place() -> Iterator[Client]:
+    """A daemon at CRI-O's socket, the only one where cAdvisor asks; its directory is the test's own meanwhile."""
+    place = Path("/run/crio")
+    made = not place.exists()
+    place.mkdir(exist_ok=True)
+    syscalls.mount("tmpfs", str(place), "tmpfs", 0)
+    daemon = ScratchDaemon(settings=f'[crio.api]\nlisten = "{place}/crio.sock"\n')
+    daemon.socket.symlink_to(place / "crio.sock")
+    try:
+        daemon.start()
+        client = Client(daemon)
+        client.load_image()
+        yield client
+        close(client)
+    finally:
+        daemon.close()
+        syscalls.umount2(str(place), MNT_DETACH)
+        if made:
+            place.rmdir()
+
+
+def groups(cri: Client, pod: str) -> list[Path]:
+    """Of a pod, in all hierarchies."""
+    return [Path(f"{mount}{cri.daemon.cgroup_parent}/crio-{pod}") for mount in hierarchy().mounts]
+
+
+def test_a_pod_without_a_pause_process_has_a_group_that_cadvisor_finds(crios_place: Client) -> None:
+    """By it cAdvisor asks for the pod, and counts its network by the pid that it is told."""
+    pod = crios_place.pod(namespaces={"pid": pb.CONTAINER})
+    assert all(group.is_dir() for group in groups(crios_place, pod))
+    assert all((group / "cgroup.procs").read_text() == "" for group in groups(crios_place, pod))
+    assert get_json(crios_place, f"/containers/{pod}")["pid"] == 0
+    container = crios_place.start(pod, "sleep", "60")
+    told = get_json(crios_place, f"/containers/{pod}")
+    assert told["pid"] == get_json(crios_place, f"/containers/{container}")["pid"] > 0
+    assert "eth0:" in Path(f"/proc/{told['pid']}/net/dev").read_text()
+    crios_place.restart(signal.SIGKILL)
+    assert all(group.is_dir() for group in groups(crios_place, pod))
+    crios_place.remove_pod(pod)
+    assert not any(group.exists() for group in groups(crios_place, pod))
+
+
+def test_the_group_of_a_pod_whose_record_is_lost_goes_with_it(crios_place: Client) -> None:
+    pod = crios_place.pod(namespaces={"pid": pb.CONTAINER})
+    crios_place.stop_daemon(signal.SIGKILL)
+    for file in (crios_place.daemon.directory / "root").glob("state.db*"):
+        file.unlink()
+    crios_place.start_daemon()
+    assert crios_place.pods() == [] and not any(group.exists() for group in groups(crios_place, pod))
+
+
+def test_where_cadvisor_does_not_ask_no_pod_has_a_group_for_it(cri: Client) -> None:
+    pod = cri.pod(namespaces={"pid": pb.CONTAINER})
+    assert not any(group.exists() for group in groups(cri, pod))

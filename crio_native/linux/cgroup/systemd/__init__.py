@@ -8,5 +8,6 @@ reloads: so each limit that it has a word for is told to it first, and then writ
 """
 
 from .scope import Scope, check
+from .units import slice_path
 
-__all__ = ["Scope", "check"]
+__all__ = ["Scope", "check", "slice_path"]
