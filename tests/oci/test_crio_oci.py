@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from crio_native.linux import process
 from crio_native.linux.cgroup import hierarchy
 
 from .command_line import PROGRAM, Oci, Receiver, oci
@@ -241,6 +242,28 @@ def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_an_init_without_its_creator_undoes_nothing(oci: Oci) -> None:
+    """A path of the host's is another file in the container: here a volume's."""
+    volume = oci.directory / "volume"
+    files = [volume / "c" / name for name in ("config.json", "state.json", "start")]
+    files[0].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("precious")
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec["mounts"].append({"destination": str(oci.state), "type": "bind", "source": str(volume), "options": ["bind"]})
+    spec["hooks"] = {"createContainer": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+    line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec)), "c"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL) as making:
+        wait_for(lambda: len(children(making.pid)) == 1)
+        (init,) = children(making.pid)
+        wait_for(lambda: len(children(init)) == 1)
+        making.kill()
+    os.kill(children(init)[0], signal.SIGTERM)  # the hook fails, and there is nobody to tell
+    wait_for(lambda: process.start_time(init) is None)
+    assert all(file.read_text() == "precious" for file in files)
+    assert (oci.state / "c" / "state.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -33,11 +33,13 @@ def run_init(
     assert context.sync is not None and context.parent is not None
     context.gate = channels[-1] + 1 if gate else -1
     context.made = made
-    if born:
-        context.sync.send(b"B%d" % born)
-    failure = _run(plan, context, lesson)
-    context.parent.send(b"E" + wire.encode(failure).encode())
-    os._exit(1)
+    try:
+        if born:
+            context.sync.send(b"B%d" % born)
+        failure = _run(plan, context, lesson)
+        context.parent.send(b"E" + wire.encode(failure).encode())
+    finally:  # also when there is nobody to tell: no more of the launcher's program runs in here
+        os._exit(1)
 
 
 def run_exec(plan: Plan, lesson: Lesson | None) -> NoReturn:

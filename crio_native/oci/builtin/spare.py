@@ -261,9 +261,12 @@ def _bear_with_duties(
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=None if cgroup < 0 else cgroup)
     if pid == 0:
-        donor.parcel.pack(stdio, [sync.detach(), theirs.detach(), *gates], [])
-        donor.parcel.unpack([])
-        init.run_init(request["steps"], [3, 4], bool(gates), None)
+        try:
+            donor.parcel.pack(stdio, [sync.detach(), theirs.detach(), *gates], [])
+            donor.parcel.unpack([])
+            init.run_init(request["steps"], [3, 4], bool(gates), None)
+        finally:  # what the donor does when this fails is not the init's
+            os._exit(1)
     theirs.close()
     duties = parent.Duties(ours, pid, request["duties"])
     sync.send(b"B%d" % duties.serve())

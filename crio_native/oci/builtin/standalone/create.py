@@ -22,11 +22,12 @@ from crio_native.oci.builtin.standalone.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any, NoReturn
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from crio_native.linux.cgroup import Cgroup
     from crio_native.oci.builtin.plan import Host, Plan
+    from crio_native.oci.builtin.standalone.exec import Exec
 
 MAX_PRESERVED = 4096
 ALL_CAPABILITIES = (1 << 64) - 1  # the creator of a user namespace has them all in there
@@ -225,11 +226,8 @@ class Made:
             syscalls.setns(process.open_namespace(plan.join_pid), syscalls.CLONE_NEWPID)
         self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         flags = syscalls.CLONE_NEWPID if plan.new_pid_namespace else 0
-        self.pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
-        if self.pid == 0:
-            _become_init(plan, theirs.detach(), listener, self.preserved, self.laboratory)
+        clone(self, flags, cgroup, lambda: _become_init(plan, theirs.detach(), listener, self))
         theirs.close()
-        self.pidfd = os.pidfd_open(self.pid)
 
     def _await_ready(self, plan: Plan) -> None:
         """Until the init says that it is ready; what it needs of its parent before that, it gets."""
@@ -348,11 +346,30 @@ def _told(container: State, status: str) -> dict[str, Any]:
     return told | {"status": status, "pid": 0 if status == "stopped" else container.pid}
 
 
-def _become_init(
-    plan: Plan, creator: int, listener: int, preserved: list[int], watcher: laboratory.Laboratory | None
-) -> NoReturn:
+def clone(parent: Made | Exec, flags: int, cgroup: int | None, become: Callable[[], None]) -> None:
+    """Clone a child that runs `become`; `pid` and `pidfd` of the parent are the child's.
+
+    However that ends, the child does too: what is further up the stack undoes what is half made, by paths that may
+    mean other files in the child.  Signals wait until it is known whose they are.
+    """
+    held = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM))
+    try:
+        parent.pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
+        if parent.pid == 0:
+            try:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
+                become()
+            finally:
+                os._exit(1)
+        parent.pidfd = os.pidfd_open(parent.pid)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
+
+
+def _become_init(plan: Plan, creator: int, listener: int, made: Made) -> None:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
     syscalls.set_name(b"crio-init")
+    watcher, preserved = made.laboratory, made.preserved
     syscalls.close_others([*preserved, creator, listener, watcher.trace if watcher else -1])
     to_creator = channel.InitChannel(creator, listener)
     to_creator.send(b"A")
@@ -361,7 +378,6 @@ def _become_init(
     acts = watcher.acts("init", plan) if watcher else steps.STEPS
     failure = steps.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
-    os._exit(1)
 
 
 def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] | None:
