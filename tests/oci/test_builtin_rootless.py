@@ -34,12 +34,15 @@ def spec_for(oci: Oci, *args: str) -> dict[str, Any]:  # noqa: F811
     return spec
 
 
-def run(oci: Oci, spec: dict[str, Any]) -> subprocess.CompletedProcess[str]:  # noqa: F811
+def run(oci: Oci, spec: dict[str, Any], *flags: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
     bundle = oci.write(spec)
     for path in (bundle, bundle / "config.json"):
         os.chown(path, USER, USER)
-    user = {"user": USER, "group": USER, "extra_groups": []}
-    return oci.call("--rootless", "true", "run", "--bundle", bundle, "c", **user)
+    return call(oci, "run", *flags, "--bundle", str(bundle), "c")
+
+
+def call(oci: Oci, *words: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
+    return oci.call("--rootless", "true", *words, user=USER, group=USER, extra_groups=[])
 
 
 def test_a_container_of_his_own(bundles: Oci) -> None:
@@ -64,6 +67,29 @@ def test_volumes_time_and_protection(bundles: Oci) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "text" and float(lines[1].split()[0]) > 10**7 and len(lines) == 2, done.stderr
     assert "Read-only" in done.stderr
+
+
+@pytest.mark.parametrize("pid", ["new", "hosts"])
+def test_exec_in_his_container(bundles: Oci, pid: str) -> None:
+    spec = spec_for(bundles, "sleep", "1000")
+    if pid == "hosts":
+        spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != "pid"]
+        # Such a user namespace may not mount a procfs of the host's processes.
+        spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != "/proc"]
+        spec["linux"] |= {"maskedPaths": [], "readonlyPaths": []}
+    started = run(bundles, spec, "--detach")
+    assert started.returncode == 0, started.stderr
+    done = call(bundles, "exec", "c", "sh", "-c", "id -u; echo $$; exit 3")
+    assert done.returncode == 3, done.stderr
+    root, own = done.stdout.split()
+    assert root == "0" and (int(own) < 10) == (pid == "new")
+    pid_file = bundles.directory / "state" / "exec.pid"
+    assert call(bundles, "exec", "--detach", "--pid-file", str(pid_file), "c", "sleep", "1000").returncode == 0
+    line = Path(f"/proc/{pid_file.read_text()}/cmdline").read_bytes()
+    assert line == b"sleep\0001000\0"
+    failed = call(bundles, "exec", "c", "no-such-command")
+    assert failed.returncode == 255 and "not found in $PATH" in failed.stderr
+    os.kill(int(pid_file.read_text()), 9)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from crio_native.errors import InvalidArgument
 from crio_native.linux import mounts, syscalls
 from crio_native.oci.builtin.plan import Host, Plan, container_plan, exec_plan
 from crio_native.oci.builtin.steps import STEPS
+from crio_native.oci.calls import DESCRIPTIONS
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, Overlay
 from crio_native.oci.spec import validate
 
@@ -224,6 +225,19 @@ def test_a_string_that_no_bytes_are_for_is_refused_and_foreign_bytes_are_not() -
     plan(lambda spec: change(spec, "\xe4 \U0001f600 \udcff"))
     with pytest.raises(InvalidArgument, match=r"process.args\[1\]: may not contain half"):
         plan(lambda spec: change(spec, "\ud800"))
+
+
+def test_an_exec_of_who_is_not_root_enters_the_pid_namespace_from_the_user_namespace() -> None:
+    process = {"args": ["/bin/true"], "cwd": "/"}
+    flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID
+    assert "enter_pid_namespace" not in names(exec_plan(ExecSpec(process), HOST, cgroup_files=[], namespaces=flags))
+    found = exec_plan(ExecSpec(process), Host(40, 0), cgroup_files=[], namespaces=flags)
+    order = names(found)
+    assert order[:2] == ["enter_pid_namespace", "new_session"] and order.count("new_session") == 1
+    assert step(found, "enter_container") == {"flags": syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID}
+    for name in ("enter_pid_namespace", "enter_container"):  # before anybody in there can see us
+        where = next(step for step in found.steps if step.name == name)
+        assert DESCRIPTIONS[name](**where.args)[0] == "prctl(PR_SET_DUMPABLE, 0)"
 
 
 def test_capabilities_that_only_a_user_namespace_can_give() -> None:

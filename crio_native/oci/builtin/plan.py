@@ -177,7 +177,8 @@ def exec_plan(
     state: Mapping[str, Any] = MappingProxyType({"ociVersion": "1.3.0", "id": "", "status": "running", "bundle": ""}),
     linux: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
-    """The plan of one more process in a running container, whose PID namespace it is born in.
+    """The plan of one more process in a running container, whose PID namespace it is born in; but for who has not
+    the privileges to enter that from outside, whose child is (step `enter_pid_namespace`).
 
     namespaces: CLONE_NEW* bits of those that are not ours (`linux.namespaces.differing`).  state: the container's, for
     the listener of a seccomp filter.  linux: of the container's spec; its personality and memory policy hold for every
@@ -188,20 +189,28 @@ def exec_plan(
     own_user = bool(namespaces & syscalls.CLONE_NEWUSER)
     notice = processes.notice_of(request.seccomp or {}, seccomp, state)
     command = processes.Command(process, host, seccomp, notice, own_user)
+    rootless = own_user and not host.permitted >> capabilities.NUMBER["CAP_SYS_ADMIN"] & 1
+    born_inside = not (rootless and namespaces & syscalls.CLONE_NEWPID)
     out = Steps()
-    out.add("new_session", RULE + "kill reaches the whole group")
+    if born_inside:
+        out.add("new_session", RULE + "kill reaches the whole group")
     if cgroup_files:
         processes.affinity_step(out, process, "initial")
         out.add("join_cgroup", "linux.cgroupsPath", files=cgroup_files)
     processes.affinity_step(out, process, "final")
     processes.oom_step(out, process, host)
-    processes.label_step(out, process)
     if notice:
         assert request.seccomp is not None
         out.add("connect_listener", "linux.seccomp.listenerPath", path=request.seccomp["listenerPath"])
-        out.add("find_own_pid", RULE + "the listener is told the pid that the host knows")
     if own_user:
         processes.raise_limits_step(out, process)
+    if not born_inside:
+        out.add("enter_pid_namespace", RULE + "who is not root may, from its user namespace")
+        out.add("new_session", RULE + "kill reaches the whole group")
+        namespaces &= ~syscalls.CLONE_NEWUSER
+    processes.label_step(out, process)
+    if notice:
+        out.add("find_own_pid", RULE + "the listener is told the pid that the host knows")
     out.add("enter_container", RULE + "exec enters all namespaces of the init", flags=namespaces)
     if process.get("terminal"):
         size = process.get("consoleSize") or {}

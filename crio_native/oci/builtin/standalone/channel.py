@@ -20,6 +20,8 @@ from crio_native.oci.builtin.standalone.state import START_SOCKET, parse_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crio_native.oci.builtin.standalone.state import State
 
 
@@ -91,10 +93,11 @@ def start(state: State) -> bool:
     return started
 
 
-def await_exec(connection: _socket.socket) -> int:
+def await_exec(connection: _socket.socket, born: Callable[[int], None] | None = None) -> int:
     """Until the exec closes the connection; returns the terminal's master if one was sent, else -1.
 
-    Raises StepFailed with what the init tells instead.
+    born: gets the pid of who takes the process's place, if it says so.  Raises StepFailed with what the init tells
+    instead.
     """
     master = -1
     while True:
@@ -103,6 +106,8 @@ def await_exec(connection: _socket.socket) -> int:
             raise failure(message[1:])
         if message[:1] == b"C":
             master = descriptors[0]
+        elif message[:1] == b"B" and born is not None:
+            born(int(message[1:]))
         else:
             return master
 

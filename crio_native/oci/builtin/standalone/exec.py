@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
 import os
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from crio_native.oci.builtin.standalone import channel, create, laboratory, stat
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, NoReturn
+    from typing import Any
 
     from crio_native.linux.cgroup import Cgroup
     from crio_native.oci.builtin.plan import Plan
@@ -135,6 +134,7 @@ class Exec:
         self.laboratory = laboratory.of(options.trace, options.fail)
         self.pid, self.pidfd, self.master = 0, -1, -1
         self.container = found.open_process()
+        self.namespaces = namespaces.differing(found.pid)
         self.membership = Membership(found.cgroup, options.cgroup)
         linux = spec.get("linux") or {}
         seccomp = create.compiled(linux.get("seccomp"), options.root)
@@ -144,7 +144,7 @@ class Exec:
             create.host(),
             cgroup_files=self.membership.files,
             seccomp=seccomp,
-            namespaces=namespaces.differing(found.pid),
+            namespaces=self.namespaces,
             state={name: found.record[name] for name in ("ociVersion", "id", "bundle")} | {"status": "running"},
             linux=linux,
         )
@@ -154,7 +154,7 @@ class Exec:
             laboratory.own(self.laboratory, "clone", lambda: self._clone(plan))
             if self.status.recv(1) == b"A":
                 options.view.close()
-            self.master = channel.await_exec(self.status)
+            self.master = channel.await_exec(self.status, self._born)
         except BaseException:
             self.kill()
             raise
@@ -162,14 +162,20 @@ class Exec:
     def _clone(self, plan: Plan) -> None:
         self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         descriptor = self.membership.descriptor()
-        syscalls.setns(self.container, syscalls.CLONE_NEWPID)  # takes effect in children only
-        self.pid = syscalls.clone3(0, exit_signal=_signal.SIGCHLD, cgroup=descriptor)
-        if self.pid == 0:
-            _become_exec(plan, theirs.detach(), self)
+        by_itself = any(step.name == "enter_pid_namespace" for step in plan.steps)
+        if self.namespaces & syscalls.CLONE_NEWPID and not by_itself:
+            syscalls.setns(self.container, syscalls.CLONE_NEWPID)  # takes effect in children only
+        create.clone(self, 0, descriptor, lambda: _become_exec(plan, theirs.detach(), self))
         theirs.close()
         if descriptor is not None:
             os.close(descriptor)
-        self.pidfd = os.pidfd_open(self.pid)
+
+    def _born(self, pid: int) -> None:
+        """Our child has had another for us, see `enter_pid_namespace`, which waits until we know it."""
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid, self.pidfd = pid, os.pidfd_open(pid)
+        self.status.send(b"k", _socket.MSG_NOSIGNAL)
 
     def hand_over(self) -> None:
         """Tell the engine: pid file, pidfd, terminal."""
@@ -187,7 +193,7 @@ class Exec:
             create.kill_child(self.pid, self.pidfd)
 
 
-def _become_exec(plan: Plan, status: int, running: Exec) -> NoReturn:
+def _become_exec(plan: Plan, status: int, running: Exec) -> None:
     syscalls.set_name(b"crio-exec")
     watcher = running.laboratory
     syscalls.close_others([*running.preserved, status, running.container, watcher.trace if watcher else -1])

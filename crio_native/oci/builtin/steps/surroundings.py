@@ -120,6 +120,10 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str, keep_gr
             assert context.parent is not None
             context.parent.send(b"B%d" % init)
             os._exit(0)
+    _become_root(keep_groups)
+
+
+def _become_root(keep_groups: bool = False) -> None:
     if not keep_groups:
         try:
             os.setgroups([])
@@ -245,15 +249,38 @@ def connect_listener(context: Context, path: str) -> None:
 def enter_container(context: Context, flags: int) -> None:
     """Namespaces of the init all at once, by its pidfd: none can be swapped in between.  flags: see
     `namespaces.differing`; but its PID namespace, which we were born in."""
+    _hide()
     syscalls.setns(context.container, flags & ~syscalls.CLONE_NEWPID)
     os.close(context.container)
     if flags & syscalls.CLONE_NEWUSER:
-        try:
-            os.setgroups([])
-        except PermissionError:
-            pass
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        _become_root()
+
+
+def enter_pid_namespace(context: Context) -> None:
+    """The init's user and PID namespace, for who is not the host's root: the second wants CAP_SYS_ADMIN not only in
+    itself, but in the caller's own user namespace, so that it can be entered from the first alone.
+
+    Only children are born there: one goes on with the plan as our parent's child, once the parent knows it.
+    """
+    _hide()
+    syscalls.setns(context.container, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID)
+    _become_root()
+    assert context.parent is not None
+    child = syscalls.clone3(syscalls.CLONE_PARENT, exit_signal=0)
+    if child:
+        context.parent.send(b"B%d" % child)
+        os._exit(0)
+    if context.parent.recv(16) != b"k":
+        os._exit(0)  # the parent is gone
+
+
+def _hide() -> None:
+    """Root of the container's user namespace, whom we come near now, may trace and look into who shares his uid or is
+    in his user namespace, unless that is not dumpable (CVE-2019-5736).  The exec makes it dumpable again.
+
+    Late, for who is not root cannot write his own files in /proc any more.
+    """
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
 STEPS = (
@@ -280,4 +307,5 @@ STEPS = (
     set_affinity,
     connect_listener,
     enter_container,
+    enter_pid_namespace,
 )
