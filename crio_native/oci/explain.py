@@ -74,6 +74,7 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
         cgroup_files=cgroup.join_files() if cgroup else [],
         cgroup_directories=hierarchy().directories(cgroup.path) if cgroup else {},
         seccomp=_compiled(linux.get("seccomp")),
+        look_up=True,
         keep_groups=specs.keeps_groups(spec),
     )
     story = _Story(specs.namespace_paths(spec))

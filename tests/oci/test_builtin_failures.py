@@ -30,7 +30,7 @@ def test_a_command_that_does_not_exist(box: Box) -> None:
     container = box.create(box.spec("nosuch"))
     with pytest.raises(StartFailed) as failure:
         container.start()
-    assert (failure.value.step, failure.value.number, failure.value.path) == ("execute", 2, "nosuch")
+    assert (failure.value.step, failure.value.number, failure.value.path) == ("find_command", 2, "nosuch")
     assert "not found in $PATH" in str(failure.value)
     assert container.wait().code == 128
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import InvalidArgument, StepFailed
+from crio_native.errors import InvalidArgument, StartFailed, StepFailed
 from crio_native.linux import syscalls
 from crio_native.oci.spec import RLIMITS
 
 from ..machine import Machine
-from .conftest import PARENT, Box, Container, status_of
+from .conftest import PARENT, Box, Container, least_profile, status_of
 
 pytestmark = pytest.mark.root
 
@@ -228,6 +228,19 @@ def test_every_resource_limit(box: Box) -> None:
     for title, value in names.values():
         line = next(line for line in text.splitlines() if line.startswith(title))
         assert line.removeprefix(title).split()[:2] == [str(value)] * 2, title
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_a_filter_need_allow_no_more_than_the_command_needs(box: Box, no_new_privileges: bool) -> None:
+    profile = least_profile(no_new_privileges)
+    spec = with_process(box, "true", noNewPrivileges=no_new_privileges)
+    spec["linux"]["seccomp"] = profile
+    assert box.create(spec).start().wait().code == 0
+    container = box.create(with_process(box, "sleep", "1000", noNewPrivileges=no_new_privileges)).start()
+    assert container.exec("true", seccomp=profile)[0] == 0
+    spec["process"]["args"] = ["no-such-command"]
+    with pytest.raises(StartFailed, match="not found in"):
+        box.create(spec).start()
 
 
 def test_a_session_keyring_of_its_own(box: Box) -> None:

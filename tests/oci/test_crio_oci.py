@@ -19,7 +19,7 @@ from crio_native.linux import process
 from crio_native.linux.cgroup import hierarchy
 
 from .command_line import PROGRAM, Oci, Receiver, oci
-from .conftest import spec_of
+from .conftest import least_profile, spec_of
 
 pytestmark = pytest.mark.root
 __all__ = ["oci"]
@@ -754,15 +754,47 @@ def test_a_namespace_of_another_kind_is_not_entered(oci: Oci, kind: str, other: 
 
 @pytest.mark.parametrize("no_new_privileges", [False, True])
 def test_a_filter_need_allow_no_more_than_the_command_needs(oci: Oci, no_new_privileges: bool) -> None:
-    """Of what we call ourselves on the way: it would refuse these, had it been loaded before them."""
-    denied = ["close_range", "faccessat2", "getcwd", "chdir", "setresuid", "setgroups"]
+    """Whatever we call ourselves on the way, and however often we are waited for: it comes before the filter."""
     spec = spec_of(str(oci.root), ("true",))
-    spec["linux"]["seccomp"] = {
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": denied, "action": "SCMP_ACT_ERRNO"}],
-    }
+    spec["linux"]["seccomp"] = least_profile(no_new_privileges)
     spec["process"]["noNewPrivileges"] = no_new_privileges
+    bundle = oci.write(spec)
+    oci.ok("run", "-b", bundle, "c")
+    oci.ok("create", "-b", bundle, "c")
+    oci.ok("start", "c")
+    wait_for(lambda: oci.status("c") == "stopped")
+    oci.ok("delete", "c")
+    spec["process"]["args"] = ["no-such-command"]
+    assert "not found in $PATH" in oci.refused("create", "-b", oci.write(spec), "c")
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+def test_a_filter_of_an_exec_need_allow_no_more_either(oci: Oci, no_new_privileges: bool) -> None:
+    spec = spec_of(str(oci.root), ("sleep", "1000"))
+    profile = least_profile(no_new_privileges)
+    profile["syscalls"][0]["names"] += ["nanosleep", "clock_nanosleep"]
+    spec["linux"]["seccomp"] = profile
+    spec["process"]["noNewPrivileges"] = no_new_privileges
+    oci.ok("run", "--detach", "-b", oci.write(spec), "c")
+    oci.ok("exec", "c", "true")
+    assert oci.call("exec", "c", "false").returncode == 1
+
+
+def test_between_filter_and_exec_there_are_the_last_capabilities_alone(oci: Oci) -> None:
+    denied = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["capset"], "action": "SCMP_ACT_ERRNO"}]}
+    spec = spec_of(str(oci.root), ("true",))
+    spec["linux"]["seccomp"] = denied
+    spec["process"]["noNewPrivileges"] = False
+    assert "step 'set_capabilities'" in oci.refused("run", "-b", oci.write(spec), "c")
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] = ["CAP_SYS_ADMIN"]
     oci.ok("run", "-b", oci.write(spec), "c")
+
+
+@pytest.mark.parametrize("command", ["/bin", "bin"])
+def test_a_directory_is_no_command(oci: Oci, command: str) -> None:
+    assert "'find_command' failed on" in oci.refused("create", "-b", oci.bundle(command, cwd="/"), "c")
+    assert not oci.left()
 
 
 def test_an_unknown_system_call_in_a_profile_is_refused_when_an_annotation_says_so(oci: Oci) -> None:

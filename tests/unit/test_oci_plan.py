@@ -104,11 +104,12 @@ def test_the_order_that_safety_depends_on() -> None:
     order = [
         *("join_cgroup", "new_namespaces", "root_propagation", "bind_root", "mount", "bind", "make_devices"),
         *("mask_paths", "ask_parent", "release_parent", "console", "read_only_root", "pivot_root"),
-        *("limit_bounding_set", "change_user", "write_labels", "seccomp", "set_capabilities", "wait_for_start"),
+        *("limit_bounding_set", "change_user", "write_labels", "wait_for_start", "run_hooks", "find_command"),
+        *("default_signals", "seccomp", "set_capabilities", "execute"),
     ]
     last = {name: len(found) - 1 - found[::-1].index(name) for name in order}
     assert sorted(order, key=last.__getitem__) == order
-    assert found[-1] == "execute" and found[-2] == "run_hooks"
+    assert found[-1] == "execute"
 
 
 def test_a_user_namespace_is_entered_after_all_that_takes_the_hosts_root() -> None:

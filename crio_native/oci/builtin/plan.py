@@ -153,9 +153,13 @@ def container_plan(
 
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
     processes.machine_steps(out, linux)
-    command.steps(out, look_up)
+    command.steps(out)
+    if look_up:
+        command.find_step(out)
     out.add("wait_for_start", RULE + "create and start are two acts")
     _hook_step(out, hooks, "startContainer", {**state, "status": "created"})
+    if not look_up and not container.pause:
+        command.find_step(out)
     command.last_steps(out)
     if container.pause:
         out.add("execute_pause", RULE + "a shared PID namespace needs a process")
@@ -219,6 +223,7 @@ def exec_plan(
     processes.user_step(out, process, None)
     processes.machine_steps(out, linux)
     command.steps(out)
+    command.find_step(out)
     command.last_steps(out)
     out.add("execute", "process.args", args=list(process["args"]))
     return Plan(False, "", tuple(out.all), {})

@@ -108,13 +108,13 @@ class Command:
                 "this process does not have them itself, so it cannot give them",
             )
         self.no_new_privileges = bool(process.get("noNewPrivileges"))
+        # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is kept until then and no longer; a hook does
+        # not get it, for what is not ambient is lost with an exec.
+        self.kept = _SYS_ADMIN if seccomp and not self.no_new_privileges else 0
 
-    def steps(self, out: Steps, look_up: bool = False) -> None:
-        """Up to where a container waits for its start.  look_up: refuse a command that does not exist."""
+    def steps(self, out: Steps) -> None:
+        """Up to where a container waits for its start."""
         self._kernel_steps(out)
-        # Without no_new_privs loading a filter takes CAP_SYS_ADMIN, which is kept until then and no longer: what comes
-        # before the filter need not be allowed by it.
-        kept = _SYS_ADMIN if self.seccomp and not self.no_new_privileges else 0
         if self.no_new_privileges:
             out.add("no_new_privileges", "process.noNewPrivileges")
         umask = (self.process.get("user") or {}).get("umask")
@@ -125,18 +125,16 @@ class Command:
             last=self.host.last_capability,
         )
         out.add("change_user", "process.user", umask=0o022 if umask is None else umask, **self.keep_groups)
-        self._capabilities_step(out, kept)
+        self._capabilities_step(out, self.kept, ambient=self.sets["ambient"])
         out.add("change_directory", "process.cwd", path=self.process.get("cwd", "/"))
         wanted = labels(self.process)
         if wanted:
             out.add("write_labels", "process.selinuxLabel, process.apparmorProfile", labels=wanted)
-        if look_up:
-            out.add("find_command", "process.args", name=self.process["args"][0])
-        if kept:
-            self._seccomp_step(out)
-            self._capabilities_step(out, 0)
 
-    def _capabilities_step(self, out: Steps, kept: int) -> None:
+    def find_step(self, out: Steps) -> None:
+        out.add("find_command", "process.args", name=self.process["args"][0])
+
+    def _capabilities_step(self, out: Steps, kept: int = 0, ambient: int | None = None) -> None:
         """kept: what is there beside what is asked for."""
         out.add(
             "set_capabilities",
@@ -144,18 +142,18 @@ class Command:
             effective=self.sets["effective"] | kept,
             permitted=self.sets["permitted"] | kept,
             inheritable=self.sets["inheritable"],
-            ambient=self.sets["ambient"],
+            ambient=ambient,
         )
 
     def last_steps(self, out: Steps) -> None:
-        """Those after the start: a filter that came before could forbid to wait for it."""
-        if self.no_new_privileges:
-            self._seccomp_step(out)
-
-    def _seccomp_step(self, out: Steps) -> None:
+        """Those before the exec, and after the start and all else: what comes before the filter need not be allowed
+        by it."""
+        out.add("default_signals", RULE + "what the runtime ignores and holds back is not the command's")
         if self.seccomp:
             notice = {"notice": self.notice} if self.notice else {}
             out.add("seccomp", "linux.seccomp", program=self.seccomp[0], flags=self.seccomp[1], **notice)
+        if self.kept & ~self.sets["effective"]:
+            self._capabilities_step(out)
 
     def _kernel_steps(self, out: Steps) -> None:
         """What the scheduler and the resource limits are told, while the capabilities for it are there."""

@@ -183,7 +183,7 @@ def find_home() -> list[str]:
 @describes
 def find_command(name: str) -> list[str]:
     where = quoted(name) if "/" in name else f"each directory of $PATH + {quoted('/' + name)}"
-    return [f"faccessat2(AT_FDCWD, {where}, X_OK, AT_EACCESS)"]
+    return [f"access({where}, X_OK), refused when it is a directory"]
 
 
 @describes
@@ -249,9 +249,11 @@ def change_user(umask: int, keep_groups: bool = False) -> list[str]:
 
 
 @describes
-def set_capabilities(effective: int, permitted: int, inheritable: int, ambient: int) -> list[str]:
+def set_capabilities(effective: int, permitted: int, inheritable: int, ambient: int | None) -> list[str]:
     sets = {"effective": effective, "permitted": permitted, "inheritable": inheritable}
     words = ", ".join(f"{name}={capability_set(mask)}" for name, mask in sets.items())
+    if ambient is None:
+        return [f"capset({words})"]
     raised = [f"prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, {name})" for name in capabilities.names(ambient)]
     return [f"capset({words})", "prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)", *raised]
 
@@ -320,9 +322,17 @@ def wait_for_start() -> list[str]:
 
 
 @describes
+def default_signals() -> list[str]:
+    return [
+        "rt_sigprocmask(SIG_SETMASK, [])",
+        *(f"rt_sigaction({name}, SIG_DFL)" for name in ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGCHLD")),
+    ]
+
+
+@describes
 def execute(args: list[str]) -> list[str]:
     words = ", ".join(quoted(word) for word in args)
-    return [f"execve({quoted(args[0])}, [{words}])"]
+    return [f"execve({quoted(args[0])} as it was found, [{words}])"]
 
 
 @describes

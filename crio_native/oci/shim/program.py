@@ -58,6 +58,8 @@ def run(
         ("new_session", {}),
         ("environment", {"entries": entries}),
         ("change_directory", {"path": cwd}),
+        ("find_command", {"name": line[0]}),
+        ("default_signals", {}),
         ("execute", {"args": list(line)}),
     ]
     outputs = _Outputs()

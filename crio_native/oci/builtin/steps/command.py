@@ -139,9 +139,11 @@ def _give(stream: int, uid: int, gid: int) -> None:
             raise
 
 
-def set_capabilities(context: Context, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
+def set_capabilities(context: Context, effective: int, permitted: int, inheritable: int, ambient: int | None) -> None:
+    """ambient: None leaves those that stay permitted and inheritable."""
     syscalls.capset(effective, permitted, inheritable)
-    capabilities.set_ambient(ambient)
+    if ambient is not None:
+        capabilities.set_ambient(ambient)
 
 
 def change_directory(context: Context, path: str) -> None:
@@ -173,18 +175,18 @@ def write_labels(context: Context, labels: dict[str, str]) -> None:
 
 
 def find_command(context: Context, name: str) -> None:
-    """Refuse what could not be executed later: an engine tells a missing command by a create that fails."""
-    path = _search(name, context.environment.get("PATH", ""))
-    if not os.access(path, os.X_OK):
-        number = errno.EACCES if os.path.exists(path) else errno.ENOENT
-        raise OSError(number, os.strerror(number), path)
+    """Where the command is, as a filter may forbid to look; refuses what could not be executed, for an engine tells a
+    missing command by a create that fails."""
+    path = name if "/" in name else _search(name, context.environment.get("PATH", ""))
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise OSError(errno.EACCES, f"{os.strerror(errno.EACCES)} (is a directory)", path)
+    if not os.access(path, os.X_OK):  # not faccessat2(2), which older kernels do not know
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+    context.command = path
 
 
 def execute(context: Context, args: list[str]) -> None:
-    environment = context.environment
-    path = _search(args[0], environment.get("PATH", ""))
-    restore_signals()
-    os.execve(path, args, environment)
+    os.execve(context.command, args, context.environment)
 
 
 def open_pause_program(context: Context, path: str) -> None:
@@ -193,8 +195,11 @@ def open_pause_program(context: Context, path: str) -> None:
 
 def execute_pause(context: Context) -> None:
     """Exec a program of the host by a descriptor that was opened before the host went out of view."""
-    restore_signals()
     os.execve(context.program, ["pause", "pause"], {})
+
+
+def default_signals(context: Context) -> None:
+    restore_signals()
 
 
 def restore_signals() -> None:
@@ -206,8 +211,6 @@ def restore_signals() -> None:
 
 def _search(name: str, path: str) -> str:
     """execvp(3)'s search; the refusal that weighs most is the one reported."""
-    if "/" in name:
-        return name
     denied = False
     for directory in path.split(":"):
         candidate = f"{directory or '.'}/{name}"
@@ -216,7 +219,7 @@ def _search(name: str, path: str) -> str:
                 continue
         except OSError:
             continue
-        if os.access(candidate, os.X_OK):  # not faccessat2(2), which older seccomp profiles do not know
+        if os.access(candidate, os.X_OK):
             return candidate
         denied = True
     if denied:
@@ -243,6 +246,7 @@ STEPS = (
     change_directory,
     write_labels,
     find_command,
+    default_signals,
     execute,
     open_pause_program,
     execute_pause,

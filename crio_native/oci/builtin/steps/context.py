@@ -40,6 +40,7 @@ class Context:
         self.environment: dict[str, str] = {}
         self.user = users.User(0, 0, (), "/")
         self.container: int = -1  # pidfd of the init to join, for an exec
+        self.command = ""  # the path of what is executed
         self.program = -1  # an executable of the host, opened before it went out of view
         self.user_namespace = -1  # the container's own, until it is entered
         self.mount_namespace = -1  # one to join
