@@ -154,23 +154,6 @@ def unchecked_directory() -> None:
     replace_step("change_directory", lambda context, path: os.chdir(path))
 
 
-@in_launcher
-def any_process() -> None:
-    """An exec trusts the pid alone, whoever has it by now."""
-    from crio_native.linux import process
-
-    class Anything:
-        def __eq__(self, other: object) -> bool:
-            return True
-
-        def __ne__(self, other: object) -> bool:
-            return False
-
-        __hash__ = None  # type: ignore[assignment]
-
-    process.start_time = lambda pid: Anything()  # type: ignore[assignment,return-value]
-
-
 # -- masks, devices, kernel files --------------------------------------------------------------------------------
 
 
@@ -322,6 +305,15 @@ def writable_interpreter() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(process, "unwritable_executable", lambda path: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
+def any_process() -> contextlib.AbstractContextManager[object]:
+    """An exec trusts the pid alone, whoever has it by now."""
+    from unittest import mock
+
+    from crio_native.linux import process
+
+    return mock.patch.object(process, "start_time", lambda pid: mock.ANY)
+
+
 DAEMON: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
-    function.__name__: function for function in (unchecked_config, writable_interpreter)
+    function.__name__: function for function in (unchecked_config, writable_interpreter, any_process)
 }

@@ -142,14 +142,21 @@ class Birth:
     """What an exec'ed process tells until it executes its command, which closes the other end: first its pid, then its
     terminal's master if it has one, or how it failed."""
 
-    def __init__(self, status: socket.socket, stage: str) -> None:
-        """stage: what one is at meanwhile, for a message."""
-        self._status, self._stage = status, stage
+    def __init__(
+        self,
+        status: socket.socket,
+        stage: str,
+        failure: type[StepFailed] = StartFailed,
+        seconds: float = _START_SECONDS,
+    ) -> None:
+        """stage: what one is at meanwhile, for a message.  failure: what to raise of a step of its plan.  seconds: from
+        one word to the next."""
+        self._status, self._stage, self._failure, self._seconds = status, stage, failure, seconds
         self.pid, self.terminal = 0, -1
 
     def wait(self) -> None:
-        """Until it runs.  Raises as `start_exec`."""
-        self._status.settimeout(_START_SECONDS)
+        """Until it runs.  Raises as `start_exec`, and closes the socket."""
+        self._status.settimeout(self._seconds)
         try:
             while self._heard():
                 pass
@@ -165,13 +172,13 @@ class Birth:
         try:
             message, descriptors = wire.receive(self._status)
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing within {_START_SECONDS:g} s while {self._stage}") from None
+            raise DeadlineExceeded(f"nothing within {self._seconds:g} s while {self._stage}") from None
         if message == b"C":
             self.terminal = descriptors[0]
         elif message:
             told = json.loads(message)
             if "error" in told:
-                raise (StartFailed if self.pid else StepFailed).from_dict(told["error"])
+                raise (self._failure if self.pid else StepFailed).from_dict(told["error"])
             self.pid = told["started"]
         elif not self.pid:
             raise Unavailable(f"the launcher ended while {self._stage}")

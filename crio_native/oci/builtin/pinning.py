@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from crio_native.errors import Internal, StartFailed, StepFailed
+from crio_native.errors import Internal, StepFailed
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.builtin.execs import Birth, BuiltinExec
 
@@ -56,11 +56,9 @@ def _run(launchers: Launchers, step: Mapping[str, object]) -> socket.socket | No
             with launchers.conversation(request, [their_status.fileno(), ourselves, their_answer.fileno()]) as reply:
                 their_status.close()
                 their_answer.close()
-                session = BuiltinExec(reply, Birth(status, "making the pod's namespaces"))
+                session = BuiltinExec(reply, Birth(status, "making the pod's namespaces", StepFailed))
                 session.started()  # its last word, for it executes nothing
                 ended = session.result().code
-        except StartFailed as error:
-            raise StepFailed.from_dict(error.to_dict()) from None
         finally:
             their_status.close()
             their_answer.close()

@@ -6,18 +6,17 @@ the shim, goes on when it has ended.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from crio_native.errors import DeadlineExceeded, StepFailed, Unavailable
-from crio_native.linux import process
+from crio_native.errors import DeadlineExceeded, StepFailed
 from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.execs import Birth
+from crio_native.oci.builtin.replies import receive
 
 OUTPUT_MAX = 64 << 10  # bytes kept of each of its streams; the rest is read and dropped
 _DRAIN_SECONDS = 0.2  # for output that is still in the pipes when it has ended
@@ -65,21 +64,22 @@ def run(
     outputs = _Outputs()
     memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
     status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    own = process.start_time(os.getpid())
-    request = {"op": "exec", "pid": os.getpid(), "start_time": own, "stdio": [0, 1, 2], "cgroup": False, "steps": steps}
+    ourselves = os.pidfd_open(os.getpid())
+    request = {"op": "exec", "stdio": [0, 1, 2], "cgroup": False, "steps": steps}
     try:
         os.write(memory, stdin)
         os.lseek(memory, 0, os.SEEK_SET)
         streams = [ours if given < 0 else given for given, ours in zip((stdout, stderr), outputs.write, strict=True)]
-        given = [their_status.fileno(), memory, *streams]
+        given = [their_status.fileno(), ourselves, memory, *streams]
         with launchers.conversation(request, given) as reply:
             their_status.close()
             outputs.close_write()
-            _started(reply, status, line[0], seconds)
+            Birth(status, f"starting {line[0]}", StepFailed, seconds).wait()
             code = _await(reply, outputs, line[0], seconds)
         return Ended(code, *outputs.data)
     finally:
         os.close(memory)
+        os.close(ourselves)
         status.close()
         their_status.close()
         outputs.close()
@@ -124,16 +124,6 @@ class _Outputs:
                 os.close(fd)
 
 
-def _started(reply: socket.socket, status: socket.socket, program: str, seconds: float) -> None:
-    answer = _receive(reply, seconds, program)
-    if "error" in answer:
-        raise StepFailed.from_dict(answer["error"])
-    status.settimeout(seconds)
-    failure = status.recv(65536)  # closed when it has been executed
-    if failure:
-        raise StepFailed.from_dict(json.loads(failure)["error"])
-
-
 def _await(reply: socket.socket, outputs: _Outputs, program: str, seconds: float) -> int:
     """Its status, while its output is read."""
     deadline = time.monotonic() + seconds
@@ -152,20 +142,8 @@ def _await(reply: socket.socket, outputs: _Outputs, program: str, seconds: float
             poll.unregister(fd)
         if reply.fileno() in ready:
             break
-    code = int(_receive(reply, 1, program)["exited"])
+    code = int(receive(reply, 1, f"{program} ended")["exited"])
     end = time.monotonic() + _DRAIN_SECONDS
     while outputs.take() or (any(fd >= 0 for fd in outputs.read) and time.monotonic() < end and not code):
         time.sleep(0.001)
     return code
-
-
-def _receive(reply: socket.socket, seconds: float, program: str) -> dict[str, Any]:
-    reply.settimeout(seconds)
-    try:
-        data = reply.recv(65536)
-    except TimeoutError:
-        raise DeadlineExceeded(f"{program} was not started within {seconds:g} s") from None
-    if not data:
-        raise Unavailable(f"the launcher that ran {program} has died")
-    answer: dict[str, Any] = json.loads(data)
-    return answer
