@@ -206,8 +206,8 @@ def test_a_create_whose_container_is_deleted_meanwhile_says_so(oci: Oci) -> None
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{oci.directory}/console")  # and nobody accepts: the create waits for that
     listener.listen(0)
-    waiting = [socket.socket(socket.AF_UNIX)]
-    waiting[0].connect(f"{oci.directory}/console")
+    connections = [socket.socket(socket.AF_UNIX)]
+    connections[0].connect(f"{oci.directory}/console")
     line = [str(PROGRAM), "--root", str(oci.state), "create", "-b", str(oci.write(spec))]
     line += ["--console-socket", f"{oci.directory}/console", "c"]
     with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as making, listener:
@@ -216,12 +216,13 @@ def test_a_create_whose_container_is_deleted_meanwhile_says_so(oci: Oci) -> None
         while making.poll() is None:
             listener.settimeout(0.1)
             try:
-                listener.accept()
+                connections.append(listener.accept()[0])
             except TimeoutError:
                 continue
         assert making.stderr is not None
         assert making.stderr.read() == "crio-oci: container 'c' was deleted, or killed, while it was made\n"
-    waiting[0].close()
+    for connection in connections:
+        connection.close()
     assert not oci.left()
 
 
