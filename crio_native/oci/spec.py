@@ -105,7 +105,7 @@ def _names(spec: Mapping[str, Any], namespaces: Mapping[str, str]) -> None:
         name = optional_string(spec.get(field), field)
         if name and "uts" not in namespaces:
             raise InvalidArgument(field, name, "needs a uts namespace in linux.namespaces")
-        if len(name.encode()) > 64:
+        if len(name.encode(errors="surrogateescape")) > 64:
             raise InvalidArgument(field, name, "must have at most 64 bytes")
     sysctls = {key.replace("/", "."): value for key, value in ((spec.get("linux") or {}).get("sysctl") or {}).items()}
     # Who asks for a host name by sysctl has not asked for what goes with it: peers refuse it always.

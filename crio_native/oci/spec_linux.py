@@ -200,7 +200,7 @@ def _net_devices(devices: Mapping[str, Any], namespaces: Mapping[str, str]) -> N
     seen = set()
     for host_name, device in devices.items():
         field = f"linux.netDevices[{host_name!r}]"
-        if not _is_link_name(host_name) or "%" in host_name:
+        if not _is_link_name(string(host_name, field)) or "%" in host_name:
             raise InvalidArgument(field, host_name, "is not the name of a network device")
         name = optional_string(mapping(device, field).get("name"), f"{field}.name") or host_name
         if not _is_link_name(name) or name.replace("%d", "", 1).count("%"):
@@ -213,7 +213,7 @@ def _net_devices(devices: Mapping[str, Any], namespaces: Mapping[str, str]) -> N
 
 def _is_link_name(name: str) -> bool:
     """As the kernel's dev_valid_name."""
-    usable = name not in ("", ".", "..") and len(name.encode()) <= MAX_LINK_NAME
+    usable = name not in ("", ".", "..") and len(name.encode(errors="surrogateescape")) <= MAX_LINK_NAME
     return usable and not any(letter in "/:\0" or letter.isspace() for letter in name)
 
 

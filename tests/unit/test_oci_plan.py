@@ -226,6 +226,11 @@ def test_a_string_that_no_bytes_are_for_is_refused_and_foreign_bytes_are_not() -
     plan(lambda spec: change(spec, "\xe4 \U0001f600 \udcff"))
     with pytest.raises(InvalidArgument, match=r"process.args\[1\]: may not contain half"):
         plan(lambda spec: change(spec, "\ud800"))
+    for half in ("\ud800", "\udcff" * 65):
+        with pytest.raises(InvalidArgument, match=r"^hostname: "):
+            plan(lambda spec, half=half: spec.update(hostname=half))
+        with pytest.raises(InvalidArgument, match=r"^linux.netDevices\["):
+            plan(lambda spec, half=half: spec["linux"].update(netDevices={half: {}}))
 
 
 def test_an_exec_of_who_is_not_root_enters_the_pid_namespace_from_the_user_namespace() -> None:
