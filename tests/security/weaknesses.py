@@ -125,8 +125,14 @@ def mounts_into_proc() -> None:
 def dumpable() -> None:
     import _prctl  # type: ignore[import-not-found]
 
-    call = _prctl.prctl
-    _prctl.prctl = lambda option, *values: None if option == _prctl.PR_SET_DUMPABLE else call(option, *values)
+    from crio_native.linux import syscalls
+
+    for module in (_prctl, syscalls):  # the launcher's, and that of who enters a container
+
+        def prctl(option: int, *values: int, call: Callable[..., object] = module.prctl) -> object:
+            return None if option == syscalls.PR_SET_DUMPABLE else call(option, *values)
+
+        module.prctl = prctl
 
 
 @in_launcher
