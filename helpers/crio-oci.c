@@ -59,6 +59,15 @@ static int enters_container(char **arguments)
     return 0;
 }
 
+/* A standard stream that the caller has closed is /dev/null, as with runc: its number would go to a file of ours, which
+ * the container would then get. */
+static void open_closed_streams(void)
+{
+    for (int number = 0; number <= 2; number++)
+        if (fcntl(number, F_GETFD) < 0)
+            open("/dev/null", O_RDWR); /* gets the lowest number that is free */
+}
+
 static int read_only_view(void)
 {
     struct { uint64_t set, clear, propagation, userns; } attributes = {ATTR_RDONLY_NOSUID_NODEV, 0, 0, 0};
@@ -88,6 +97,7 @@ int main(int count, char **arguments, char **environment)
     char code[sizeof boot + 12];
     char *fixed[] = {PYTHON, "-I", "-S", "-c", code};
     size_t first = sizeof fixed / sizeof *fixed;
+    open_closed_streams();
     char **line = calloc(first + count + 1, sizeof *line);
     if (!line) {
         fprintf(stderr, "crio-oci: no memory for %d arguments\n", count);

@@ -32,12 +32,23 @@ def main(view: int = -1, archives: str = "") -> NoReturn:
     view: descriptor of the interpreter's read-only view, if this process was started from one.  archives: directory of
     the commands' modules as `archive` loads them; without it, they are imported as any other.
     """
+    _open_closed_streams()
     code = command(sys.argv[1:], view, archives)
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
+        log.error(f"standard output cannot be written: {_words(error)}")
         code = code or 1
     os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
+
+
+def _open_closed_streams() -> None:
+    """As helpers/crio-oci.c does, for a start by the script that pip installs."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int:
@@ -76,7 +87,7 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         sys.stdout.write(verbs.help_text(verb))
         return 0
     except options.Usage as error:
-        sys.stderr.write(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
+        log.tell(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
         if isinstance(error, options.NoSuchCommand):
             return 3
         return 2 if verb is not None and verb.name == "diff" else 1

@@ -58,6 +58,50 @@ def test_run_gives_the_containers_own_exit_code_and_leaves_nothing(oci: Oci) -> 
     assert not oci.left()
 
 
+SCRIPT = [sys.executable, "-c", "from crio_native.cli.oci import main; main()"]  # as the one that pip installs
+
+
+@pytest.mark.parametrize("program", [[str(PROGRAM)], SCRIPT], ids=["program", "script"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_the_null_device(oci: Oci, closed: str, program: list[str]) -> None:
+    """Not a file of ours, in us or in the container."""
+    saying = oci.directory / "log"
+
+    def call(*words: str | Path) -> int:
+        line = [*program, "--log", str(saying), "--root", str(oci.state), *map(str, words)]
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *line]
+        null = subprocess.DEVNULL
+        with open(oci.directory / "errors", "w+") as errors:  # a file: an exec'ed process would keep a pipe open
+            code = subprocess.run(shell, stdin=null, stdout=null, stderr=errors, timeout=30).returncode
+            errors.seek(0)
+            assert "Traceback" not in errors.read()
+        return code
+
+    script = "for each in 0 1 2; do readlink /proc/self/fd/$each; done > /streams; test -e /proc/self/fd/3 || exit 4"
+    assert call("run", "-b", oci.bundle("sh", "-c", script), "c") == 4
+    streams = (oci.root / "streams").read_text().split()
+    numbers = [number for number, mark in enumerate(("<&-", " >&-", "2>&-")) if mark in " " + closed]
+    assert all(streams[number] == "/dev/null" for number in numbers if number != 1)
+    oci.running("c")
+    assert call("exec", "c", "sh", "-c", "exit 4") == 4
+    pid_file = oci.directory / "pid"
+    assert call("exec", "-d", "--pid-file", pid_file, "c", "sleep", "1000") == 0
+    end(int(pid_file.read_text()))
+    for words in (["ps", "c"], ["list"], ["state", "c"], ["pause", "c"], ["resume", "c"]):
+        assert call(*words) == 0, words
+    assert call("update", "--pids-limit", "50", "c") == call("kill", "c", "KILL") == call("delete", "-f", "c") == 0
+    assert call("state", "c") == 1 and "does not exist" in saying.read_text()
+
+
+def test_an_output_that_cannot_be_written_is_an_error(oci: Oci) -> None:
+    with open("/dev/full", "w") as full:
+        line = [str(PROGRAM), "--root", str(oci.state), "list"]
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "no space left on device" in done.stderr
+        assert subprocess.run(line, stdin=subprocess.DEVNULL, stdout=full, stderr=full).returncode == 1
+        assert subprocess.run([*line, "--nonsense"], stdin=subprocess.DEVNULL, stderr=full).returncode == 1
+
+
 def test_run_of_a_container_that_is_killed(oci: Oci) -> None:
     line = [str(PROGRAM), "--root", str(oci.state), "run", "-b", str(oci.bundle("sh", "-c", "echo up; cat")), "c"]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:

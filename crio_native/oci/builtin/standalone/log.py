@@ -6,7 +6,6 @@ With --log the file gets a record with time and level, and standard error the wo
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 TYPE_CHECKING = False
@@ -59,10 +58,17 @@ def _say(level: str, text: str) -> None:
     if _file:
         _append(_record(level, text))
     if _json and not _file:
-        sys.stderr.write(_record(level, text))
+        tell(_record(level, text))
     elif level == "error" or not _file:
-        sys.stderr.write(f"crio-oci: {text}\n" if level == "error" else f"crio-oci: {level}: {text}\n")
-    sys.stderr.flush()
+        tell(f"crio-oci: {text}\n" if level == "error" else f"crio-oci: {level}: {text}\n")
+
+
+def tell(text: str) -> None:
+    """By the descriptor, so that nothing of what cannot be written is left; then the exit code has to do."""
+    try:
+        os.write(2, text.encode(errors="backslashreplace"))
+    except OSError:
+        pass
 
 
 def _record(level: str, text: str) -> str:
@@ -83,4 +89,4 @@ def _append(record: str) -> None:
         finally:
             os.close(fd)
     except OSError as failure:
-        sys.stderr.write(f"crio-oci: --log {_file}: {os.strerror(failure.errno or 0).lower()}: {record}")
+        tell(f"crio-oci: --log {_file}: {os.strerror(failure.errno or 0).lower()}: {record}")
