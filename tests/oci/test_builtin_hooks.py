@@ -95,6 +95,19 @@ def test_each_runs_in_its_namespaces(box: Box) -> None:
     assert (box.root / "startContainer.env").read_text() == "/bin\n"
 
 
+def test_each_runs_in_its_directory(box: Box) -> None:
+    """As with runc: the bundle, and in the container's namespaces its root and then the command's own."""
+    spec = box.spec("true")
+    spec["process"]["cwd"] = "/tmp"
+    spec["hooks"] = {kind: [shell(f"pwd > {box.directory}/{kind}")] for kind in KINDS}
+    spec["hooks"]["startContainer"] = [shell("pwd > /startContainer", env=["PATH=/bin"])]
+    run_to_the_end(box, spec)
+    for kind in OUTSIDE:
+        assert (box.directory / kind).read_text().strip() == str(box.directory), kind
+    assert (box.directory / "createContainer").read_text().strip() == str(box.root)
+    assert (box.root / "startContainer").read_text() == "/tmp\n"
+
+
 def test_hooks_of_a_kind_run_in_order_and_their_descriptors_are_their_own(box: Box) -> None:
     out = box.directory / "out"
     spec = box.spec("true")

@@ -618,6 +618,22 @@ def test_hooks_after_the_fact(oci: Oci) -> None:
 # -- the interpreter ---------------------------------------------------------------------------------------------------
 
 
+def test_hooks_run_in_the_bundle_and_flags_are_relative_to_the_caller(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    log = oci.directory / "hooks"
+    spec["hooks"] = {kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"pwd >> {log}"]}] for kind in kinds}
+    bundle = oci.write(spec)
+    elsewhere = oci.directory / "elsewhere"
+    elsewhere.mkdir()
+    oci.ok("create", "--bundle", bundle, "--pid-file", "pid", "c", cwd=elsewhere)
+    assert (elsewhere / "pid").exists()
+    oci.ok("start", "c", cwd=elsewhere)
+    wait_for(lambda: oci.status("c") == "stopped")
+    oci.ok("delete", "c", cwd=elsewhere)
+    assert log.read_text().split() == [str(path) for path in (bundle, bundle, oci.root, bundle, bundle)]
+
+
 def test_who_enters_a_container_runs_from_a_file_that_nobody_can_write_to(oci: Oci) -> None:
     """CVE-2019-5736: from the init, which waits in the container, to a write through /proc/PID/exe."""
     oci.ok("create", "-b", oci.bundle("true"), "c")

@@ -31,14 +31,38 @@ class HookFailed(Exception):
         self.path, self.number = path, number
 
 
-def run(kind: str, hooks: Sequence[Mapping[str, Any]], state: Mapping[str, Any], first: int = 0) -> None:
+def run(
+    kind: str,
+    hooks: Sequence[Mapping[str, Any]],
+    state: Mapping[str, Any],
+    first: int = 0,
+    directory: str | int | None = None,
+) -> None:
     """Run hooks (entries of config.json's `hooks.KIND` from `first` on) one after the other, each with `state` as JSON
-    on stdin.
+    on stdin, in `directory` (a path or a descriptor): the bundle, if none is given.
 
     Raises HookFailed for the first that does not end with status 0 within its `timeout` (seconds); the rest do not run.
     """
-    for index, hook in enumerate(hooks, first):
-        _run(f"hooks.{kind}[{index}]", kind, hook, wire.encode(dict(state)).encode())
+    if not hooks:
+        return
+    try:
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # then no path that begins here can be meant either
+        here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _enter(state["bundle"] if directory is None else directory)
+        for index, hook in enumerate(hooks, first):
+            _run(f"hooks.{kind}[{index}]", kind, hook, wire.encode(dict(state)).encode())
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _enter(directory: str | int) -> None:
+    try:
+        os.chdir(directory)
+    except FileNotFoundError:  # an engine may remove the bundle before the container
+        os.chdir("/")
 
 
 def _run(name: str, kind: str, hook: Mapping[str, Any], state: bytes) -> None:

@@ -34,9 +34,10 @@ def _ask(context: Context, word: bytes) -> None:
 
 
 def run_hooks(context: Context, kind: str, entries: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    """Hooks of the container's namespaces."""
+    """Hooks of the container's namespaces: in the root directory until that is entered, then in the command's."""
+    directory = context.root if context.root >= 0 else "."
     try:
-        hooks.run(kind, entries, {**state, "pid": os.getpid()})
+        hooks.run(kind, entries, {**state, "pid": os.getpid()}, directory=directory)
     except hooks.HookFailed as error:
         raise Refused(error.path, str(error), error.number) from None
 
