@@ -36,8 +36,11 @@ def run_init(
     try:
         if born:
             context.sync.send(b"B%d" % born)
-        failure = _run(plan, context, lesson)
-        context.parent.send(b"E" + wire.encode(failure).encode())
+        report = b"E" + wire.encode(_run(plan, context, lesson)).encode()
+        try:
+            context.parent.send(report)
+        except OSError:  # a parent that is gone hears nothing; the monitor does
+            context.sync.send(report)
     finally:  # also when there is nobody to tell: no more of the launcher's program runs in here
         os._exit(1)
 

@@ -352,7 +352,7 @@ def clone(parent: Made | Exec, flags: int, cgroup: int | None, become: Callable[
     However that ends, the child does too: what is further up the stack undoes what is half made, by paths that may
     mean other files in the child.  Signals wait until it is known whose they are.
     """
-    held = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM))
+    held = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
     try:
         parent.pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
         if parent.pid == 0:
