@@ -31,8 +31,11 @@ def check_command(words: Sequence[str]) -> tuple[str, ...]:
     command = tuple(words)
     if not command or not command[0]:
         raise InvalidArgument("cmd", list(command), "names no command")
-    if len(command) > _WORDS_MAX or any("\0" in word for word in command):
-        raise InvalidArgument("cmd", command[0], f"must be at most {_WORDS_MAX} words without NUL characters")
+    if len(command) > _WORDS_MAX:
+        raise InvalidArgument("cmd", f"{len(command)} words", f"must be at most {_WORDS_MAX}")
+    for index, word in enumerate(command):
+        if "\0" in word:
+            raise InvalidArgument(f"cmd[{index}]", word, "contains a NUL character, which no system call can carry")
     return command
 
 

@@ -20,7 +20,7 @@ from crio_native.cri import exec_sync, lookup, messages, verbose
 from crio_native.cri.jobs import Jobs
 from crio_native.cri.listing import Listing
 from crio_native.cri.server import Call
-from crio_native.cri.translate import from_message
+from crio_native.cri.translate import check_known, from_message
 from crio_native.errors import DeadlineExceeded, InvalidArgument, NotFound
 from crio_native.pods import names, resize
 from crio_native.pods.containers import Containers
@@ -192,8 +192,7 @@ class RuntimeService:
         return pb.ReopenContainerLogResponse()
 
     async def UpdateContainerResources(self, request: Any, call: Call) -> Any:
-        if request.HasField("windows"):
-            raise InvalidArgument("windows", request.windows, "is for another operating system")
+        check_known(request, ("container_id", "linux", "annotations"))
         container = self._find(Container, request.container_id, "container_id")
         wanted = from_message(Resources, request.linux, "linux")
         await call.thread(resize.resize, self._node, container.id, wanted)

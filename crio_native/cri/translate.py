@@ -7,7 +7,7 @@ asks of a security boundary is worse than to say no.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from crio_native.errors import InvalidArgument, Unimplemented
@@ -26,10 +26,15 @@ def from_message(cls: type[T], message: Any, path: str = "") -> T:
     bound, a NUL byte or an unknown enum value; Unimplemented for a field that this version does not know how to honour.
     """
     known = shapes(cls)
+    check_known(message, known, path)
+    return cls(**{name: _field(message, name, shape, _join(path, name)) for name, shape in known.items()})
+
+
+def check_known(message: Any, known: Collection[str], path: str = "") -> None:
+    """Raises Unimplemented for a field that is set and not among the known."""
     for descriptor, _ in message.ListFields():
         if descriptor.name not in known:
             raise Unimplemented(f"{_join(path, descriptor.name)}: this version does not implement the field")
-    return cls(**{name: _field(message, name, shape, _join(path, name)) for name, shape in known.items()})
 
 
 def _field(message: Any, name: str, shape: Shape, path: str) -> Any:

@@ -39,6 +39,7 @@ from crio_native.pods import (
     pausing,
     pod_annotations,
     preparation,
+    refusals,
     restoring,
     seccomp_notifier,
     spec,
@@ -342,7 +343,7 @@ class Containers:
         pid_path = self._pid_path(pod, container, runtime)
         built = preparation.prepare(node, pod, container, image_config, settings, pid_path, stage)
         if container.log_path:
-            os.makedirs(os.path.dirname(container.log_path), 0o755, exist_ok=True)
+            _make_log_directory(os.path.dirname(container.log_path), container.config.log_path)
             workloads = node.settings.workloads
             linked_logs.link(pod, container, pod_annotations.Allowed(pod.config.annotations, settings, workloads))
         made = [path for source in built.absent_sources for path in _make_directories(source)]
@@ -369,7 +370,8 @@ class Containers:
                 trees.remove_tree(bundle / restoring.DIRECTORY)
             else:
                 stage("making the container")
-                process = runtime.create(wanted)
+                with refusals.of_container(container.config, node.settings.bind_mount_prefix):
+                    process = runtime.create(wanted)
             infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
             self._watch_new(container)
             # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became
@@ -543,6 +545,14 @@ class Containers:
             end = self._ends.get(container_id)
         if end is not None and not end.done():
             end.set_result(None)
+
+
+def _make_log_directory(path: str, log_path: str) -> None:
+    """log_path: as the request has it."""
+    try:
+        os.makedirs(path, 0o755, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidArgument("config.log_path", log_path, f"{error.filename} is a file, or below one") from None
 
 
 def _started(container: Container) -> Container:

@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
-from crio_native.pods import preparation, spec_resources
+from crio_native.pods import preparation, refusals, spec_resources
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod
 from crio_native.pods.values import Resources
@@ -29,7 +29,8 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
     """Put `wanted` in force in a created or running container; fields at zero or empty stay as they are.
 
     -1 takes a memory limit or a CPU quota away.  A memory limit below what is in use is refused, because the kernel
-    would kill for it (v2).  The OOM score is its processes' and not its cgroup's: it stays, as in CRI-O.
+    would kill for it (v2).  The OOM score is its processes' and not its cgroup's: it is checked, and stays, as in
+    CRI-O.
     Raises NotFound, FailedPrecondition, InvalidArgument, StepFailed; then all is as it was.
     """
     with node.locks.hold(container_id):
@@ -51,7 +52,8 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
         if change.get("memory"):
             change["memory"]["checkBeforeUpdate"] = True
         try:
-            runtime.update(container_id, container.cgroup, change)
+            with refusals.of_update(wanted, _FIELD):
+                runtime.update(container_id, container.cgroup, change)
         except CrioError:
             _restore(runtime, container, wanted, settings.container_min_memory)
             raise

@@ -31,6 +31,7 @@ from crio_native.pods import (
     pod_files,
     pod_group,
     preparation,
+    refusals,
     selinux,
     spec,
     spec_resources,
@@ -224,7 +225,8 @@ class Sandboxes:
             del pins["user"]
         if pins:
             stage("making the namespaces")
-            netlink = self._pin(pod, pins, sysctls)
+            with refusals.of_sysctls(pod.config.linux.sysctls):
+                netlink = self._pin(pod, pins, sysctls)
             if netlink is not None:
                 with netlink:
                     stage("setting the network up")
@@ -349,14 +351,24 @@ def _check(config: PodConfig) -> None:
             "TARGET",
             "is for containers; use POD, CONTAINER or NODE",
         )
-    if config.log_directory and (not config.log_directory.startswith("/") or ".." in config.log_directory.split("/")):
-        raise InvalidArgument("config.log_directory", config.log_directory, "must be an absolute path without '..'")
+    _check_log_directory(config.log_directory)
     if config.namespaces.network is NamespaceMode.NODE and any(
         m.host_port and m.host_port != m.container_port for m in config.port_mappings
     ):
         raise InvalidArgument(
             "config.port_mappings", config.port_mappings, "a pod on the host's network cannot map one port to another"
         )
+
+
+def _check_log_directory(path: str) -> None:
+    """It need not be there yet: the pod's first container makes it."""
+    if path and (not path.startswith("/") or ".." in path.split("/")):
+        raise InvalidArgument("config.log_directory", path, "must be an absolute path without '..'")
+    existing = path
+    while existing and not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if existing and not os.path.isdir(existing):
+        raise InvalidArgument("config.log_directory", path, f"{existing} is no directory")
 
 
 def _shm_size(pod: Pod, handler: RuntimeHandler, settings: RuntimeTable) -> int:

@@ -30,7 +30,10 @@ def arguments(config: ContainerConfig, image: Mapping[str, Any]) -> list[str]:
         args = [*(image.get("Entrypoint") or ()), *(config.args or image.get("Cmd") or ())]
     if not args or not args[0]:
         raise InvalidArgument("config.command", args, "neither the configuration nor the image names a command")
-    _check_size("config.args", args)
+    for name in ("command", "args"):
+        for index, text in enumerate(getattr(config, name)):
+            _check_size(f"config.{name}[{index}]", text, text)
+    _check_total("config.args", args)
     return args
 
 
@@ -46,24 +49,31 @@ def environment(
     variables = dict(_split(text) for text in (DEFAULT_PATH, f"HOSTNAME={hostname}"))
     if config.tty:
         variables["TERM"] = "xterm"
+    for index, text in enumerate(image.get("Env") or ()):
+        if not text.partition("=")[0]:
+            raise InvalidArgument("config.image.image", text, f"the image's Env[{index}] must begin with a name")
+        _check_size("config.image.image", f"the image's Env[{index}]", text)
     for text in (*(image.get("Env") or ()), *defaults):
         name, value = _split(text)
         variables[name] = value
     for index, pair in enumerate(config.envs):
         if not pair.key or "=" in pair.key:
             raise InvalidArgument(f"config.envs[{index}].key", pair.key, "must be a name without '='")
+        _check_size(f"config.envs[{index}]", pair.key, f"{pair.key}={pair.value}")
         variables[pair.key] = pair.value
     variables |= injected
     result = [f"{name}={value}" for name, value in variables.items()]
-    _check_size("config.envs", result)
+    _check_total("config.envs", result)
     return result
 
 
 def working_directory(config: ContainerConfig, image: Mapping[str, Any]) -> str:
     path = config.working_dir or image.get("WorkingDir") or "/"
-    if not path.startswith("/"):
+    if path.startswith("/"):
+        return str(path)
+    if config.working_dir:
         raise InvalidArgument("config.working_dir", path, "must be an absolute path")
-    return str(path)
+    raise InvalidArgument("config.image.image", path, "the image's WorkingDir must be an absolute path")
 
 
 def user(security: ContainerSecurity, image: Mapping[str, Any]) -> UserRequest:
@@ -156,9 +166,12 @@ def _split(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _check_size(field: str, strings: Sequence[str]) -> None:
-    for index, text in enumerate(strings):
-        if len(text.encode(errors="surrogateescape")) >= _STRING_MAX:
-            raise InvalidArgument(f"{field}[{index}]", text, f"execve takes at most {_STRING_MAX - 1} bytes a string")
+def _check_size(field: str, shown: str, text: str) -> None:
+    size = len(text.encode(errors="surrogateescape"))
+    if size >= _STRING_MAX:
+        raise InvalidArgument(field, shown, f"has {size} bytes; execve takes at most {_STRING_MAX - 1} a string")
+
+
+def _check_total(field: str, strings: Sequence[str]) -> None:
     if sum(len(text) + 9 for text in strings) > _TOTAL_MAX:
         raise InvalidArgument(field, f"{len(strings)} strings", f"execve takes at most {_TOTAL_MAX} bytes in all")

@@ -23,6 +23,8 @@ def linux_resources(asked: Resources, *, min_memory: int, pids_limit: int = -1, 
 
     field: the resources' own path in the request.  Raises InvalidArgument.
     """
+    if not -1000 <= asked.oom_score_adj <= 1000:
+        raise InvalidArgument(f"{field}.oom_score_adj", asked.oom_score_adj, "must be -1000 to 1000")
     result: dict[str, Any] = {}
     if cpu := _cpu(asked, field):
         result["cpu"] = cpu
@@ -90,8 +92,6 @@ def _hugepages(asked: Any, field: str) -> dict[str, Any]:
 
 def oom_score(asked: int, least: int) -> tuple[int, list[str]]:
     """The score that the container gets, and a warning where this host cannot go as low as asked."""
-    if not -1000 <= asked <= 1000:
-        raise InvalidArgument("config.linux.resources.oom_score_adj", asked, "must be -1000 to 1000")
     if asked >= least:
         return asked, []
     return least, [f"oom_score_adj {asked} needs CAP_SYS_RESOURCE, which the daemon lacks; it is set to {least}"]

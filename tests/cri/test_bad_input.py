@@ -52,12 +52,19 @@ PODS = [
     ({"hostname": "a\nb"}, "config.hostname"),
     ({"log_directory": "relative"}, "config.log_directory"),
     ({"log_directory": "/var/../etc"}, "config.log_directory"),
+    ({"log_directory": "/etc/passwd"}, "config.log_directory: /etc/passwd is no directory"),
+    ({"log_directory": "/etc/passwd/logs"}, "config.log_directory: /etc/passwd is no directory"),
     ({"dns_config": pb.DNSConfig(servers=["1.1.1.1\noptions x"])}, "config.dns_config.servers[0]"),
     ({"dns_config": pb.DNSConfig(searches=["a b"])}, "config.dns_config.searches[0]"),
     ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="/a/../b")}, "config.linux.cgroup_parent"),
     ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="a.slice")}, "config.linux.cgroup_parent"),
     ({"linux": pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})}, "config.linux.sysctls['kernel.panic']"),
     ({"linux": pb.LinuxPodSandboxConfig(sysctls={"net.x=1 y": "1"})}, "config.linux.sysctls"),
+    ({"linux": pb.LinuxPodSandboxConfig(sysctls={"net.ipv4.nope": "1"})}, "config.linux.sysctls['net.ipv4.nope']"),
+    (
+        {"linux": pb.LinuxPodSandboxConfig(sysctls={"net.ipv4.ip_forward": "x"})},
+        "config.linux.sysctls['net.ipv4.ip_forward']",
+    ),
     ({"port_mappings": [pb.PortMapping(container_port=80, host_port=70000)]}, "port"),
 ]
 
@@ -120,7 +127,21 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"working_dir": "relative"}, INVALID, "config.working_dir"),
     ({"envs": [pb.KeyValue(key="A=B", value=b"x")]}, INVALID, "config.envs[0].key"),
     ({"envs": [pb.KeyValue(key="A", value=b"x\0y")]}, INVALID, "config.envs[0].value"),
-    ({"envs": [pb.KeyValue(key="A", value=b"x" * 140000)]}, INVALID, "config.envs"),
+    ({"envs": [pb.KeyValue(key="A", value=b"x" * 140000)]}, INVALID, "config.envs[0]: has 140002 bytes"),
+    ({"args": ["x", "x" * 140000]}, INVALID, "config.args[1]: has 140000 bytes"),
+    ({"working_dir": "/etc/passwd"}, INVALID, "config.working_dir: step 'make_working_directory'"),
+    (
+        {"mounts": [pb.Mount(container_path="/proc", host_path="/tmp")]},
+        INVALID,
+        "config.mounts[0].container_path: may be covered by a procfs only (got '/proc')",
+    ),
+    (
+        {"mounts": [pb.Mount(container_path="/etc/", host_path="/etc/passwd")]},
+        INVALID,
+        "config.mounts[0].container_path: step 'bind' failed on /etc with EISDIR",
+    ),
+    ({"mounts": [pb.Mount(container_path="/etc/passwd/x", host_path="/tmp")]}, INVALID, "mounts[0].container_path"),
+    ({"windows": pb.WindowsContainerConfig()}, Code.UNIMPLEMENTED, "config.windows"),
     ({"mounts": [pb.Mount(container_path="/x", host_path="x")]}, INVALID, "config.mounts[0].host_path"),
     ({"mounts": [pb.Mount(container_path="x", host_path="/tmp")]}, INVALID, "config.mounts[0].container_path"),
     ({"mounts": [pb.Mount(container_path="/", host_path="/tmp")]}, INVALID, "config.mounts[0].container_path"),
@@ -135,7 +156,11 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"CDI_devices": [pb.CDIDevice(name="x")]}, INVALID, "CDI_devices[0].name"),
     ({"security": {"run_as_user": pb.Int64Value(value=-1)}}, INVALID, f"{SECURITY}.run_as_user"),
     ({"security": {"run_as_user": pb.Int64Value(value=2**32 - 1)}}, INVALID, f"{SECURITY}.run_as_user"),
-    ({"security": {"run_as_username": "nobody-here"}}, Code.INTERNAL, "nobody-here"),
+    (
+        {"security": {"run_as_username": "nobody-here"}},
+        INVALID,
+        f"{SECURITY}.run_as_username: step 'find_user' failed on /etc/passwd: no user 'nobody-here'",
+    ),
     ({"security": {"capabilities": pb.Capability(add_capabilities=["FLY"])}}, INVALID, "add_capabilities[0]"),
     ({"security": {"masked_paths": ["x"]}}, INVALID, f"{SECURITY}.masked_paths[0]"),
     ({"security": {"apparmor_profile": "localhost/x"}}, Code.FAILED_PRECONDITION, "AppArmor"),
@@ -149,7 +174,7 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     (
         {"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="/etc/passwd")}},
         INVALID,
-        "not JSON",
+        f"{SECURITY}.seccomp.localhost_ref: /etc/passwd: is not JSON",
     ),
     ({"security": {"namespace_options": pb.NamespaceOption(pid=pb.POD)}}, INVALID, "namespace_options.pid"),
     (
@@ -161,6 +186,8 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ({"resources": {"memory_limit_in_bytes": -5}}, INVALID, "config.linux.resources.memory_limit_in_bytes"),
     ({"resources": {"cpu_quota": 10}}, INVALID, "config.linux.resources.cpu_quota"),
     ({"resources": {"cpuset_cpus": "x"}}, INVALID, "config.linux.resources.cpuset_cpus"),
+    ({"resources": {"cpuset_cpus": "4000"}}, INVALID, "config.linux.resources.cpuset_cpus: step 'cgroup'"),
+    ({"resources": {"oom_score_adj": -2000}}, INVALID, "config.linux.resources.oom_score_adj"),
     ({"resources": {"oom_score_adj": 5000}}, INVALID, "config.linux.resources.oom_score_adj"),
     ({"resources": {"unified": {"../x": "1"}}}, INVALID, "config.linux.resources.unified"),
 ]
@@ -192,9 +219,37 @@ def test_a_source_that_may_not_be_made(cri: Client, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone" / "further")
     mount = pb.Mount(host_path=str(tmp_path / "link"), container_path="/x")
     pod = cri.pod()
-    with refused(Code.INTERNAL, "nobody-here"):
+    with refused(INVALID, "nobody-here"):
         cri.create(pod, "true", mounts=[mount], security={"run_as_username": "nobody-here"})
     assert not (tmp_path / "gone").exists(), "a failed create leaves no directory"
+
+
+def test_a_log_that_cannot_be_where_it_is_asked_for(cri: Client, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    pod = cri.pod(log_directory=str(tmp_path))
+    with refused(INVALID, "config.log_path", f"{tmp_path}/file"):
+        cri.create(pod, "true", log_path="file/x.log")
+
+
+def test_what_a_caller_does_wrong_is_no_error_of_the_daemons(cri: Client) -> None:
+    before = cri.daemon.log.stat().st_size
+    with refused(INVALID, "working_dir"):
+        cri.create(cri.pod(), "true", working_dir="/etc/passwd")
+    assert " ERROR " not in cri.daemon.log.read_text()[before:].upper()
+
+
+def test_windows(cri: Client) -> None:
+    """Refused alike, wherever it stands."""
+    with refused(Code.UNIMPLEMENTED, "config.windows"):
+        cri.pod(cri.pod_config(windows=pb.WindowsPodSandboxConfig()))
+    with refused(Code.UNIMPLEMENTED, "windows"):
+        cri.call("UpdateContainerResources", container_id="f00", windows=pb.WindowsContainerResources())
+
+
+def test_a_command_that_no_system_call_can_carry(cri: Client) -> None:
+    container = cri.start(cri.pod(), "sleep", "60")
+    with refused(INVALID, "cmd[2]", "'c\\x00d'"):
+        cri.exec(container, "a", "b", "c\0d")
 
 
 def test_an_image_that_does_not_exist(cri: Client, tmp_path: Path) -> None:

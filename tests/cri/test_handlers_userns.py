@@ -132,7 +132,7 @@ def test_a_directory_that_hides_the_roots_is_named(cri: OfHandler) -> None:
 
 def test_a_container_that_cannot_be_made_leaves_nothing(cri: OfHandler) -> None:
     pod = users.user_pod(cri)
-    with refused(grpc.StatusCode.INTERNAL, "find_user", "nobody-here"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "run_as_username", "find_user", "nobody-here"):
         cri.create(pod, "true", security={"run_as_username": "nobody-here"})
     assert not cri.containers() and not list((cri.daemon.directory / "run/roots").iterdir())
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import threading
@@ -49,6 +50,25 @@ def test_an_image_is_the_same_by_all_its_names(cri: Client, hostile: HostileRegi
         assert cri.call("ImageStatus", image=pb.ImageSpec(image=name)).image == by_id, name
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"WorkingDir": "relative"}, "the image's WorkingDir must be an absolute path (got 'relative')"),
+        ({"WorkingDir": "/etc/passwd"}, "step 'make_working_directory' failed on /etc/passwd"),
+        ({"Env": ["A=b", "=bar"]}, "the image's Env[1] must begin with a name (got '=bar')"),
+        ({"Env": ["A=" + "b" * 140000]}, "has 140002 bytes; execve takes at most 131071 a string"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_told_of_the_image(cri: Client, config: dict[str, Any], words: str) -> None:
+    made = variant(cri, "wrong", **config)
+    try:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, f"config.image.image: {words}"):
+            cri.create(cri.pod(), "true", image=made)
+    finally:
+        cri.call("RemoveImage", image=pb.ImageSpec(image=made))
+        shutil.rmtree(cri.daemon.directory / "layout-wrong")
+
+
 @pytest.mark.parametrize("digits", [18, 19, 5000])
 def test_an_image_of_a_user_without_end_costs_only_itself(cri: Client, digits: int) -> None:
     """The CRI's number has 64 bits; one image that has more must not keep the kubelet from its list."""
@@ -57,7 +77,7 @@ def test_an_image_of_a_user_without_end_costs_only_itself(cri: Client, digits: i
         (listed,) = [image for image in cri.call("ListImages").images if image.id == made]
         assert cri.call("ImageStatus", image=pb.ImageSpec(image=made)).image == listed
         assert listed.username or listed.uid.value == 10**18 - 1
-        with refused(grpc.StatusCode.INTERNAL, "find_user", "outside 0..4294967294"):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "config.image.image", "find_user", "outside 0..4294967294"):
             cri.create(cri.pod(), "true", image=made)
     finally:
         cri.call("RemoveImage", image=pb.ImageSpec(image=made))

@@ -206,7 +206,7 @@ def test_a_container_has_its_pods_mappings(cri: Client, changes: dict[str, Any],
 
 
 def test_namespaces_that_cannot_be_made_leave_nothing(fresh: Client) -> None:
-    with refused(grpc.StatusCode.INTERNAL, "pin_namespaces", "no_such_setting"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "config.linux.sysctls['net.ipv4.no_such_setting']"):
         user_pod(fresh, linux={"sysctls": {"net.ipv4.no_such_setting": "1"}})
     run = fresh.daemon.directory / "run"
     assert not [pin for kind in ("user", "net", "ipc", "uts") for pin in (run / f"{kind}ns").iterdir()]
@@ -219,5 +219,5 @@ def test_a_file_system_without_mapped_mounts_is_named(cri: Client) -> None:
         host_path="/proc/tty", container_path="/data", uidMappings=[mapping()], gidMappings=[mapping()], readonly=True
     )
     pod = user_pod(cri)
-    with refused(grpc.StatusCode.INTERNAL, "open_bind", "/proc/tty", "no id-mapped mounts"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "config.mounts[0].host_path", "/proc/tty", "no id-mapped mounts"):
         cri.create(pod, "true", mounts=[mount])

@@ -147,7 +147,7 @@ def test_a_command_that_does_not_exist(cri: Client) -> None:
 
 def test_a_user_that_does_not_exist(cri: Client) -> None:
     pod = cri.pod(handler="shim")
-    with refused(Code.INTERNAL, "/etc/passwd", "missing"):
+    with refused(Code.INVALID_ARGUMENT, "run_as_username", "/etc/passwd", "missing"):
         cri.create(pod, "true", security={"run_as_username": "missing"})
     cri.remove_pod(pod)
 

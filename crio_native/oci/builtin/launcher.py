@@ -246,12 +246,8 @@ def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
         if "net" in request["paths"]:
             sockets = [_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0).detach()]
         wire.send(wire.channel(reply), b'{"pinned":true}', sockets)
-    except OSError as error:
-        wire.tell(
-            reply, {"error": {"step": step, "errno": error.errno or 0, "path": error.filename or "", "detail": ""}}
-        )
     except BaseException as error:
-        wire.tell(reply, {"error": {"step": step, "errno": 0, "path": "", "detail": repr(error)}})
+        wire.tell(reply, {"error": steps.describe(step, error)})
     finally:
         os._exit(0)
 

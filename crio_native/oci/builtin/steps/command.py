@@ -21,7 +21,10 @@ _set_limit = resource.setrlimit  # a step's argument has the module's name
 
 
 def make_working_directory(context: Context, path: str) -> None:
-    os.close(inroot.make_directories(context.root, path))
+    try:
+        os.close(inroot.make_directories(context.root, path))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def environment(context: Context, entries: list[str]) -> None:

@@ -76,6 +76,10 @@ def attach_bind(context: Context, name: str, destination: str, follow: bool = Tr
 
 def _attach(context: Context, tree: trees.Tree, destination: str, directory: bool, follow: bool = True) -> None:
     target = _target(context, destination, directory, follow=follow)
+    if not directory and stat.S_ISDIR(os.fstat(target).st_mode):
+        os.close(target)
+        tree.close()
+        raise Refused(destination, "is a directory, which only a directory can be mounted on", errno.EISDIR)
     try:
         tree.attach(target)
         if destination == "/":  # no path leads to what covers the root: from now on that is the root

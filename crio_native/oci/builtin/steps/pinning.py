@@ -37,7 +37,7 @@ def pin_namespaces(
     try:
         problem = ours.recv(4096)
         if problem != b"made":
-            raise Refused("", problem.decode(errors="replace") or "the process that makes the namespaces ended")
+            raise _failure(problem.decode(errors="replace"))
         for kind, path in paths.items():
             origin = f"/proc/self/fd/{user}" if kind == "user" else f"/proc/{child}/ns/{kind}"
             syscalls.mount(origin, path, None, mounts.MS_BIND)
@@ -65,10 +65,19 @@ def _make(
             wire.send(wire.channel(0), b"netlink", [netlink.fileno()])
         channel.send(b"made")
         channel.recv(1)
+    except OSError as error:
+        channel.send(f"{error.errno}\0{error.filename or ''}\0{error.strerror}".encode())
     except BaseException as error:
         channel.send(str(error).encode())
     finally:
         os._exit(0)
+
+
+def _failure(told: str) -> Exception:
+    if told.count("\0") != 2:
+        return Refused("", told or "the process that makes the namespaces ended")
+    number, path, why = told.split("\0")
+    return OSError(int(number), why, path or None)
 
 
 STEPS = (pin_namespaces,)
