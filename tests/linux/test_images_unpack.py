@@ -413,6 +413,24 @@ def test_what_follows_the_end_counts_for_the_digest(target: Path) -> None:
     assert unpack(target, [data]).digest == sha256(data)
 
 
+def test_an_unpacker_whose_daemon_was_killed_ends_without_a_word(target: Path) -> None:
+    """Its archive breaks off, and nobody takes its report: no fault of its own to fill the log with."""
+    script = """
+        import os, socket, sys
+        from crio_native.images.unpacker import Limits
+        from crio_native.images.unpacker.run import run
+        from crio_native.images.unpacker.stream import decompressor
+        report, daemons = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        archive, daemons_write = os.pipe()
+        os.dup2(archive, 0)
+        os.write(daemons_write, b"x" * 100)
+        os.close(daemons_write)
+        daemons.close()
+        run(report, sys.argv[1], decompressor("none"), Limits(), layer=True)
+    """
+    assert in_private_mounts(script, target).stderr == ""
+
+
 NOISE = tar(member("x", data=bytes(range(256)) * 40))
 
 

@@ -47,7 +47,10 @@ def run(
         result = _error("system", entry, error.strerror or str(error), error.errno or 0)
     except MemoryError:
         result = _error("limit", b"", f"it needs more than {MEMORY} bytes of memory to unpack")
-    report.send(_encode(result).encode())
+    try:
+        report.send(_encode(result).encode())
+    except BrokenPipeError:
+        pass  # a daemon that was killed; its archive broke off, and nobody is left to be told
 
 
 def _unpack(report: _socket.socket, stream: Stream, limits: Limits, *, layer: bool) -> dict[str, Any]:
