@@ -551,8 +551,11 @@ def _make_log_directory(path: str, log_path: str) -> None:
     """log_path: as the request has it."""
     try:
         os.makedirs(path, 0o755, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InvalidArgument("config.log_path", log_path, f"{error.filename} is a file, or below one") from None
+    except OSError as error:
+        if error.errno not in refusals.OF_VALUES:
+            raise
+        why = f"its directory cannot be made: {error.filename}: {os.strerror(error.errno).lower()}"
+        raise InvalidArgument("config.log_path", log_path, why) from None
 
 
 def _started(container: Container) -> Container:

@@ -29,6 +29,7 @@ from crio_native.pods import (
     seccomp_notifier,
     selinux,
     spec,
+    spec_resources,
     trees,
     userns,
 )
@@ -150,6 +151,7 @@ def resources(node: Node, pod: Pod, config: ContainerConfig, handler: RuntimeHan
     InvalidArgument."""
     allowed = pod_annotations.Allowed(pod.config.annotations, handler, node.settings.workloads, config.metadata.name)
     asked = allowed.resources(config.linux.resources)
+    spec_resources.check_cpusets(asked, "config.linux.resources")
     asked = wishes(node, pod, config, handler).limits(asked)
     return replace(asked, unified={**asked.unified, **allowed.unified()})
 

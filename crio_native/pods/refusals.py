@@ -16,7 +16,7 @@ from crio_native.oci.spec import normalise
 from crio_native.pods.values import ContainerConfig, Resources
 
 # What the kernel says of a value that it cannot take, and not of a machine that has run out of something.
-_OF_VALUES = frozenset(
+OF_VALUES = frozenset(
     {
         errno.EINVAL,
         errno.ERANGE,
@@ -83,7 +83,7 @@ def of_sysctls(asked: Mapping[str, str]) -> Iterator[None]:
         yield
     except StepFailed as error:
         for name, value in asked.items():
-            if error.path == "/proc/sys/" + name.replace(".", "/") and error.number in _OF_VALUES:
+            if error.path == "/proc/sys/" + name.replace(".", "/") and error.number in OF_VALUES:
                 raise InvalidArgument(f"config.linux.sysctls[{name!r}]", value, str(error)) from error
         raise
 
@@ -91,8 +91,10 @@ def of_sysctls(asked: Mapping[str, str]) -> Iterator[None]:
 def _of_step(error: StepFailed, config: ContainerConfig, bind_mount_prefix: str) -> Place | None:
     if error.step == "cgroup":
         return _resource(_value_of_cgroup(error), config.linux.resources, "config.linux.resources")
-    if error.number and error.number not in _OF_VALUES:
+    if error.number and error.number not in OF_VALUES:
         return None
+    if error.step == "monitor" and config.log_path and error.path.endswith(f"/{config.log_path}"):
+        return "config.log_path", config.log_path
     if error.step in _MOUNTING:
         return _mount(config, bind_mount_prefix, error.path)
     find = _PLACES.get(error.step)
@@ -100,7 +102,7 @@ def _of_step(error: StepFailed, config: ContainerConfig, bind_mount_prefix: str)
 
 
 def _value_of_cgroup(error: StepFailed) -> str:
-    return error.detail if error.step == "cgroup" and error.number in _OF_VALUES else ""
+    return error.detail if error.step == "cgroup" and error.number in OF_VALUES else ""
 
 
 def _resource(text: str, asked: Resources, path: str) -> Place | None:

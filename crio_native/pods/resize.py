@@ -42,6 +42,7 @@ def resize(node: Node, container_id: str, wanted: Resources) -> None:
         runtime = node.executor_of(container)
         settings = node.handlers.settings_of(container.handler)
         pod = node.store.get(Pod, container.pod_id)
+        spec_resources.check_cpusets(wanted, _FIELD)
         wanted = preparation.wishes(node, pod, container.config, settings).limits(wanted)
         old = container.resources
         new = _merged(old, wanted)

@@ -8,9 +8,9 @@ from typing import Any
 
 from crio_native.config.values import Sysctl
 from crio_native.errors import InvalidArgument
+from crio_native.linux import scheduling
 from crio_native.pods.values import NamespaceMode, NamespaceOption, Resources
 
-_CPUSET = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", re.ASCII)
 _PAGE_SIZE = re.compile(r"\d{1,7}[KMG]i?B", re.ASCII)
 _UNIFIED = re.compile(r"[a-z_0-9]+(\.[A-Za-z_0-9]+)+", re.ASCII)
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+", re.ASCII)
@@ -58,12 +58,22 @@ def _cpu(asked: Resources, field: str) -> dict[str, Any]:
         if asked.cpu_shares < 0:
             raise InvalidArgument(f"{field}.cpu_shares", asked.cpu_shares, "must be 2 to 262144")
         cpu["shares"] = min(max(asked.cpu_shares, 2), 262144)  # the kernel's bounds, which the kubelet may exceed
+    check_cpusets(asked, field)
     for name, value in (("cpus", asked.cpuset_cpus), ("mems", asked.cpuset_mems)):
         if value:
-            if not _CPUSET.fullmatch(value):
-                raise InvalidArgument(f"{field}.cpuset_{name}", value, "must be a list such as 0-3,7")
             cpu[name] = value
     return cpu
+
+
+def check_cpusets(asked: Resources, field: str) -> None:
+    """field: as in `linux_resources`.  Raises InvalidArgument for what `scheduling.parse_list` does not take."""
+    for name, most in (("cpuset_cpus", scheduling.MAX_CPU), ("cpuset_mems", scheduling.MAX_NODE)):
+        try:
+            scheduling.parse_list(getattr(asked, name), most)
+        except ValueError as error:
+            raise InvalidArgument(
+                f"{field}.{name}", getattr(asked, name), f"must be a list such as 0-3,7: {error}"
+            ) from None
 
 
 def _memory(asked: Resources, least: int, field: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_a_pod_reads_its_own_logs(cri: Client, kubelet: tuple[str, Path], name: 
     _, output = cri.run("sh", "-c", script, pod=pod, mounts=whole)
     assert output.count("from the first") == 2 and "read only" in output
     part = [pb.Mount(host_path=f"{volume}/first", container_path="/part", readonly=False)]
-    assert cri.run("sh", "-c", "rm /part/0.log || echo read only", pod=pod, mounts=part)[1].endswith("read only\n")
+    assert cri.run("sh", "-c", "rm /part/0.log 2>&1 || echo read only", pod=pod, mounts=part)[1].endswith("read only\n")
     cri.restart()
     assert mounted_on(volume)
     logs = Path(cri.status(first).log_path).parent.parent
