@@ -131,6 +131,14 @@ def _user(config: ContainerConfig) -> Place:
     return _image(config)
 
 
+def _paths(name: str) -> Callable[[ContainerConfig], Place | None]:
+    def place(config: ContainerConfig) -> Place | None:
+        asked = getattr(config.linux.security_context, name)
+        return (f"config.linux.security_context.{name}", list(asked)) if asked else None
+
+    return place
+
+
 def _directory(config: ContainerConfig) -> Place:
     return ("config.working_dir", config.working_dir) if config.working_dir else _image(config)
 
@@ -140,9 +148,11 @@ def _image(config: ContainerConfig) -> Place:
 
 
 _MOUNTING = frozenset({"bind", "open_bind", "attach_bind"})
-_PLACES: Mapping[str, Callable[[ContainerConfig], Place]] = {
+_PLACES: Mapping[str, Callable[[ContainerConfig], Place | None]] = {
     "find_user": _user,
     "change_user": _user,
     "make_working_directory": _directory,
     "change_directory": _directory,
+    "mask_paths": _paths("masked_paths"),
+    "read_only_paths": _paths("readonly_paths"),
 }

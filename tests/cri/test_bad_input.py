@@ -165,6 +165,11 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     ),
     ({"security": {"capabilities": pb.Capability(add_capabilities=["FLY"])}}, INVALID, "add_capabilities[0]"),
     ({"security": {"masked_paths": ["x"]}}, INVALID, f"{SECURITY}.masked_paths[0]"),
+    (
+        {"security": {"masked_paths": ["/x" + "y" * 300]}},
+        INVALID,
+        f"{SECURITY}.masked_paths: step 'mask_paths' failed on",
+    ),
     ({"security": {"apparmor_profile": "localhost/x"}}, Code.FAILED_PRECONDITION, "AppArmor"),
     ({"security": {"apparmor_profile": "nonsense"}}, INVALID, f"{SECURITY}.apparmor_profile"),
     (
