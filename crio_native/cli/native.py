@@ -37,10 +37,21 @@ class Source:
 
     def load(self) -> Config:
         """The configuration; what is odd about it goes to stderr."""
+        return self._load().config
+
+    def load_to_serve(self) -> Config:
+        """The same, once the files that it names have been looked at."""
+        from crio_native import named_files
+
+        loaded = self._load()
+        named_files.check(loaded)
+        return loaded.config
+
+    def _load(self) -> Loaded:
         loaded: Loaded = load(self.path, self.directory, self.overrides, self.variables)
         for warning in loaded.warnings:
             click.echo(f"warning: {warning}", err=True)
-        return loaded.config
+        return loaded
 
 
 class Program(click.Group):
@@ -141,10 +152,10 @@ def _require_root() -> None:
 def serve(source: Source) -> None:
     """Run the daemon in the foreground (the default)."""
     _require_root()
-    config = source.load()
+    config = source.load_to_serve()
     from crio_native import daemon
 
-    sys.exit(daemon.main(config, read=source.load))
+    sys.exit(daemon.main(config, read=source.load_to_serve))
 
 
 @main.command("config")

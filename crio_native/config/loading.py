@@ -12,8 +12,9 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -49,11 +50,15 @@ Shape = Mapping[str, Any]  # key -> Option, Named or Shape
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, what was odd about it, and the files that it came from, in the order they were read."""
+    """A configuration, what was odd about it, and the files that it came from, in the order they were read.
+
+    where: "FILE: KEY" of a key, for messages about its value.
+    """
 
     config: Config
     warnings: list[str]
     files: list[Path]
+    where: Callable[[str], str]
 
 
 class Setting(NamedTuple):
@@ -86,8 +91,8 @@ def load(
     for key, value in overrides.items():
         settings.update(scan(_nested(key, value), variables.get(key, COMMAND_LINE), warnings))
     config = build(Config, settings, ())
-    config = rules.settle(config, lambda key: _source(settings, key), warnings.add)
-    return Loaded(config, warnings.lines(), files)
+    where = partial(_source, settings)
+    return Loaded(rules.settle(config, where, warnings.add), warnings.lines(), files, where)
 
 
 def _main_file(path: Path | None) -> list[Path]:

@@ -69,15 +69,17 @@ def configured_mounts(file: str, timezone: str) -> list[OciMount]:
         result.append(_bind("/etc/localtime", source, "nosuid", "nodev", "noexec", "ro"))
     try:
         lines = Path(file).read_text().splitlines() if file else []
-    except OSError as error:
-        why = os.strerror(error.errno or 0).lower()
+    except (OSError, UnicodeDecodeError) as error:
+        why = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "not UTF-8"
         raise FailedPrecondition(f"crio.runtime.default_mounts_file: {file} cannot be read: {why}") from None
     for number, line in enumerate(lines, 1):
         source, colon, destination = line.strip().partition(":")
         if not source or source.startswith("#"):
             continue
         if not colon or not source.startswith("/") or not destination.startswith("/"):
-            raise FailedPrecondition(f"{file}, line {number}: {line!r} is not /SOURCE:/DESTINATION")
+            raise FailedPrecondition(
+                f"crio.runtime.default_mounts_file: {file}, line {number}: {line!r} is not /SOURCE:/DESTINATION"
+            )
         result.append(_bind(normalise(destination), os.path.realpath(source), "nosuid", "nodev", "ro"))
     return result
 

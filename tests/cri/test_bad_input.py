@@ -303,6 +303,33 @@ def test_a_directory_in_use(cri: Client) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("runtime.seccomp_profile", "{here}/none", "seccomp profile '{here}/none' not found"),
+        ("runtime.seccomp_profile", "{here}/words", "{here}/words: is not JSON"),
+        ("runtime.seccomp_profile", "{here}", "seccomp profile {here} cannot be read: Is a directory"),
+        ("runtime.privileged_seccomp_profile", "{here}/none", "not found"),
+        ("runtime.runtimes.builtin.seccomp_profile", "{here}/none", "not found"),
+        ("runtime.timezone", "No/Where", "'No/Where' is not on this host"),
+        ("runtime.default_mounts_file", "{here}/none", "{here}/none cannot be read: no such file"),
+        ("runtime.default_mounts_file", "{here}/words", "{here}/words, line 1: 'words' is not /SOURCE:/DESTINATION"),
+        ("image.signature_policy", "{here}/none", "trust policy {here}/none cannot be read: no such file"),
+        ("image.signature_policy", "{here}/words", "{here}/words: not valid JSON"),
+    ],
+)
+def test_a_file_that_the_configuration_names(tmp_path: Path, key: str, value: str, why: str) -> None:
+    """Else the daemon would start, and every container fail."""
+    (tmp_path / "words").write_text("words\n")
+    value, why = (text.replace("{here}", str(tmp_path)) for text in (value, why))
+    table, _, name = key.rpartition(".")
+    flags = scratch_flags(tmp_path, tmp_path / "s")
+    (tmp_path / "empty/10-it.conf").write_text(f'[crio.{table}]\n{name} = "{value}"\n')
+    code, error = daemon_output(*flags)
+    assert code == 1 and len(error.splitlines()) == 1
+    assert f"{tmp_path}/empty/10-it.conf: crio.{key}: " in error and why in error and f"(got '{value}')" in error
+
+
 def scratch_flags(directory: Path, listen: Path | str) -> list[str]:
     (directory / "empty").mkdir(exist_ok=True)
     flags = {

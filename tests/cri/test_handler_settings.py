@@ -46,7 +46,7 @@ container_min_memory = "64 MiB"
 monitor_cgroup = "pod"
 monitor_exec_cgroup = "container"
 no_sync_log = true
-seccomp_profile = "{directory}/seccomp.json"
+seccomp_profile = "{profile}"
 platform_runtime_paths = { "linux/other" = "{directory}/noting", "linux/none" = "/no/such/program" }
 [crio.runtime.runtimes.missing]
 runtime_path = "/no/such/runtime"
@@ -63,11 +63,12 @@ inherit_default_runtime = true
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Client]:
-    client = new_client(settings=SETTINGS)
-    directory = client.daemon.directory
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    file = tmp_path_factory.mktemp("profile") / "seccomp.json"
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_LOG"}]}
-    (directory / "seccomp.json").write_text(json.dumps(profile))
+    file.write_text(json.dumps(profile))
+    client = new_client(settings=SETTINGS.replace("{profile}", str(file)))
+    directory = client.daemon.directory
     (directory / "noting").write_text(NOTING.replace("{directory}", str(directory)))
     (directory / "noting").chmod(0o755)
     yield client

@@ -122,7 +122,13 @@ def test_pinned_and_pause_images(reloading: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ["[crio.runtime\n", "[crio.runtime]\nlog_level = 5\n", '[crio.runtime]\nlog_level = "loud"\n']
+    "settings",
+    [
+        "[crio.runtime\n",
+        "[crio.runtime]\nlog_level = 5\n",
+        '[crio.runtime]\nlog_level = "loud"\n',
+        '[crio.runtime]\nseccomp_profile = "/no/such/profile"\n',
+    ],
 )
 def test_a_wrong_file_changes_nothing(reloading: Client, settings: str) -> None:
     before = info(reloading)["config"]

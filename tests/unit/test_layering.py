@@ -27,6 +27,7 @@ LEVEL = {
     "pods": 4,
     "streaming": 5,
     "assembly": 5,
+    "named_files": 5,
     "reload": 5,
     "cri": 6,
     "repairing": 6,

@@ -1,0 +1,48 @@
+"""The files that the configuration names: one that cannot be used is refused at the start, and on a reload.
+
+Else it would fail every container.  `config` itself looks at no host, since a configuration may be checked
+on another machine than its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from crio_native.config import Config
+from crio_native.config.loading import Loaded
+from crio_native.errors import CrioError, InvalidArgument
+
+
+def check(loaded: Loaded) -> None:
+    """Raises InvalidArgument whose field is "FILE: KEY"."""
+    for key, value, use in _named(loaded.config):
+        if not value:
+            continue
+        try:
+            use(value)
+        except InvalidArgument as error:
+            raise InvalidArgument(loaded.where(key), value, f"{error.field}: {error.reason}") from None
+        except CrioError as error:
+            raise InvalidArgument(loaded.where(key), value, str(error).removeprefix(f"{key}: ")) from None
+
+
+def _named(config: Config) -> Iterator[tuple[str, str, Callable[[str], object]]]:
+    """(key, value, what uses the value)."""
+    from crio_native.images.trust import policy
+    from crio_native.oci import seccomp
+    from crio_native.pods import spec_mounts
+
+    runtime = config.runtime
+    profiles = {
+        "crio.runtime.seccomp_profile": runtime.seccomp_profile,
+        "crio.runtime.privileged_seccomp_profile": runtime.privileged_seccomp_profile,
+    }
+    for name, handler in runtime.runtimes.items():
+        profiles[f"crio.runtime.runtimes.{name}.seccomp_profile"] = handler.seccomp_profile
+    for key, path in profiles.items():
+        yield key, path, lambda path: seccomp.load_profile(Path(path))
+    yield "crio.runtime.timezone", runtime.timezone, lambda zone: spec_mounts.configured_mounts("", zone)
+    file = runtime.default_mounts_file
+    yield "crio.runtime.default_mounts_file", file, lambda file: spec_mounts.configured_mounts(file, "")
+    yield "crio.image.signature_policy", config.image.signature_policy, policy.load
