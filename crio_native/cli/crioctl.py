@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         show.note("the command line is not UTF-8, which the CRI's strings are")
         code = 2
     except OSError as error:
-        show.note(f"{error.filename or 'crioctl'}: {(error.strerror or str(error)).lower()}")
+        words = (error.strerror or str(error)).lower()
+        show.note(f"{error.filename}: {words}" if error.filename else words)
         code = 1
     except (KeyboardInterrupt, click.Abort):
         code = 128 + signal.SIGINT

@@ -95,7 +95,7 @@ def test_a_container_that_a_signal_ended_gives_128_plus_its_number(ctl, fake) ->
 
 def test_run_translates_options(ctl, fake) -> None:
     result = ctl(
-        "run", "-d", "--name", "all", "--handler", "kata", "-e", "A=b=c", "-v", "/h:/c:ro", "--cap-add", "net_admin",
+        "run", "-d", "--name", "all", "--handler", "kata", "-e", "A=b=c", "-v", "/etc:/c:ro", "--cap-add", "net_admin",
         "--memory", "64m", "--cpus", "0.5", "--pids", "10", "--user", "1000:1001", "--workdir", "/w", "--host-pid",
         "--host-ipc", "--read-only", "--no-new-privs", "--seccomp", "localhost//p.json", "--sysctl", "net.a=1",
         "--label", "k=v", "--annotation", "x=y", "-p", "8080:80/udp", "-t", "-i",
@@ -112,7 +112,7 @@ def test_run_translates_options(ctl, fake) -> None:
     assert container.image.image == BUSYBOX
     assert container.annotations["x"] == "y"
     assert container.envs[0] == api.KeyValue(key="A", value=b"b=c")
-    assert container.mounts[0] == api.Mount(host_path="/h", container_path="/c", readonly=True)
+    assert container.mounts[0] == api.Mount(host_path="/etc", container_path="/c", readonly=True)
     limits = container.linux.resources
     assert (limits.memory_limit_in_bytes, limits.cpu_quota, limits.cpu_period) == (64 * 2**20, 50_000, 100_000)
     assert (limits.cpu_shares, limits.unified["pids.max"]) == (512, "10")
@@ -162,6 +162,15 @@ def test_a_run_that_fails_leaves_nothing(ctl, fake, tmp_path, failing: str) -> N
     assert (result.code, result.out) == (1, "")
     assert result.err.splitlines()[-1] == f"crioctl: {failing}: step 'mount' failed on /proc"
     assert fake.runtime.pods == {} and leftovers(tmp_path) == []
+
+
+def test_a_volume_whose_source_is_missing_is_refused(ctl, fake, tmp_path) -> None:
+    """The runtime would make it as a directory, as the CRI has it, and leave it there."""
+    source = tmp_path / "missing"
+    result = ctl("run", "-v", f"{source}:/m", "busybox", "true")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"crioctl: volume source {str(source)!r} not found: make it first\n"
+    assert fake.runtime.pods == {} and not source.exists() and leftovers(tmp_path) == []
 
 
 def test_a_command_that_does_not_exist_is_one_line(ctl, fake) -> None:
@@ -395,6 +404,24 @@ def test_a_log_that_cannot_be_read_is_one_line(ctl, fake, tmp_path) -> None:
     assert result.err.count("\n") == 1 and "directory" in result.err
 
 
+@pytest.mark.parametrize("follow", [(), ("-f",)])
+def test_a_log_that_is_gone_is_said(ctl, fake, tmp_path, follow: tuple[str, ...]) -> None:
+    ctl("run", "--name", "web", "busybox", "true")
+    (item,) = fake.runtime.containers.values()
+    item.log = str(tmp_path / "gone")
+    assert ctl("logs", *follow, "web") == Result(
+        1, "", f"crioctl: log file {item.log!r} not found: somebody has removed it\n"
+    )
+
+
+def test_output_that_nobody_can_take_is_one_line(ctl, fake) -> None:
+    ctl("run", "--name", "web", "busybox", "true")
+    with open("/dev/full", "wb") as full:
+        for arguments in (["ps", "-a"], ["--help"]):
+            done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+            assert (done.returncode, done.stderr) == (1, b"crioctl: no space left on device\n")
+
+
 # images
 
 
@@ -510,11 +537,11 @@ def test_a_call_the_runtime_does_not_have_is_named(ctl, fake, arguments: list[st
     assert (result.code, result.err) == (1, f"crioctl: the runtime at {fake.path} does not implement {call}\n")
 
 
-def test_a_field_the_runtime_does_not_have_is_named(ctl, fake) -> None:
+def test_what_the_runtime_cannot_do_with_a_call_is_in_its_own_words(ctl, fake) -> None:
     words = "config.port_mappings[0]: this version does not implement the field"
     fake.runtime.fail["RunPodSandbox"] = (grpc.StatusCode.UNIMPLEMENTED, words)
     result = ctl("run", "-p", "1:2", "busybox")
-    assert result.err == f"crioctl: the runtime at {fake.path} does not implement RunPodSandbox: {words}\n"
+    assert result.err == f"crioctl: RunPodSandbox: {words}\n"
 
 
 def test_no_daemon(ctl, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

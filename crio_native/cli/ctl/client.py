@@ -115,9 +115,10 @@ class Client:
     def _translate(self, name: str, error: grpc.RpcError, deadline: float | None) -> errors.CrioError:
         code, details = error.code(), " ".join((error.details() or "").split())
         if code == grpc.StatusCode.UNIMPLEMENTED:
-            # Of a call that they do not have servers say its name, or NO_METHOD; else it is a field of the call.
-            part = "" if name in details or details in NO_METHOD else f": {details}"
-            return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}{part}")
+            # Of a call that they do not have servers say its name, or NO_METHOD; else what they cannot do with it.
+            if name in details or details in NO_METHOD:
+                return errors.Unimplemented(f"the runtime at {self.path} does not implement {name}")
+            return CallRefused(f"{name}: {details}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             if deadline is not None and details in ("", OWN_DEADLINE):
                 details = f"no answer within {deadline:g} s; raise it with --timeout"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from crio_native.api.runtime.v1 import api_pb2 as api
@@ -207,9 +209,12 @@ def rm(client: Client, target: tuple[str, ...], force: bool) -> None:
 def logs(client: Client, container: str, follow: bool, tail: int | None, timestamps: bool, since: int) -> None:
     """Print what a container wrote, from its current log file on this node."""
     request = api.ContainerStatusRequest(container_id=Node.read(client).container(container).id)
-    path = client.call(request).status.log_path
+    status = client.call(request).status
+    path = status.log_path
     if not path:
         raise FailedPrecondition(f"container {container!r} was created without a log")
+    if status.state != api.CONTAINER_CREATED and not os.path.lexists(path):  # some runtimes make it at the start
+        raise NotFound("log file", path, "somebody has removed it")
     with log_files.LogFile(path) as log:
         skip = 0
         if tail is not None:

@@ -211,6 +211,17 @@ def remove_pod(client: Client, pod_id: str) -> None:
     client.call(api.RemovePodSandboxRequest(pod_sandbox_id=pod_id), grant=CREATE_GRANT)
 
 
+def check_sources(volumes: Sequence[api.Mount]) -> None:
+    """Raises NotFound for what is not there: a runtime would make a directory of it, and nobody would remove that."""
+    for volume in volumes:
+        try:
+            os.stat(volume.host_path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound("volume source", volume.host_path, "make it first") from None
+        except OSError:
+            continue  # the runtime may see more than we do
+
+
 class Run:
     """One pod with one container.  `make` makes all of it or leaves nothing."""
 
@@ -221,6 +232,7 @@ class Run:
         self.pod_id = self.container_id = ""
 
     def make(self) -> None:
+        check_sources(self.options.volumes)
         image = self._image()
         self.logs.mkdir(mode=0o700)
         try:
