@@ -14,6 +14,7 @@ from crio_native.images import ImageStore
 from crio_native.network import PodNetwork
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.runtime import Runtime
+from crio_native.pods.cgroup_parents import CgroupParents
 from crio_native.pods.exits import ExitWatcher
 from crio_native.pods.handlers import Handlers
 from crio_native.pods.host import Host
@@ -51,9 +52,11 @@ class Node:
     locks: KeyedLocks = field(default_factory=KeyedLocks)
     reloaded: Mapping[str, Any] = field(default_factory=dict)
     notifiers: Notifiers = field(init=False)
+    parents: CgroupParents = field(init=False)
 
     def __post_init__(self) -> None:
         self.notifiers = Notifiers(self.layout.runroot / "seccomp")
+        self.parents = CgroupParents(self.layout.runroot / "cgroup-parents.json")
 
     @property
     def settings(self) -> RuntimeTable:

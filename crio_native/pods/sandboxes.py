@@ -158,7 +158,7 @@ class Sandboxes:
                 self._containers.remove(container.id)
             stage("removing the pod's files")
             self.dismantle(pod)
-            node.store.delete(pod)
+            self._forget(pod)
 
     def dismantle(self, pod: Pod, *, files: bool = True) -> None:
         """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk."""
@@ -212,6 +212,8 @@ class Sandboxes:
 
     def _make(self, pod: Pod, sysctls: dict[str, str], stage: Stage) -> None:
         node, layout, namespaces = self._node, self._node.layout, pod.config.namespaces
+        if node.settings.cgroup_manager == "cgroupfs":
+            node.parents.make(pod.cgroup, pod.id)
         os.mkdir(layout.pod_dir(pod.id), 0o700)
         os.mkdir(layout.pod_run_dir(pod.id), 0o700)
         ips: tuple[str, ...] = ()
@@ -320,11 +322,16 @@ class Sandboxes:
     def _undo(self, pod: Pod) -> None:
         try:
             self.dismantle(pod)
-            self._node.store.delete(pod)
+            self._forget(pod)
         except (CrioError, OSError) as error:
             # The record stays, in `creating`: it is what a later Remove or start finds the rest by.
             log.error("pod %s could not be undone and is kept for removal: %s", pod.id, error)
             self._node.store.update(Pod, pod.id, state=PodState.NOT_READY)
+
+    def _forget(self, pod: Pod) -> None:
+        store = self._node.store
+        store.delete(pod)
+        self._node.parents.leave(lambda: [other.cgroup for other in store.pods.values()])
 
 
 def _try_all(acts: list[Callable[[], None]], pod_id: str) -> None:

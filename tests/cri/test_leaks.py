@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.linux.cgroup import Cgroup
 
 from ..machine import assert_machine_unchanged, machine_state
 from .conftest import Client, close, log_text, new_client
@@ -84,3 +85,31 @@ def test_a_daemon_leaves_nothing() -> None:
     named = machine_state(directory)
     assert not any(named[what] for what in ("mounts", "namespace pins", "cgroups"))
     assert client.daemon.bridge not in machine_state()["links"]
+
+
+def test_the_parents_that_were_made_for_pods(fresh: Client) -> None:
+    """They go with the last pod in them, also after a restart; what was there before, as a kubelet's groups, stays."""
+    top = fresh.daemon.cgroup_parent
+    theirs = Cgroup(f"{top}/kubelet")
+    theirs.create()
+
+    def pod(parent: str) -> str:
+        config = fresh.pod_config()
+        config.linux.cgroup_parent = f"{top}{parent}"
+        return fresh.pod(config)
+
+    first, second, other = pod("/kubelet/a/b"), pod("/kubelet/a/b"), pod("/kubelet/a")
+    fresh.start(second, "sleep", "600")
+    assert Cgroup(f"{top}/kubelet/a/b").everywhere()
+    fresh.remove_pod(first)
+    assert Cgroup(f"{top}/kubelet/a/b").everywhere()
+    fresh.restart()
+    fresh.remove_pod(second)
+    assert not Cgroup(f"{top}/kubelet/a/b").exists() and Cgroup(f"{top}/kubelet/a").everywhere()
+    fresh.remove_pod(other)
+    assert not Cgroup(f"{top}/kubelet/a").exists() and theirs.everywhere()
+    again = pod("/kubelet/a")
+    Cgroup(f"{top}/kubelet/a").remove()
+    Cgroup(f"{top}/kubelet/a").create()  # another's by now
+    fresh.remove_pod(again)
+    assert Cgroup(f"{top}/kubelet/a").everywhere()

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
+from crio_native.linux.cgroup import Cgroup
 from crio_native.oci import seccomp
 from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from tests.perf import command, containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
@@ -120,6 +121,7 @@ def _daemon(bundle: Bundle, rounds: int, pods: int) -> list[Result]:
     server = ScratchDaemon()
     try:
         server.start()
+        Cgroup(server.cgroup_parent).create()  # a kubelet's is there before its pods
         results = daemon.measure_rest(server)
         client = daemon.Client(server)
         with console.status("ExecSync: ours, crun"):
@@ -137,6 +139,7 @@ def _on_daemon(act: Callable[[ScratchDaemon, Callable[[str], None]], list[Result
     server = ScratchDaemon()
     try:
         server.start()
+        Cgroup(server.cgroup_parent).create()  # a kubelet's is there before its pods
         with console.status("a daemon") as status:
             return act(server, status.update)
     finally:

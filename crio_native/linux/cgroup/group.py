@@ -140,11 +140,21 @@ class Cgroup:
         """The ancestors that `create` had to make, the outermost first; removing them is the caller's affair."""
         return sorted({self._below_mount(directory) for directory in self._made} - {self.path}, key=len)
 
+    @property
+    def made_above(self) -> list[tuple[str, str]]:
+        """The same, as (path, directory) in each hierarchy."""
+        pairs = [(self._below_mount(directory), directory) for directory in self._made]
+        return [(path, directory) for path, directory in pairs if path != self.path]
+
     def release(self) -> None:
         """To be called when the container's init is in the group, which need not be held open for it any more."""
 
     def exists(self) -> bool:
         return any(os.path.isdir(directory) for directory in self._directories)
+
+    def everywhere(self) -> bool:
+        """Whether it exists in every hierarchy."""
+        return all(os.path.isdir(directory) for directory in self._directories)
 
     def remove(self) -> None:
         """Remove the group and all below it, from every hierarchy.  Nothing happens when it is not there.
