@@ -23,14 +23,15 @@ class InvalidArgument(CrioError):
     """The caller's input is wrong.
 
     field: path of the offending field in the input's own words (``config.linux.resources.memory_limit_in_bytes``).
-    value: what was given; shortened in the message.  reason: what is wrong and what would be accepted.
+    value: what was given; shortened in the message, and left out of it for `...`.  reason: what is wrong and what would
+    be accepted.
     """
 
     def __init__(self, field: str, value: object, reason: str) -> None:
         shown = repr(value)
         if len(shown) > 120:
             shown = shown[:117] + "..."
-        super().__init__(f"{field}: {reason} (got {shown})")
+        super().__init__(f"{field}: {reason}" + ("" if value is ... else f" (got {shown})"))
         self.field, self.value, self.reason = field, value, reason
 
 

@@ -215,6 +215,8 @@ void init_wait_status(struct text *t)
 	if (WIFSIGNALED(init.status)) {
 		text_add(t, "killed by signal ");
 		text_number(t, WTERMSIG(init.status));
+		if (WTERMSIG(init.status) == SIGSYS)
+			text_add(t, " (SIGSYS: its seccomp profile kills for a call that every start makes)");
 	} else {
 		text_add(t, "exited with code ");
 		text_number(t, WEXITSTATUS(init.status));

@@ -75,7 +75,7 @@ static void describe_end(char *line, size_t room, const char *what)
 
 static _Noreturn void fail_silent_init(void)
 {
-	char line[96];
+	char line[160];
 
 	if (!init_destroy(INIT_PATIENCE_MS))
 		fail("init", 0, "", "the init closed its sync socket before it was ready, and went on");
@@ -375,7 +375,7 @@ static bool awaits_init(void)
 /* The init has ended.  What it said before that may still be in the socket. */
 static void serve_end(void)
 {
-	char line[96], data[FAILURE_ROOM];
+	char line[160], data[FAILURE_ROOM];
 	struct text t = {data, 0, sizeof data};
 
 	while (awaits_init() && serve_sync())

@@ -15,6 +15,7 @@ from typing import Any
 from crio_native.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from crio_native.images.model import ARCHITECTURES, Platform
 from crio_native.images.references import check_digest
+from crio_native.images.trust.documents import json_fault
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -111,7 +112,7 @@ def parse_document(raw: bytes, what: str) -> dict[str, Any]:
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(what, raw[:60], f"not JSON ({error})") from None
+        raise InvalidArgument(what, raw[:60], f"not JSON ({json_fault(error)})") from None
     if not isinstance(document, dict):
         raise InvalidArgument(what, raw[:60], "not a JSON object")
     return document

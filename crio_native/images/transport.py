@@ -188,6 +188,11 @@ class Transport:
             elif response.status in _REDIRECTS:
                 location = response.headers.get("Location", "")
                 response.close()
+                if not location:
+                    raise Unavailable(
+                        f"registry {self.reference.registry} redirected a request for {self.reference.repository} "
+                        f"without saying where to (HTTP {response.status} without Location)"
+                    )
                 url = self._check_target(scheme, location, url)
             else:
                 return response
@@ -307,7 +312,20 @@ def _retry_after(response: BaseHTTPResponse) -> float:
 
 
 def cause(error: Exception) -> str:
-    """What really happened, without the names of the library's own objects."""
+    """What really happened, without the names of the libraries' own objects."""
+    import http.client
+    import ssl
+
     inner: BaseException = getattr(error, "reason", None) or error
     inner = inner if isinstance(inner, BaseException) else error
-    return (str(inner.__cause__ or inner).rpartition(">: ")[2] or type(inner).__name__)[:300]
+    inner = inner.__cause__ or inner
+    inner = next((part for part in inner.args if isinstance(part, BaseException)), inner)
+    if isinstance(inner, http.client.RemoteDisconnected):
+        return "it closed the connection without an answer"
+    if isinstance(inner, http.client.IncompleteRead):
+        return "it closed the connection in the middle of its answer"
+    if isinstance(inner, http.client.HTTPException):
+        return "what it answers is no HTTP"
+    if isinstance(inner, OSError) and inner.strerror and not isinstance(inner, ssl.SSLError):
+        return inner.strerror
+    return (str(inner).rpartition(">: ")[2] or type(inner).__name__)[:300]

@@ -244,4 +244,4 @@ def _error(what: str, error: dict[str, Any]) -> CrioError:
         return ResourceExhausted(f"{what}: {f'entry {entry!r}: ' if entry else ''}{reason}")
     if kind == "system":
         return StepFailed("unpack", number, entry, what)
-    return InvalidArgument(what, entry, reason)
+    return InvalidArgument(what, entry or ..., reason)  # what is wrong with the archive itself has no entry

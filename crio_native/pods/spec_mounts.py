@@ -110,7 +110,7 @@ def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str], prefix: s
         oci: OciMount = {
             "destination": normalise(mount.container_path),
             "type": "bind",
-            "source": volumes[index] if mount.image else os.path.realpath(prefix + mount.host_path),
+            "source": volumes[index] if mount.image else _source(mount, field, prefix),
             "options": options,
         }
         if mount.uidMappings or mount.gidMappings:
@@ -118,6 +118,15 @@ def caller_mounts(mounts: Sequence[Mount], volumes: Mapping[int, str], prefix: s
             oci |= {"uidMappings": userns.to_oci(mount.uidMappings), "gidMappings": userns.to_oci(mount.gidMappings)}
         result.append(oci)
     return sorted(result, key=lambda m: m["destination"].count("/"))
+
+
+def _source(mount: Mount, field: str, prefix: str) -> str:
+    """The path behind all links.  Raises InvalidArgument for a link that may not be read."""
+    try:
+        return os.path.realpath(prefix + mount.host_path)
+    except OSError as error:
+        why = os.strerror(error.errno or 0).lower()
+        raise InvalidArgument(f"{field}.host_path", mount.host_path, f"cannot be used: {why}") from None
 
 
 def _check_mount(mount: Mount, field: str) -> None:
@@ -157,7 +166,7 @@ def check_sources(mounts: Sequence[Mount], rejected: Collection[str], prefix: st
         if mount.image:
             continue
         field = f"config.mounts[{index}].host_path"
-        path = os.path.realpath(prefix + mount.host_path)
+        path = _source(mount, f"config.mounts[{index}]", prefix)
         try:
             os.stat(path)
         except FileNotFoundError:

@@ -85,8 +85,7 @@ def seccomp(
     try:
         return profiles.localhost(wanted.localhost_ref, capabilities)
     except InvalidArgument as error:
-        where = f"{_WHERE}.seccomp.localhost_ref"
-        raise InvalidArgument(where, error.value, f"{error.field}: {error.reason}") from None
+        raise InvalidArgument(f"{_WHERE}.seccomp.localhost_ref", wanted.localhost_ref, error.reason) from None
 
 
 def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:

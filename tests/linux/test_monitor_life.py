@@ -237,7 +237,7 @@ def test_error_of_the_init(tmp_path: Path) -> None:
     ("last_act", "words"),
     [
         (lambda: os._exit(3), "exited with code 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGSYS), "killed by signal 31"),
+        (lambda: os.kill(os.getpid(), signal.SIGSYS), r"killed by signal 31 \(SIGSYS: its seccomp profile"),
     ],
 )
 def test_init_ends_before_it_is_ready(tmp_path: Path, last_act: object, words: str) -> None:

@@ -95,7 +95,7 @@ def test_indexes_are_followed_but_not_for_ever() -> None:
     ("raw", "error", "words"),
     [
         (b"{", InvalidArgument, "m: not JSON"),
-        (b"[" * 100_000, InvalidArgument, "m: not JSON"),
+        (b"[" * 100_000, InvalidArgument, r"m: not JSON \(nested too deeply\)"),
         (b"[]", InvalidArgument, "m: not a JSON object"),
         (b'{"a":"' + b"x" * (5 << 20) + b'"}', InvalidArgument, "m: larger than"),
         (manifest(schemaVersion=None), InvalidArgument, "m.schemaVersion: must be 2"),

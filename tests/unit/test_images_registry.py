@@ -255,6 +255,35 @@ def test_a_redirect_leads_only_to_web_addresses(hostile: HostileRegistry, target
         get_blob(hostile.address)
 
 
+def test_a_redirect_says_where_to(hostile: HostileRegistry) -> None:
+    hostile.routes[BLOB_PATH] = reply(302)
+    with pytest.raises(Unavailable, match=r"without saying where to \(HTTP 302 without Location\)"):
+        get_blob(hostile.address)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "it closed the connection without an answer"),
+        (b"garbage garbage\r\n\r\n", "what it answers is no HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500, "what it answers is no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "it closed the connection in the middle of its answer"),
+    ],
+)
+def test_what_broke_is_told_in_words(
+    hostile: HostileRegistry, monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str
+) -> None:
+    def raw(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(answer)
+        request.close_connection = True
+        request.connection.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr(transport, "ATTEMPTS", 1)
+    hostile.routes["/v2/app/manifests/latest"] = raw
+    with repository(hostile.address) as source, pytest.raises(Unavailable, match=f"does not serve app: {words}; check"):
+        source.manifest("latest")
+
+
 def test_a_redirect_never_leaves_tls() -> None:
     source = Repository(parse("registry.example/app"), Stop("test"))
     with contextlib.closing(source), pytest.raises(Unavailable, match="leaves TLS"):

@@ -432,3 +432,16 @@ def test_any_resources_are_refused_or_make_a_valid_spec(asked: Resources) -> Non
     except CrioError:
         return
     validate(built.spec)
+
+
+def test_a_link_to_a_source_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /proc/1/root, for a daemon that lacks a capability of that process."""
+
+    def realpath(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(spec_mounts.os.path, "realpath", realpath)
+    mounts = [Mount(container_path="/m", host_path="/proc/1/root")]
+    for look in (lambda: spec_mounts.check_sources(mounts, ()), lambda: spec_mounts.caller_mounts(mounts, {})):
+        with pytest.raises(InvalidArgument, match=r"config.mounts\[0\].host_path: cannot be used: permission denied"):
+            look()

@@ -40,8 +40,13 @@ def parse(raw: bytes, where: str) -> Fields:
     try:
         document = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(where, raw[:60], f"not valid JSON: {error}") from None
+        raise InvalidArgument(where, raw[:60], f"not valid JSON: {json_fault(error)}") from None
     return Fields(document, where)
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a document, in words; Python's own for one that is too deep are about its stack."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
