@@ -37,7 +37,9 @@ def paths(image_config: Mapping[str, Any], taken: Collection[str]) -> list[str]:
     declared = image_config.get("Volumes") or {}
     if not isinstance(declared, Mapping) or len(declared) > _MOST:
         raise InvalidArgument(_FIELD, declared, f"must be an object of at most {_MOST} paths")
-    found = {normalise(f"/{path}") for path in declared} - {"/", *taken}
+    found = {normalise(f"/{path}") for path in declared} - set(taken)
+    if "/" in found:
+        raise InvalidArgument(_FIELD, "/", "must be below /: a volume there would hide the image")
     return sorted(found, key=lambda path: (path.count("/"), path))
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from typing import Any
 
-from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
+from crio_native.errors import CrioError, FailedPrecondition
 from crio_native.pods import preparation, refusals, spec_resources
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, Pod
@@ -65,7 +65,7 @@ def resize_pod(node: Node, pod_id: str, overhead: Resources | None, resources: R
     """Record what the pod as a whole may use.  Its cgroup is the kubelet's, who has set the limits there already."""
     for asked, field in ((overhead, "overhead"), (resources, "resources")):
         if asked is not None:
-            spec_resources.linux_resources(_without_signs(asked), min_memory=0, field=field)
+            spec_resources.check_pod(asked, field)
 
     def changed(pod: Pod) -> Pod:
         linux = dataclasses.replace(
@@ -96,19 +96,13 @@ def _names() -> tuple[str, ...]:
 
 def _limits(asked: Resources, min_memory: int) -> dict[str, Any]:
     """An OCI `linux.resources` object, with -1 where a memory limit goes."""
-    limits = spec_resources.linux_resources(_without_signs(asked), min_memory=min_memory, field=_FIELD)
+    limits = spec_resources.linux_resources(
+        spec_resources.without_signs(asked, _FIELD), min_memory=min_memory, field=_FIELD
+    )
     if asked.memory_limit_in_bytes == _NO_LIMIT:
         # Without a limit on memory there can be none on memory and swap together.
         limits["memory"] = {**limits.get("memory", {}), "limit": _NO_LIMIT, "swap": _NO_LIMIT}
     return limits
-
-
-def _without_signs(asked: Resources) -> Resources:
-    if asked.memory_limit_in_bytes < _NO_LIMIT:
-        raise InvalidArgument(
-            f"{_FIELD}.memory_limit_in_bytes", asked.memory_limit_in_bytes, "must be -1 (no limit), 0 or bytes"
-        )
-    return dataclasses.replace(asked, memory_limit_in_bytes=max(asked.memory_limit_in_bytes, 0))
 
 
 def _restore(runtime: Any, container: Container, wanted: Resources, min_memory: int) -> None:

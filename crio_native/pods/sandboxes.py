@@ -351,6 +351,9 @@ def _check(config: PodConfig) -> None:
     pod_files.check_hostname(config.hostname)
     pod_files.check_dns(config.dns_config)
     networking.capabilities(config)
+    for field in ("resources", "overhead"):
+        if (asked := getattr(config.linux, field)) is not None:
+            spec_resources.check_pod(asked, f"config.linux.{field}")
     spec_security.check_namespaces(config.namespaces, "config.linux.security_context.namespace_options")
     if config.namespaces.pid is NamespaceMode.TARGET:
         raise InvalidArgument(

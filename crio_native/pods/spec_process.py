@@ -50,8 +50,8 @@ def environment(
     if config.tty:
         variables["TERM"] = "xterm"
     for index, text in enumerate(image.get("Env") or ()):
-        if not text.partition("=")[0]:
-            raise InvalidArgument("config.image.image", text, f"the image's Env[{index}] must begin with a name")
+        if not text.partition("=")[0] or "=" not in text:
+            raise InvalidArgument("config.image.image", text, f"the image's Env[{index}] must be NAME=VALUE")
         _check_size("config.image.image", f"the image's Env[{index}]", text)
     for text in (*(image.get("Env") or ()), *defaults):
         name, value = _split(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,6 +43,19 @@ def linux_resources(asked: Resources, *, min_memory: int, pids_limit: int = -1, 
     if asked.unified:
         result["unified"] = dict(asked.unified)
     return result
+
+
+def check_pod(asked: Resources, field: str) -> None:
+    """What a pod as a whole may use, which is the kubelet's to apply.  Raises InvalidArgument."""
+    linux_resources(without_signs(asked, field), min_memory=0, field=field)
+
+
+def without_signs(asked: Resources, field: str) -> Resources:
+    """Without the sign by which some callers say that memory has no limit.  Raises InvalidArgument."""
+    limit = asked.memory_limit_in_bytes
+    if limit < -1:
+        raise InvalidArgument(f"{field}.memory_limit_in_bytes", limit, "must be -1 (no limit), 0 or bytes")
+    return dataclasses.replace(asked, memory_limit_in_bytes=max(limit, 0))
 
 
 def _cpu(asked: Resources, field: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
+from crio_native.oci.spec import normalise
 from crio_native.pods.host import Host
 from crio_native.pods.profiles import SeccompProfiles
 from crio_native.pods.records import Pod
@@ -124,6 +125,8 @@ def hidden_paths(security: ContainerSecurity, *, own_user_namespace: bool) -> tu
         for index, path in enumerate(paths):
             if not path.startswith("/"):
                 raise InvalidArgument(f"{_WHERE}.{name}[{index}]", path, "must be an absolute path")
+            if name == "masked_paths" and normalise(path) == "/":
+                raise InvalidArgument(f"{_WHERE}.{name}[{index}]", path, "must be below /: nothing would be left")
     return list(masked), list(readonly)
 
 

@@ -58,6 +58,22 @@ PODS = [
     ({"dns_config": pb.DNSConfig(searches=["a b"])}, "config.dns_config.searches[0]"),
     ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="/a/../b")}, "config.linux.cgroup_parent"),
     ({"linux": pb.LinuxPodSandboxConfig(cgroup_parent="a.slice")}, "config.linux.cgroup_parent"),
+    (
+        {"linux": pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(cpu_period=5))},
+        "config.linux.resources.cpu_period",
+    ),
+    (
+        {"linux": pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(cpu_quota=-7))},
+        "config.linux.resources.cpu_quota",
+    ),
+    (
+        {"linux": pb.LinuxPodSandboxConfig(resources=pb.LinuxContainerResources(memory_limit_in_bytes=-3))},
+        "config.linux.resources.memory_limit_in_bytes",
+    ),
+    (
+        {"linux": pb.LinuxPodSandboxConfig(overhead=pb.LinuxContainerResources(memory_limit_in_bytes=-5))},
+        "config.linux.overhead.memory_limit_in_bytes",
+    ),
     ({"linux": pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})}, "config.linux.sysctls['kernel.panic']"),
     ({"linux": pb.LinuxPodSandboxConfig(sysctls={"net.x=1 y": "1"})}, "config.linux.sysctls"),
     ({"linux": pb.LinuxPodSandboxConfig(sysctls={"net.ipv4.nope": "1"})}, "config.linux.sysctls['net.ipv4.nope']"),
@@ -170,6 +186,7 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
         INVALID,
         f"{SECURITY}.masked_paths: step 'mask_paths' failed on",
     ),
+    ({"security": {"masked_paths": ["/proc/kcore", "/."]}}, INVALID, f"{SECURITY}.masked_paths[1]"),
     ({"security": {"apparmor_profile": "localhost/x"}}, Code.FAILED_PRECONDITION, "AppArmor"),
     ({"security": {"apparmor_profile": "nonsense"}}, INVALID, f"{SECURITY}.apparmor_profile"),
     (

@@ -55,7 +55,7 @@ def test_an_image_is_the_same_by_all_its_names(cri: Client, hostile: HostileRegi
     [
         ({"WorkingDir": "relative"}, "the image's WorkingDir must be an absolute path (got 'relative')"),
         ({"WorkingDir": "/etc/passwd"}, "step 'make_working_directory' failed on /etc/passwd"),
-        ({"Env": ["A=b", "=bar"]}, "the image's Env[1] must begin with a name (got '=bar')"),
+        ({"Env": ["A=b", "=bar"]}, "the image's Env[1] must be NAME=VALUE (got '=bar')"),
         ({"Env": ["A=" + "b" * 140000]}, "has 140002 bytes; execve takes at most 131071 a string"),
     ],
 )

@@ -150,6 +150,7 @@ def test_declared_volumes_in_a_user_namespace(cri: Client) -> None:
     [
         ({"/etc/passwd": {}}, ("image_volume", "/etc/passwd", "ENOTDIR")),
         ({f"/{number}": {} for number in range(257)}, ("config.Volumes", "at most 256")),
+        ({"/data/..": {}}, ("config.Volumes", "must be below /")),
     ],
 )
 def test_declared_volumes_that_cannot_be_made(cri: Client, volumes: dict[str, Any], words: tuple[str, ...]) -> None:

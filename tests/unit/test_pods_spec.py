@@ -445,3 +445,14 @@ def test_a_link_to_a_source_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch
     for look in (lambda: spec_mounts.check_sources(mounts, ()), lambda: spec_mounts.caller_mounts(mounts, {})):
         with pytest.raises(InvalidArgument, match=r"config.mounts\[0\].host_path: cannot be used: permission denied"):
             look()
+
+
+@pytest.mark.parametrize("text", ["FOO", "=x", ""])
+def test_an_images_environment_is_of_names_and_values(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"config.Env\[1\]: must be NAME=VALUE"):
+        spec_process.environment(ContainerConfig(), {"Env": ["A=", text]}, (), "host")
+
+
+def test_what_a_pod_may_use_has_no_limit_by_a_sign_or_by_nothing() -> None:
+    for asked in (Resources(), Resources(memory_limit_in_bytes=-1, cpu_quota=-1, memory_swap_limit_in_bytes=-1)):
+        spec_resources.check_pod(asked, "config.linux.resources")
