@@ -7,13 +7,13 @@ WORKERS := 0  # processes that share the tests; 0: one, which is pytest itself
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-run: setup build  ## install what is missing, start the daemon, run a demonstration pod, serve (ONCE=1: and end)
+run: root setup build  ## install what is missing, start the daemon, run a demonstration pod, serve (ONCE=1: and end)
 	@env --block-signal=INT $(PYTHON) -m crio_native.cli.demo $(if $(ONCE),--once)
 
-test: setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses, WORKERS=2 shares)
+test: root setup-tests build  ## the tests, from nothing, as CI runs them (ARGS="-k name" chooses, WORKERS=2 shares)
 	@$(PYTHON) -m pytest --ignore=tests/perf -n $(WORKERS) $(ARGS)
 
-bench: setup-tests build  ## measure ours beside crun, runc and conmon; writes build/bench.json (ARGS=name chooses)
+bench: root setup-tests build  ## measure ours beside crun, runc and conmon; writes build/bench.json (ARGS=name chooses)
 	@$(PYTHON) -m tests.perf $(ARGS)
 
 check: setup  ## lint and types
@@ -28,6 +28,10 @@ clean:  ## remove what was built; .venv stays
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
+# First of all: what can only fail should not install for a while before.
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make $(MAKECMDGOALS): run it as root: it makes namespaces, mounts and cgroups" >&2; exit 1; }
+
 setup:
 	@helpers/setup
 
@@ -37,4 +41,4 @@ setup-tests:
 # The monitor's compiler is one of the packages that setup installs.
 build: | setup
 
-.PHONY: help run test bench check build clean setup setup-tests
+.PHONY: help run test bench check build clean root setup setup-tests

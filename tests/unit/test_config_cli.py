@@ -127,6 +127,21 @@ def test_who_is_not_root_is_told_in_one_line(verb: list[str]) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        *((goal, f"make {goal}: run it as root: it makes namespaces") for goal in ("run", "test", "bench")),
+        ("build", "build belongs to root: run this as that user, or in a clone of your own"),
+    ],
+)
+def test_make_says_first_what_it_lacks(goal: str, words: str) -> None:
+    """Before it installs anything."""
+    line = ["make", "-C", Path(__file__).parents[2], goal]
+    done = subprocess.run(line, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=10)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[0]
+
+
+@pytest.mark.root
 def test_check_finds_what_this_host_has_and_changes_nothing(tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet" / "there"
     done = subprocess.run([*SCRIPT, "--root", str(root), "check"], capture_output=True, text=True)
