@@ -449,7 +449,7 @@ def test_a_link_to_a_source_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("text", ["FOO", "=x", ""])
 def test_an_images_environment_is_of_names_and_values(text: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"config.Env\[1\]: must be NAME=VALUE"):
+    with pytest.raises(InvalidArgument, match=r"Env\[1\] must be NAME=VALUE"):
         spec_process.environment(ContainerConfig(), {"Env": ["A=", text]}, (), "host")
 
 
