@@ -198,7 +198,7 @@ CONTAINERS: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
     (
         {"security": {"seccomp": PROFILE(profile_type=PROFILE.Localhost, localhost_ref="/etc/passwd")}},
         INVALID,
-        f"{SECURITY}.seccomp.localhost_ref: /etc/passwd: is not JSON",
+        f"{SECURITY}.seccomp.localhost_ref: is not JSON",
     ),
     ({"security": {"namespace_options": pb.NamespaceOption(pid=pb.POD)}}, INVALID, "namespace_options.pid"),
     (

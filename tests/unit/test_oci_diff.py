@@ -242,7 +242,7 @@ def test_a_wrong_config_is_refused() -> None:
         diff(base(), {})
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     other = base()
     raw(other)
     for name, spec in (("a", base()), ("b", other)):
@@ -250,11 +250,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (tmp_path / name / "config.json").write_text(json.dumps(spec))
     words = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert oci.command(["diff", *words]) == 1
-    assert capsys.readouterr().out == "B keeps CAP_NET_RAW; A does not\n"
+    assert capfd.readouterr().out == "B keeps CAP_NET_RAW; A does not\n"
     assert oci.command(["diff", "--json", *words]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["topic"] == "CAP_NET_RAW"
+    assert json.loads(capfd.readouterr().out)[0]["topic"] == "CAP_NET_RAW"
     assert oci.command(["diff", words[0], words[0]]) == 0
-    assert capsys.readouterr().out == ""
+    assert capfd.readouterr().out == ""
     # 1 is an answer, an error is not
     assert oci.command(["diff", words[0]]) == oci.command(["diff", words[0], str(tmp_path)]) == 2
-    assert "takes 2 arguments, 1 were given" in capsys.readouterr().err
+    assert "takes 2 arguments, 1 were given" in capfd.readouterr().err

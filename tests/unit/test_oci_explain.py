@@ -116,22 +116,22 @@ def test_a_scope_of_systemds_is_where_systemd_makes_it() -> None:
     assert explain(spec).rows[0].calls[0].endswith('/kube.slice/crio-box.scope", 0755)')
 
 
-def test_the_command_knows_the_group_that_run_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_knows_the_group_that_run_gives(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Named by the id, where the configuration names none."""
     (tmp_path / "config.json").write_text(json.dumps(rich_spec()))
     assert oci.command(["explain", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "assumed: the container's id is ID" in text and '/ID", 0755)' in text and "make_cgroup" in text
     assert oci.command(["--systemd-cgroup", "explain", "--id", "box7", str(tmp_path)]) == 0
-    assert '/system.slice/crio-oci-box7.scope", 0755)' in capsys.readouterr().out
+    assert '/system.slice/crio-oci-box7.scope", 0755)' in capfd.readouterr().out
     assert oci.command(["--cgroup-manager", "disabled", "explain", str(tmp_path)]) == 0
-    assert "make_cgroup" not in capsys.readouterr().out
+    assert "make_cgroup" not in capfd.readouterr().out
     assert oci.command(["explain", "--id", ".x", str(tmp_path)]) == 1
     spec = rich_spec()
     spec["linux"]["resources"] = {"cpu": {"cpus": "x"}}
     (tmp_path / "config.json").write_text(json.dumps(spec))
     assert oci.command(["explain", str(tmp_path)]) == 1
-    assert "linux.resources.cpu.cpus" in capsys.readouterr().err
+    assert "linux.resources.cpu.cpus" in capfd.readouterr().err
 
 
 def test_rows_are_numbered_and_serialise() -> None:
@@ -155,23 +155,23 @@ def test_nothing_is_done(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == before
 
 
-def test_the_command_names_the_root_below_the_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_root_below_the_bundle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(rich_spec()))
     assert oci.command(["explain", str(tmp_path), "--id", "box7"]) == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert f'open_tree("{tmp_path}/rootfs"' in text and '"_ses.box7"' in text
     assert "by init, in namespaces: pid time" in text and "asked for by mounts[5]" in text
     assert oci.command(["explain", "--json", str(tmp_path / "config.json")]) == 0
-    assert json.loads(capsys.readouterr().out)["assumptions"]
+    assert json.loads(capfd.readouterr().out)["assumptions"]
 
 
 @pytest.mark.skipif(hierarchy().mode != "hybrid", reason="the guides show a hybrid host's")
 @pytest.mark.parametrize("guide", ["README.md", "docs/isolation.md"])
-def test_what_the_guides_show_is_printed(guide: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_guides_show_is_printed(guide: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Line by line, as far as a line goes; the bundle is the one that `spec` makes."""
     assert oci.command(["spec", "--bundle", str(tmp_path)]) == 0
     oci.command(["explain", str(tmp_path)])
-    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    printed = [line.strip() for line in capfd.readouterr().out.splitlines()]
     shown = (Path(__file__).parents[2] / guide).read_text().partition("$ crio-oci explain ")[2]
     lines = re.split(r"\n\s*(?:\$|```)", shown)[0].splitlines()[1:]
     for line in (line.strip() for line in lines if line.strip() not in ("...", "…")):
@@ -179,14 +179,14 @@ def test_what_the_guides_show_is_printed(guide: str, tmp_path: Path, capsys: pyt
 
 
 def test_control_characters_of_a_config_do_not_reach_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = rich_spec()
     spec["mounts"].append({"destination": "/\x1b[2Jx", "type": "tmpfs", "source": "\x9b31m"})
     spec["process"]["env"].append("A\x1b]0;x=1")
     (tmp_path / "config.json").write_text(json.dumps(spec))
     oci.command(["explain", str(tmp_path)])
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "\x1b" not in shown and "\x9b" not in shown
 
 
@@ -204,25 +204,25 @@ def test_control_characters_of_a_config_do_not_reach_the_terminal(
     ],
 )
 def test_a_file_that_is_no_config(
-    tmp_path: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As `run` refuses it."""
     (tmp_path / "config.json").write_bytes(content)
     assert oci.command(["explain", str(tmp_path)]) == 1
     assert oci.command(["diff", str(tmp_path), str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    first, second = capfd.readouterr().err.splitlines()
     assert first == second and words in first and str(tmp_path / "config.json") in first and "(got '')" not in first
 
 
-def test_a_bundle_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert oci.command(["explain", str(tmp_path / "none")]) == 1
-    assert "config.json cannot be read: no such file" in capsys.readouterr().err
+    assert "config.json cannot be read: no such file" in capfd.readouterr().err
 
 
-def test_a_fifo_keeps_nobody_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fifo_keeps_nobody_waiting(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "config.json")
     assert oci.command(["explain", str(tmp_path)]) == oci.command(["explain", str(tmp_path / "config.json")]) == 1
     writer = os.open(tmp_path / "config.json", os.O_RDWR)
     assert oci.command(["diff", str(tmp_path), str(tmp_path)]) == 2
     os.close(writer)
-    assert capsys.readouterr().err.count("is not JSON") == 3
+    assert capfd.readouterr().err.count("is not JSON") == 3
