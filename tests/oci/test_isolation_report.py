@@ -353,7 +353,7 @@ def test_a_wrong_config_is_refused(full: Container) -> None:
         report(full.process.pid, {})
 
 
-def test_hostile_names_do_not_reach_the_terminal(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_names_do_not_reach_the_terminal(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
     (box.root / "\x1b[31mevil").mkdir()
     (box.root / "\x1b[31mevil/sleep").write_bytes((box.root / "bin/busybox").read_bytes())
     (box.root / "\x1b[31mevil/sleep").chmod(0o755)
@@ -363,47 +363,47 @@ def test_hostile_names_do_not_reach_the_terminal(box: Box, capsys: pytest.Captur
     config = box.directory / "config.json"
     config.write_text(json.dumps(spec))
     assert crio_oci.command(["isolation", "--pid", str(container.process.pid), "--config", str(config)]) in (0, 1)
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "evil" in shown and "\x1b" not in shown
 
 
 def test_the_command_says_it_in_json_and_by_its_exit_code(
-    full: Container, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    full: Container, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(full.spec.spec))
     words = ["--json", "--pid", str(full.process.pid), "--config", str(tmp_path)]
     assert crio_oci.command(["isolation", *words]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capfd.readouterr().out)
     assert {"field", "asked", "found", "verdict", "weaker"} == set(rows[0])
     asked = {**full.spec.spec, "root": {**full.spec.spec["root"], "readonly": True}}
     (tmp_path / "config.json").write_text(json.dumps(asked))
     assert crio_oci.command(["isolation", *words]) == 1
-    assert [row["field"] for row in json.loads(capsys.readouterr().out) if row["weaker"]] == ["root.readonly"]
+    assert [row["field"] for row in json.loads(capfd.readouterr().out) if row["weaker"]] == ["root.readonly"]
     assert crio_oci.command(["isolation", *words[1:]]) == 1
-    assert "! weaker    root.readonly\tread-only\twritable" in capsys.readouterr().out
+    assert "! weaker    root.readonly\tread-only\twritable" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("words", [[], ["--pid", "1"], ["a", "--pid", "1"], ["--config", "x", "a"], ["--pid", "x"]])
-def test_a_wrong_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert crio_oci.command(["isolation", *words]) == 1
-    shown = capsys.readouterr().err
+    shown = capfd.readouterr().err
     assert shown.startswith("Incorrect Usage: ") and "--pid value" in shown and "--json" in shown
 
 
-def test_crioctl_shows_a_pods_container(cri: Client, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_crioctl_shows_a_pods_container(cri: Client, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     pod = cri.pod()
     security = {"no_new_privs": True, "masked_paths": ["/proc/keys"]}
     created = cri.create(pod, "sleep", "1000", security=security)
     with pytest.raises(SystemExit) as end:
         crioctl.main(["--socket", str(cri.daemon.socket), "isolation", created])
-    assert end.value.code == 1 and "is created only" in capsys.readouterr().err
+    assert end.value.code == 1 and "is created only" in capfd.readouterr().err
     container = cri.start(pod, "sleep", "1000", security=security)
     with pytest.raises(SystemExit) as end:
         crioctl.main(["--socket", str(cri.daemon.socket), "isolation", "--json", container])
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(capfd.readouterr().out)
     assert end.value.code == 0, [row for row in rows if row["weaker"]]
     assert {row["field"]: row["found"] for row in rows}["linux.maskedPaths /proc/keys"] == "the null device"
     cri.call("StopContainer", container_id=container, timeout=0)
     with pytest.raises(SystemExit) as end:
         crioctl.main(["--socket", str(cri.daemon.socket), "isolation", container])
-    assert end.value.code == 1 and "not running" in capsys.readouterr().err
+    assert end.value.code == 1 and "not running" in capfd.readouterr().err
