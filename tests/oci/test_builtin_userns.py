@@ -12,7 +12,8 @@ import pytest
 
 from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import capabilities, trees
-from crio_native.oci.builtin.client import BuiltinRuntime
+from crio_native.oci.builtin import client
+from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
 from crio_native.oci.runtime import Overlay
 
 from ..machine import Machine
@@ -46,6 +47,36 @@ def test_it_has_the_mappings_and_owns_its_namespaces(box: Box) -> None:
     lines = container.output().splitlines()
     assert [line.split() for line in lines[:2]] == [["0", "100000", "65536"]] * 2
     assert lines[2:] == ["0", "1", "box"]
+
+
+SLOW = """
+import sys, time
+sys.path += sys.argv[3:]
+from crio_native.linux import syscalls
+clone3 = syscalls.clone3
+def slow(flags, **more):
+    pid = clone3(flags, **more)
+    if pid and flags & syscalls.CLONE_PARENT and not flags & syscalls.CLONE_VM:
+        time.sleep(0.2)
+    return pid
+syscalls.clone3 = slow
+from crio_native.oci.builtin.launcher import main
+main()
+"""
+
+
+def test_the_parent_hears_of_the_init_before_the_init_has_a_word(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who bears it may take its time to tell."""
+    monkeypatch.setattr(client, "BOOT", SLOW)
+    launchers, usual = Launchers(1), box.runtime
+    launchers.start()
+    try:
+        box.runtime = BuiltinRuntime(launchers)
+        assert box.run(spec=in_user_namespace(box, "id", "-u")).output() == "0\n"
+        box.remove_containers()
+    finally:
+        box.runtime = usual
+        launchers.stop()
 
 
 def test_a_root_that_is_moved_and_not_pivoted_to(box: Box) -> None:

@@ -115,11 +115,15 @@ def enter_user_namespace(context: Context, new_pid: bool, join_pid: str, keep_gr
     os.close(context.user_namespace)
     context.user_namespace = -1
     if new_pid or join_pid:
+        ended, end = os.pipe2(os.O_CLOEXEC)
         init = syscalls.clone3(syscalls.CLONE_PARENT | (syscalls.CLONE_NEWPID if new_pid else 0), exit_signal=0)
         if init:
             assert context.parent is not None
             context.parent.send(b"B%d" % init)
             os._exit(0)
+        os.close(end)
+        os.read(ended, 1)  # or our first word to the parent could come before that of who bore us
+        os.close(ended)
     _become_root(keep_groups)
 
 
