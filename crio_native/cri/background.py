@@ -9,7 +9,6 @@ from contextvars import copy_context
 from typing import Any
 
 
-async def in_thread(executor: Executor, function: Callable[..., Any], *args: Any) -> Any:
+def in_thread(executor: Executor, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
     """Run it in a worker thread, in the caller's context (the request that log lines belong to)."""
-    context = copy_context()
-    return await asyncio.get_running_loop().run_in_executor(executor, lambda: context.run(function, *args))
+    return asyncio.get_running_loop().run_in_executor(executor, copy_context().run, function, *args)

@@ -8,6 +8,7 @@ short time is still taken, then the pipes are closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ class _Stream:
         os.set_blocking(self._read, False)
         self._kept: list[bytes] = []
         self._size = 0
-        self.ended: asyncio.Future[None] = loop.create_future()
+        self.ended = asyncio.Event()
         loop.add_reader(self._read, self._readable)
 
     def _readable(self) -> None:
@@ -58,8 +59,7 @@ class _Stream:
             return
         if not data:
             self._loop.remove_reader(self._read)
-            if not self.ended.done():
-                self.ended.set_result(None)
+            self.ended.set()
         elif self._size < OUTPUT_MAX:
             self._kept.append(data[: OUTPUT_MAX - self._size])
             self._size += len(data)
@@ -97,7 +97,7 @@ async def run(start: Start, seconds: float | None) -> tuple[bytes, bytes, int]:
             status = await _result(loop, session, seconds)
         finally:
             session.close()
-        await asyncio.wait([out.ended, err.ended], timeout=DRAIN_SECONDS)
+        await _drained(out, err)
         return out.output(), err.output(), status.code
     finally:
         out.close()
@@ -107,23 +107,35 @@ async def run(start: Start, seconds: float | None) -> tuple[bytes, bytes, int]:
 async def _with_words(error: StepFailed, err: _Stream) -> StepFailed:
     """What the command was to have as its standard error was that of an OCI runtime's program before."""
     err.close_write()
-    await asyncio.wait([err.ended], timeout=DRAIN_SECONDS)
+    await _drained(err)
     said = words(err.output()[-_SAID_MAX:])
     if not said or said in error.detail:
         return error
     return type(error)(error.step, error.number, error.path, "; ".join(filter(None, (error.detail, said))))
 
 
+async def _drained(*streams: _Stream) -> None:
+    """A command's end closes its pipes, so most often there is nothing to wait for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            for stream in streams:
+                await stream.ended.wait()
+
+
 async def _result(loop: asyncio.AbstractEventLoop, session: ExecSession, seconds: float | None) -> ExitStatus:
-    ended: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(session.fileno(), _resolve, ended)
+    ended = asyncio.Event()
+    loop.add_reader(session.fileno(), ended.set)
     try:
-        done, _ = await asyncio.wait([ended], timeout=seconds)
-        if done:
-            return session.result()
-        session.kill()
-        await asyncio.wait([ended], timeout=KILL_SECONDS)
-        raise DeadlineExceeded(f"the command did not end within {seconds:g} s and was killed")
+        try:
+            async with asyncio.timeout(seconds):
+                await ended.wait()
+        except TimeoutError:
+            session.kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILL_SECONDS):
+                    await ended.wait()
+            raise DeadlineExceeded(f"the command did not end within {seconds:g} s and was killed") from None
+        return session.result()
     except asyncio.CancelledError:
         session.kill()
         raise
@@ -131,24 +143,19 @@ async def _result(loop: asyncio.AbstractEventLoop, session: ExecSession, seconds
         loop.remove_reader(session.fileno())
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 async def started(call: Any, function: Callable[..., ExecSession], *args: Any) -> ExecSession:
     """Start in a worker thread; a command that starts after its call was cancelled is killed, not forgotten."""
-    task = asyncio.ensure_future(call.thread(function, *args))
+    future = call.thread(function, *args)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
-        task.add_done_callback(_abandon)
+        future.add_done_callback(_abandon)
         raise
 
 
-def _abandon(task: asyncio.Future[ExecSession]) -> None:
+def _abandon(future: asyncio.Future[ExecSession]) -> None:
     try:
-        session = task.result()
+        session = future.result()
     except (CrioError, OSError):
         return
     session.kill()

@@ -48,9 +48,9 @@ class Call:
         left = self._context.time_remaining()
         return None if left is None or math.isinf(left) or left > 1e9 else float(left)
 
-    async def thread(self, function: Callable[..., Any], *args: Any) -> Any:
+    def thread(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Run a blocking function in a worker thread."""
-        return await in_thread(self._executor, function, *args)
+        return in_thread(self._executor, function, *args)
 
 
 class Server:

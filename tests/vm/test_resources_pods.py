@@ -115,15 +115,19 @@ def test_what_the_kernel_refuses_is_named_and_taken_back(cri: Client) -> None:
 
 def test_what_is_in_use_cannot_be_taken_away(cri: Client) -> None:
     container = cri.start(cri.pod(), *HOLD, resources={"memory_limit_in_bytes": 256 * MIB})
-    cri.until(lambda: int(files(cri, container, "memory.current")[0]) > EATEN, 30)
+
+    def stats() -> pb.ContainerStats:
+        return cri.call("ContainerStats", container_id=container).stats
+
+    cri.until(lambda: stats().memory.rss_bytes.value > EATEN, 30)
     with refused(Code.INTERNAL, "memory"):
         resize(cri, container, memory_limit_in_bytes=16 * MIB, cpu_shares=300)
     assert files(cri, container, "memory.max", "cpu.weight") == [str(256 * MIB), "100"]
     assert cri.status(container).state == pb.CONTAINER_RUNNING
-    stats = cri.call("ContainerStats", container_id=container).stats
-    assert EATEN < stats.memory.working_set_bytes.value < 256 * MIB
-    assert stats.memory.available_bytes.value == 256 * MIB - stats.memory.working_set_bytes.value
-    assert stats.memory.rss_bytes.value > EATEN and stats.cpu.usage_core_nano_seconds.value > 0
+    told = stats()
+    assert EATEN < told.memory.working_set_bytes.value < 256 * MIB
+    assert told.memory.available_bytes.value == 256 * MIB - told.memory.working_set_bytes.value
+    assert told.memory.rss_bytes.value > EATEN and told.cpu.usage_core_nano_seconds.value > 0
 
 
 def test_out_of_memory_is_the_reason(cri: Client) -> None:
