@@ -23,6 +23,15 @@ def test_it_gets_what_grpc_gets(cri: Client) -> None:
         assert runtime.ExecSync(request, timeout=10).stdout == cri.exec(container, "seq", "300000").stdout
 
 
+def test_a_connection_that_rested_is_left(cri: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = stub.runtime(cri.daemon.socket)
+    runtime.Version(pb.VersionRequest(), timeout=5)
+    first = runtime._local.connection
+    monkeypatch.setattr(stub, "_REST_SECONDS", -1.0)
+    assert runtime.Version(pb.VersionRequest(), timeout=5) == cri.call("Version")
+    assert runtime._local.connection is not first
+
+
 def test_a_call_that_fails_is_no_answer(cri: Client) -> None:
     runtime = stub.runtime(cri.daemon.socket)
     request = pb.ExecSyncRequest(container_id="nosuch", cmd=["true"], timeout=5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _HEADER = 9  # of a frame, bytes
 _WINDOW = 1 << 30  # bytes that a server may send at once: nobody here waits for updates
 _FRAME_MAX = (1 << 24) - 1
 _READ = 1 << 20
+_REST_SECONDS = 20.0  # servers ask now and then whether a client is there, and leave who does not answer for a minute
 _MESSAGE_HEADER = 5  # gRPC's: compressed or not, and the length
 
 
@@ -56,9 +58,10 @@ class Stub:
             setattr(self, method.name, functools.partial(self._call, f"/{service.full_name}/{method.name}", answer))
 
     def _call(self, method: str, answer: Callable[[bytes], Any], request: Any, *, timeout: float) -> Any:
-        if not hasattr(self._local, "connection"):
-            self._local.connection = _Connection(self._path)
-        return answer(self._local.connection.call(method, request.SerializeToString(), timeout))
+        connection = getattr(self._local, "connection", None)
+        if connection is None or connection.rested() > _REST_SECONDS:
+            connection = self._local.connection = _Connection(self._path)
+        return answer(connection.call(method, request.SerializeToString(), timeout))
 
 
 class _Connection:
@@ -68,9 +71,14 @@ class _Connection:
         self._unread = bytearray()
         self._encoder, self._decoder = Encoder(), Decoder()
         self._stream = -1
+        self._used = time.monotonic()
         settings = {SettingsFrame.INITIAL_WINDOW_SIZE: _WINDOW, SettingsFrame.MAX_FRAME_SIZE: _FRAME_MAX}
         window = WindowUpdateFrame(0, window_increment=_WINDOW)
         self._socket.sendall(_PREFACE + SettingsFrame(0, settings=settings).serialize() + window.serialize())
+
+    def rested(self) -> float:
+        """Seconds since its last call."""
+        return time.monotonic() - self._used
 
     def call(self, method: str, message: bytes, timeout: float) -> bytes:
         self._socket.settimeout(timeout)
@@ -86,7 +94,10 @@ class _Connection:
         head = HeadersFrame(self._stream, self._encoder.encode(headers, huffman=False), flags=["END_HEADERS"])
         data = DataFrame(self._stream, bytes(1) + len(message).to_bytes(4, "big") + message, flags=["END_STREAM"])
         self._socket.sendall(head.serialize() + data.serialize())
-        return self._answer(method)
+        try:
+            return self._answer(method)
+        finally:
+            self._used = time.monotonic()
 
     def _answer(self, method: str) -> bytes:
         message = bytearray()
