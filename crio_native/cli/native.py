@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from crio_native import __version__
 from crio_native.config import Config, Loaded, load
+from crio_native.config.render import to_toml
 from crio_native.config.schema import Option, members
 from crio_native.errors import CrioError, Unavailable
 
@@ -165,7 +166,7 @@ def serve(source: Source) -> None:
 def show_config(source: Source, default: bool, changed: bool) -> None:
     """Print the configuration in force as TOML; options at their default are commented out."""
     config = Config() if default else source.load()
-    click.echo(config.to_toml(changed_only=changed), nl=False)
+    click.echo(to_toml(config, changed_only=changed), nl=False)
 
 
 @main.command()

@@ -561,9 +561,3 @@ class Config:
     stats: StatsTable = table(StatsTable)
     nri: NriTable = table(NriTable)
     checkpoint_restore: CheckpointRestoreTable = table(CheckpointRestoreTable)
-
-    def to_toml(self, changed_only: bool = False) -> str:
-        """Commented TOML that `load` reads back to an equal configuration (see `render.to_toml`)."""
-        from crio_native.config.render import to_toml
-
-        return to_toml(self, changed_only)

@@ -92,7 +92,7 @@ class Exporter:
         table, api = self._config.metrics, self._config.api
         if not table.metrics_cert:
             return None
-        from crio_native.streaming.server import TlsFiles
+        from crio_native.streaming.settings import TlsFiles
         from crio_native.streaming.tls import Tls
 
         files = TlsFiles(table.metrics_cert, table.metrics_key, "", api.tls_min_version, tuple(api.tls_cipher_suites))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+from crio_native.config.render import to_toml
 from crio_native.cri import lookup
 from crio_native.cri.background import in_thread
 from crio_native.cri.http import Answer, as_json
@@ -56,7 +57,7 @@ class Inspection:
         )
 
     async def _toml(self) -> Answer:
-        text: str = await in_thread(self._executor, self._node.config.to_toml)
+        text: str = await in_thread(self._executor, to_toml, self._node.config)
         return Answer(text.encode(), "application/toml")
 
     async def _container(self, object_id: str) -> Answer:

@@ -15,6 +15,7 @@ from typing import Any
 
 from crio_native import __version__
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.config.render import to_toml
 from crio_native.cri import messages
 from crio_native.cri.server import Call
 from crio_native.errors import InvalidArgument
@@ -71,7 +72,7 @@ class NodeService:
             each.abilities.user_namespaces for each in handlers.values()
         )
         if request.verbose:
-            toml = response.info["toml"] = await call.thread(self._node.config.to_toml)
+            toml = response.info["toml"] = await call.thread(to_toml, self._node.config)
             response.info["config"] = self._config_json(toml)
             response.info["state"] = json.dumps(self._state())
             response.info["network"] = json.dumps(await call.thread(self._node.network.told))

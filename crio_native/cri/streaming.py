@@ -22,7 +22,8 @@ from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
 from crio_native.pods.values import NamespaceMode
-from crio_native.streaming.server import Settings, StreamServer, TlsFiles
+from crio_native.streaming.server import StreamServer
+from crio_native.streaming.settings import Settings, TlsFiles
 
 if TYPE_CHECKING:
     from crio_native.streaming.programs import Options, Program

@@ -9,7 +9,7 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
       registries_conf, short_names, credentials, certificates, proxies
     registry     a source: OCI Distribution, over `transport` (HTTP) and `logins`
     admission    what the trust policy says of an image, by trust/
-    layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`
+    layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`; in `directories`
     conversion   what is no plain image made into one: `artifacts`, `schema1`, `encryption`
     chunked      zstd:chunked layers by their files
     exporting    images written to disk

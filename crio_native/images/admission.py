@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from crio_native.errors import UntrustedImage
 from crio_native.images import layouts, references
+from crio_native.images.directories import Found
 from crio_native.images.model import Image
 from crio_native.images.records import Records
 from crio_native.images.references import Reference
@@ -42,7 +43,7 @@ class Admission:
         judgement = trust.pulled(reference, namespace) if trust else None
         return lambda digests, repository: self._judge(judgement, digests, repository)
 
-    def loaded(self, image: layouts.Found, source: str, namespace: str) -> None:
+    def loaded(self, image: Found, source: str, namespace: str) -> None:
         """Judge an image on this machine's disk."""
         if trust := self._sources.settings.trust:
             _, path, _ = layouts.split_source(source)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from crio_native.errors import InvalidArgument, NotFound
 from crio_native.images import references
-from crio_native.images.layouts import STORAGE, Found, exists, open_file, pieces_of, read_file
+from crio_native.images.directories import Found, exists, open_file, pieces_of, read_file
 from crio_native.images.manifests import (
     MAX_DOCUMENT,
     MAX_LAYER,
@@ -30,6 +30,7 @@ from crio_native.images.manifests import (
     parse_config,
 )
 
+STORAGE: Final = "containers-storage"  # the transport
 # Where a driver has a layer's files.  With vfs that is a whole file system, of which the tar-split names its part.
 _DIRECTORIES: Final = {"overlay": "overlay/{}/diff", "vfs": "vfs/dir/{}"}
 LAYER = "application/vnd.oci.image.layer.v1.tar"

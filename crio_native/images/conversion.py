@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from crio_native.images import artifacts, encryption
-from crio_native.images.layouts import Blobs
+from crio_native.images.directories import Blobs
 from crio_native.images.manifests import Descriptor, Manifest
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from crio_native.errors import InvalidArgument, NotFound
-from crio_native.images import references, schema1
+from crio_native.images import containers_storage, references, schema1
+from crio_native.images.containers_storage import STORAGE
+from crio_native.images.directories import Found, exists, open_file, pieces_of, read_file
 from crio_native.images.manifests import (
     DOCKER_CONFIG,
     MAX_DOCUMENT,
@@ -35,37 +35,11 @@ from crio_native.images.manifests import (
 )
 from crio_native.images.model import Platform
 from crio_native.images.unpacking import HEAD, compression, unpack
-from crio_native.linux import inroot
 
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"  # what docker and containerd write beside it
-PIECE = 256 << 10
-STORAGE = "containers-storage"
 DIRECTORIES = ("oci", "dir", STORAGE)
 TRANSPORTS = (*DIRECTORIES, "oci-archive", "docker-archive")
-
-
-class Blobs(Protocol):
-    """Where content comes from."""
-
-    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """The bytes of a blob, unchecked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An image on disk.
-
-    names: complete ("registry/repository:tag"), as it is called there.  digests: of its index and its manifest, the
-    manifest's last; none in a docker-archive.  transport, tag: what kind of place it is in, and its name there.
-    """
-
-    names: tuple[str, ...]
-    manifest: Manifest
-    digests: tuple[str, ...]
-    blobs: Blobs
-    transport: str
-    tag: str = ""
 
 
 def split_source(source: str) -> tuple[str, str, str]:
@@ -88,8 +62,6 @@ def opened(source: str, scratch: Path, platform: Platform) -> Iterator[list[Foun
 
     Raises InvalidArgument, NotFound, Unimplemented, and whatever unpacking raises.
     """
-    from crio_native.images import containers_storage  # which is made of this module's parts
-
     transport, path, tag = split_source(source)
     root = _open_directory(transport, path, scratch)
     try:
@@ -269,42 +241,3 @@ class _DockerArchive:
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) and text for text in value)
-
-
-@contextlib.contextmanager
-def open_file(root: int, path: str) -> Iterator[int]:
-    """A regular file inside a stranger's directory; links in it lead to nowhere outside."""
-    try:
-        if "\0" in path:
-            raise ValueError("its name has a NUL in it")
-        fd = inroot.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise NotFound("file", path, f"it is missing in the layout or archive ({error})") from None
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidArgument("file", path, "not a regular file")
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def exists(root: int, path: str) -> bool:
-    """Whether a regular file is there, to see what kind of directory this is."""
-    try:
-        return stat.S_ISREG(os.stat(path, dir_fd=root, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
-
-
-def read_file(root: int, path: str, most: int = MAX_DOCUMENT) -> bytes:
-    """A file of bounded size inside a stranger's directory.  Raises NotFound, InvalidArgument."""
-    with open_file(root, path) as fd:
-        raw = b"".join(itertools.islice(pieces_of(fd), most // PIECE + 1))
-    if len(raw) > most:
-        raise InvalidArgument("file", path, f"larger than {most} bytes")
-    return raw
-
-
-def pieces_of(fd: int) -> Iterator[bytes]:
-    while piece := os.read(fd, PIECE):
-        yield piece

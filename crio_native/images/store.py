@@ -50,8 +50,8 @@ from crio_native.images import (
 )
 from crio_native.images.additional import Additional
 from crio_native.images.admission import Admission, Check
+from crio_native.images.directories import Blobs, Found
 from crio_native.images.layers import EMPTY, Layers, LocalFiles
-from crio_native.images.layouts import Blobs
 from crio_native.images.manifests import Descriptor, Manifest, verified
 from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
 from crio_native.images.records import Record, Records, image_of
@@ -283,7 +283,7 @@ class ImageStore:
             exporting.export(image, layers, self._layers.base, target, scratch, stop)
         return image
 
-    def _add_found(self, image: layouts.Found, source: str, progress: OnProgress | None, stop: Stop) -> Image:
+    def _add_found(self, image: Found, source: str, progress: OnProgress | None, stop: Stop) -> Image:
         repositories = {references.parse(name).name for name in image.names}
         known_as = tuple(f"{name}@{digest}" for name in sorted(repositories) for digest in image.digests)
         digest = image.digests[-1] if image.digests else ""

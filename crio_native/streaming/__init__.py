@@ -4,11 +4,11 @@ Here belongs what carries bytes between a client's connection and a process or a
 connection, SPDY/3.1 and WebSocket, the remotecommand and portforward protocols, back-pressure.  What the bytes reach
 is handed in as `Program`s and sockets; which container that is, and who may reach it, is decided in `cri/`.
 
-server        the listener and its URLs                     tokens       what a URL stands for, once
-service       its thread: requests, and their sessions      tls          certificates that are replaced
-http          requests and upgrades (h11)                   wires        connections and other descriptors
-spdy          SPDY/3.1 frames, without I/O                  sessions     SPDY connections on the loop
-websocket     messages (wsproto), and SPDY inside them      programs     an exec'ed process, an attachment
-remotecommand the streams of a command, and its end         portforward  connections into a pod
-portchannels  the same by numbered WebSocket channels
+settings      how to serve                                  tokens       what a URL stands for, once
+server        the listener and its URLs                     tls          certificates that are replaced
+service       its thread: requests, and their sessions      wires        connections and other descriptors
+http          requests and upgrades (h11)                   sessions     SPDY connections on the loop
+spdy          SPDY/3.1 frames, without I/O                  programs     an exec'ed process, an attachment
+websocket     messages (wsproto), and SPDY inside them      portforward  connections into a pod
+remotecommand the streams of a command, and its end         portchannels the same by numbered WebSocket channels
 """

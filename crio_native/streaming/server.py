@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crio_native.errors import FailedPrecondition, InvalidArgument
+from crio_native.streaming.settings import Settings, TlsFiles
 from crio_native.streaming.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -22,28 +22,6 @@ if TYPE_CHECKING:
     from crio_native.streaming.tls import Tls
 
 _BACKLOG = 128
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files.  authority: clients must show a certificate that it signed; "" lets everybody in."""
-
-    certificate: str
-    key: str
-    authority: str = ""
-    min_version: str = "VersionTLS12"
-    ciphers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """address: an IP address or a host name; "" for the loopback.  port: 0 for any free one.  idle_timeout: seconds
-    without payload until a session is closed; 0 for never."""
-
-    address: str = "127.0.0.1"
-    port: int = 0
-    idle_timeout: float = 0.0
-    tls: TlsFiles | None = None
 
 
 class StreamServer:

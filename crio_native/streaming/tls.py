@@ -7,7 +7,7 @@ import os
 import ssl
 
 from crio_native.errors import InvalidArgument
-from crio_native.streaming.server import TlsFiles
+from crio_native.streaming.settings import TlsFiles
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from crio_native.errors import StepFailed
 from crio_native.oci.external.conmon_runner import outcome
+from crio_native.oci.external.making import SAID_MAX, Refusal
 from crio_native.oci.external.program import WORDS_MAX, abilities_of, words
-from crio_native.oci.external.runner import SAID_MAX, Refusal
 from crio_native.oci.runtime import Abilities
 
 JSON = st.recursive(

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from crio_native.cli.ctl.streams import FORWARD, Link
 from crio_native.streaming import spdy
 from crio_native.streaming.portforward import Ports
-from crio_native.streaming.server import Settings, StreamServer
+from crio_native.streaming.server import StreamServer
+from crio_native.streaming.settings import Settings
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3

@@ -20,7 +20,7 @@ from crio_native.linux import process
 from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.external.conmon import ConmonRuntime, is_conmon
 from crio_native.oci.external.conmon_runner import outcome
-from crio_native.oci.external.runner import Refusal
+from crio_native.oci.external.making import Refusal
 
 from .conftest import Box, Container
 

@@ -15,6 +15,7 @@ from crio_native import __version__
 from crio_native.cli import native
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.config import Config, load
+from crio_native.config.render import to_toml
 
 SCRIPT = [sys.executable, "-m", "crio_native.cli.native"]
 
@@ -78,7 +79,7 @@ def test_every_option_outside_named_tables_has_one_flag() -> None:
 
 
 def test_config_prints_what_is_in_force_or_the_defaults() -> None:
-    assert invoke("--log-level", "debug", "config", "--default").stdout == Config().to_toml()
+    assert invoke("--log-level", "debug", "config", "--default").stdout == to_toml(Config())
     assert '\nlog_level = "debug"\n' in invoke("--log-level", "debug", "config").stdout
 
 

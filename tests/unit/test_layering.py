@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,19 @@ def test_imports_go_down(path: Path) -> None:
         if LEVEL[theirs] >= LEVEL[mine] or theirs in FORBIDDEN.get(mine, ())
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither for types only nor late, in a function: what two modules share has a place below both."""
+    modules = {module_name(path): path for path in sources()}
+    graph = {
+        module: {name if name in modules else name.rpartition(".")[0] for _, name in ours(path)}
+        for module, path in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_only_linux_calls_the_kernel_by_ctypes() -> None:

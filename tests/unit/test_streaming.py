@@ -14,7 +14,8 @@ from crio_native.errors import FailedPrecondition, Internal, InvalidArgument, Re
 from crio_native.streaming.portforward import parse_port
 from crio_native.streaming.programs import Options
 from crio_native.streaming.remotecommand import V2, V4, _exit_status, _failure, parse_sizes, stream_names
-from crio_native.streaming.server import Settings, StreamServer
+from crio_native.streaming.server import StreamServer
+from crio_native.streaming.settings import Settings
 from crio_native.streaming.tokens import Tokens
 
 

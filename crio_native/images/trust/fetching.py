@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from crio_native.errors import InvalidArgument, NotFound, PermissionRefused, Unavailable
 from crio_native.images import references
-from crio_native.images.layouts import read_file
+from crio_native.images.directories import read_file
 from crio_native.images.manifests import OCI_MANIFEST, Descriptor, verified
 from crio_native.images.trust import documents, registries_d
 from crio_native.images.trust.documents import Fields

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    Plan = list[tuple[str, dict[str, Any]]]
+    from crio_native.oci.builtin.steps import Plan
 
 
 def run_init(

@@ -137,7 +137,7 @@ class Donor:
         self.news = news
         donation.write_pages(runs or [])
 
-    def bear(self, plan: init.Plan, flags: int, cgroup: int, stdio: list[int], others: list[int]) -> int:
+    def bear(self, plan: steps.Plan, flags: int, cgroup: int, stdio: list[int], others: list[int]) -> int:
         """Returns in the child, with its pid.  cgroup: to be born in, or -1.
 
         In the child, and here when OSError is raised, descriptors 0 to 2 are stdio, and the others follow them.
@@ -228,7 +228,7 @@ def _unshared(plan: Iterable[tuple[str, dict[str, Any]]]) -> int:
     return flags
 
 
-def _enters_time(plan: init.Plan) -> bool:
+def _enters_time(plan: steps.Plan) -> bool:
     """Whether the plan enters a time namespace, which takes memory that not even a dying process shares."""
     for name, arguments in plan:
         if (

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from crio_native.oci.builtin.init import Plan
+    from crio_native.oci.builtin.steps import Plan
 
 _FILTERED = ("seccomp", "execute", "execute_pause")  # from the first of these on, system calls may be refused
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 
-from crio_native.oci.external import runner
+from crio_native.oci.external import making
 from crio_native.oci.external.children import Children, Tail, drain, is_child, parent_of, read_to_end, spawn, wait_for
 
 TYPE_CHECKING = False
@@ -22,17 +22,17 @@ SYNC_MAX = 16 << 10  # bytes of what conmon tells
 
 def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
     """The same as `runner.create`; request["conmon"] is conmon's argument vector."""
-    with runner.telling(request, reply) as step:
+    with making.telling(request, reply) as step:
         if request["root"] and request["root"]["user_namespace"]:
-            runner.own_mounts(request["scratch"])  # conmon stays in them: it runs the runtime
-        user = runner.prepare(request, step)
+            making.own_mounts(request["scratch"])  # conmon stays in them: it runs the runtime
+        user = making.prepare(request, step)
         step.name = "create"
         pid = outcome(start(request, reply))
         with open(request["conmon_pid_file"], "rb", buffering=0) as file:
-            conmon = int(file.read(runner.PID_FILE_MAX))
+            conmon = int(file.read(making.PID_FILE_MAX))
         # conmon believes the runtime's pid file.  Of what the runtime made it is the parent, and we are conmon's.
         if not is_child(conmon) or parent_of(pid) != conmon:
-            raise runner.Refusal(f"the runtime left a pid file with {pid}, which is no process that it made")
+            raise making.Refusal(f"the runtime left a pid file with {pid}, which is no process that it made")
         told = {"created": {"pid": pid, "monitor": conmon, "init": user or {}}}
         reply.send(json.dumps(told).encode())
 
@@ -46,11 +46,11 @@ def start(request: dict[str, Any], reply: _socket.socket) -> bytes:
     pid = spawn(request["conmon"], env, [null, null, words[1], sync[1]])
     os.close(sync[1])
     os.close(words[1])
-    tails = [Tail(sync[0], SYNC_MAX, end=False), Tail(words[0], runner.WORDS_MAX, end=True)]
+    tails = [Tail(sync[0], SYNC_MAX, end=False), Tail(words[0], making.WORDS_MAX, end=True)]
     status = wait_for(pid, children, reply, tails, {})
     if status != 0:
         drain(tails)
-        raise runner.Refusal(runner.end_of(status, tails[1].data))
+        raise making.Refusal(making.end_of(status, tails[1].data))
     read_to_end(tails[0], reply)  # a line: conmon itself keeps the pipe open
     return tails[0].data
 
@@ -58,12 +58,12 @@ def start(request: dict[str, Any], reply: _socket.socket) -> bytes:
 def outcome(told: bytes) -> int:
     """The container's pid.  Raises Refusal with the runtime's words, which conmon passes on."""
     if not told:
-        raise runner.Refusal("nothing, and conmon ended without an outcome")
+        raise making.Refusal("nothing, and conmon ended without an outcome")
     try:
         message = json.loads(told.split(b"\n")[0])
         pid, said = int(message["pid"]), str(message.get("message", ""))
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        raise runner.Refusal(f"conmon told no outcome: {told[:200]!r}") from None
+        raise making.Refusal(f"conmon told no outcome: {told[:200]!r}") from None
     if pid <= 0:
-        raise runner.Refusal(said or "nothing, and conmon does not know more")
+        raise making.Refusal(said or "nothing, and conmon does not know more")
     return pid

@@ -3,7 +3,7 @@
 Such a program looks the root up by its path, as the user namespace's root, whom the host's kernel takes for anybody:
 every directory on the way must be searchable by all.  A container's own directory is not, so that nobody on the node
 reaches its files.  So there are empty directories elsewhere, to mount on in a mount namespace that only the program and
-its container have (see `runner.own_mounts`): on the host they stay empty.
+its container have (see `making.own_mounts`): on the host they stay empty.
 """
 
 from __future__ import annotations

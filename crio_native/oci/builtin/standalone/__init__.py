@@ -14,6 +14,7 @@ options    the parser of the command line
 state      a container's directory, its status, the json that is read
 channel    the socket between the init and those who made it or start it
 create     create, run; the container is made here
+child      what create and exec share: the process that they clone
 exec       exec
 control    start, kill, delete, pause, resume, state
 resources  update, events, ps

@@ -6,31 +6,26 @@ record its pid, tell the engine (pid file, pidfd, terminal), let it wait for `st
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # signal's C half
 import _socket
 import os
 from types import SimpleNamespace
 
 from crio_native.errors import AlreadyExists, CrioError, FailedPrecondition, Internal, InvalidArgument, StepFailed
-from crio_native.linux import capabilities, process, syscalls
+from crio_native.linux import process, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import plan as plans
 from crio_native.oci.builtin import steps, wire
-from crio_native.oci.builtin.standalone import channel, laboratory, log, state, terminal
+from crio_native.oci.builtin.standalone import channel, child, laboratory, log, state, terminal
 from crio_native.oci.builtin.standalone.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from crio_native.linux.cgroup import Cgroup
-    from crio_native.oci.builtin.plan import Host, Plan
-    from crio_native.oci.builtin.standalone.exec import Exec
-
-MAX_PRESERVED = 4096
-ALL_CAPABILITIES = (1 << 64) - 1  # the creator of a user namespace has them all in there
+    from crio_native.oci.builtin.plan import Plan
 
 
 def create(options: SimpleNamespace) -> int:
@@ -85,12 +80,12 @@ class Made:
         path = os.path.join(bundle, options.config or "config.json")
         content = state.read_config(path)
         self.spec = specs.complete(state.foreign_json(content, path, ""), os.geteuid(), os.getegid())
-        self.preserved = preserved_descriptors(options, listening())
+        self.preserved = child.preserved_descriptors(options, listening())
         specs.validate(self.spec)
         self.spec = without_mount_label(self.spec)
         self._check_terminal()
-        permitted = host().permitted if "user" not in specs.namespace_paths(self.spec) else ALL_CAPABILITIES
-        self.spec = {**self.spec, "process": listen_environment(grantable(self.spec["process"], permitted))}
+        permitted = child.host().permitted if "user" not in specs.namespace_paths(self.spec) else child.ALL_CAPABILITIES
+        self.spec = {**self.spec, "process": listen_environment(child.grantable(self.spec["process"], permitted))}
         if options.cgroup_manager == "systemd":
             from crio_native.linux.cgroup import systemd
 
@@ -148,7 +143,7 @@ class Made:
         joined = cgroup.join_files() if cgroup is not None else []
         if linux.get("intelRdt") is not None:
             joined += self._join_resctrl(linux["intelRdt"])
-        seccomp = compiled(linux.get("seccomp"), self.options.root)
+        seccomp = child.compiled(linux.get("seccomp"), self.options.root)
         if self.state.record["annotations"].get("run.oci.seccomp_fail_unknown_syscall") == "1":
             _refuse_unknown(linux.get("seccomp") or {})
         plan = self._plan(cgroup, joined, seccomp)
@@ -194,7 +189,7 @@ class Made:
         )
         return plans.container_plan(
             container,
-            host(),
+            child.host(),
             cgroup_files=joined,
             cgroup_directories=hierarchy().directories(cgroup.path) if cgroup is not None else {},
             seccomp=seccomp,
@@ -226,7 +221,7 @@ class Made:
             syscalls.setns(process.open_namespace(plan.join_pid), syscalls.CLONE_NEWPID)
         self.channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         flags = syscalls.CLONE_NEWPID if plan.new_pid_namespace else 0
-        clone(self, flags, cgroup, lambda: _become_init(plan, theirs.detach(), listener, self))
+        child.clone(self, flags, cgroup, lambda: _become_init(plan, theirs.detach(), listener, self))
         theirs.close()
 
     def _await_ready(self, plan: Plan) -> None:
@@ -300,7 +295,7 @@ class Made:
     def undo(self) -> None:
         """Leave nothing: process, cgroup, pid file, state."""
         if self.pidfd >= 0:
-            kill_child(self.pid, self.pidfd)
+            child.kill(self.pid, self.pidfd)
         if self.options.pid_file and self.pidfd >= 0:
             try:
                 os.unlink(self.options.pid_file)
@@ -346,26 +341,6 @@ def _told(container: State, status: str) -> dict[str, Any]:
     return told | {"status": status, "pid": 0 if status == "stopped" else container.pid}
 
 
-def clone(parent: Made | Exec, flags: int, cgroup: int | None, become: Callable[[], None]) -> None:
-    """Clone a child that runs `become`; `pid` and `pidfd` of the parent are the child's.
-
-    However that ends, the child does too: what is further up the stack undoes what is half made, by paths that may
-    mean other files in the child.  Signals wait until it is known whose they are.
-    """
-    held = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
-    try:
-        parent.pid = syscalls.clone3(flags, exit_signal=_signal.SIGCHLD, cgroup=cgroup)
-        if parent.pid == 0:
-            try:
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
-                become()
-            finally:
-                os._exit(1)
-        parent.pidfd = os.pidfd_open(parent.pid)
-    finally:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
-
-
 def _become_init(plan: Plan, creator: int, listener: int, made: Made) -> None:
     """The container's first process, in the clone: nothing of ours stays open but what it needs."""
     syscalls.set_name(b"crio-init")
@@ -378,15 +353,6 @@ def _become_init(plan: Plan, creator: int, listener: int, made: Made) -> None:
     acts = watcher.acts("init", plan) if watcher else steps.STEPS
     failure = steps.run([(step.name, dict(step.args)) for step in plan.steps], context, acts)
     context.sync.send(b"E" + wire.encode(failure).encode())  # type: ignore[union-attr]
-
-
-def compiled(seccomp: Mapping[str, Any] | None, root: str) -> tuple[bytes, int] | None:
-    """(BPF program, load flags) of a `linux.seccomp` object, None without one."""
-    if not seccomp:
-        return None
-    from crio_native.oci.builtin.standalone import filters
-
-    return filters.compiled(seccomp, root)
 
 
 def _refuse_unknown(seccomp: Mapping[str, Any]) -> None:
@@ -406,31 +372,9 @@ def listening() -> int:
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return 0
-    if int(count) > MAX_PRESERVED:
-        raise InvalidArgument("LISTEN_FDS", count, f"must be a number from 0 to {MAX_PRESERVED}")
+    if int(count) > child.MAX_PRESERVED:
+        raise InvalidArgument("LISTEN_FDS", count, f"must be a number from 0 to {child.MAX_PRESERVED}")
     return int(count)
-
-
-def preserved_descriptors(options: SimpleNamespace, listen: int = 0) -> list[int]:
-    """The descriptors that the process inherits: from 3 on, listen sockets, as far as they are open, and --preserve-fds
-    more, which all have to be.  Raises InvalidArgument.
-
-    To be called before this program opens anything that it keeps.
-    """
-    more = options.preserve_fds or 0
-    if not 0 <= more <= MAX_PRESERVED:
-        raise InvalidArgument("--preserve-fds", more, f"must be between 0 and {MAX_PRESERVED}")
-    found = []
-    for fd in range(3, 3 + listen + more):
-        try:
-            if fd == options.view.descriptor:
-                raise OSError
-            os.set_inheritable(fd, True)
-            found.append(fd)
-        except OSError:
-            if fd >= 3 + listen:
-                raise InvalidArgument("--preserve-fds", more, f"descriptor {fd} is not open") from None
-    return found
 
 
 def listen_environment(process: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -439,35 +383,6 @@ def listen_environment(process: Mapping[str, Any]) -> Mapping[str, Any]:
         return process
     names = [f"{name}={os.environ[name]}" for name in ("LISTEN_FDS", "LISTEN_FDNAMES") if name in os.environ]
     return {**process, "env": [*(process.get("env") or ()), *names, "LISTEN_PID=1"]}
-
-
-_known_host: list[Host] = []
-
-
-def host() -> Host:
-    """What plans have to know of this machine."""
-    if not _known_host:
-        _, permitted, _ = syscalls.capget()
-        _known_host.append(plans.Host(capabilities.last_known(), permitted, -1000))
-    return _known_host[0]
-
-
-def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
-    """The process object without the capabilities that it cannot be given: the specification wants a container that
-    asks for them to start, and a warning.  permitted: mask of those that there are to give; an ambient one must be
-    permitted and inheritable too."""
-    sets = wanted.get("capabilities") or {}
-    both = {*(sets.get("inheritable") or ())} & {*(sets.get("permitted") or ())}
-    given = {
-        kind: [
-            name for name in names if permitted >> capabilities.NUMBER[name] & 1 and (kind != "ambient" or name in both)
-        ]
-        for kind, names in sets.items()
-    }
-    for kind, names in sets.items():
-        if missing := [name for name in names if name not in given[kind]]:
-            log.warning(f"process.capabilities.{kind}: {', '.join(missing)} cannot be given")
-    return {**wanted, "capabilities": given} if given != sets else wanted
 
 
 def without_mount_label(spec: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -491,11 +406,3 @@ def group_of(linux: Mapping[str, Any], container_id: str, manager: str, rootless
         path = "/" + specs.normalise(asked or container_id).lstrip("/")
     without = rootless and not asked and not linux.get("resources")
     return path, "disabled" if without else manager
-
-
-def kill_child(pid: int, pidfd: int) -> None:
-    try:
-        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        return

@@ -12,7 +12,7 @@ from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import plan as plans
 from crio_native.oci.builtin import steps, wire
-from crio_native.oci.builtin.standalone import channel, create, laboratory, state, terminal
+from crio_native.oci.builtin.standalone import channel, child, laboratory, state, terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ MAX_ID = 2**32 - 2  # the kernel's -1 means: leave it as it is
 
 def exec_(options: SimpleNamespace) -> int:
     """`crio-oci exec`: the process's exit code, or 0 at once with --detach."""
-    preserved = create.preserved_descriptors(options)
+    preserved = child.preserved_descriptors(options)
     found = state.load(options.root, options.arguments[0])
     spec = found.config()
     process: Mapping[str, Any] = process_object(options, spec["process"])
@@ -36,7 +36,7 @@ def exec_(options: SimpleNamespace) -> int:
     _check_terminal(options, process)
     _check_status(options, found)
     own_user = namespaces.differing(found.pid) & syscalls.CLONE_NEWUSER
-    process = create.grantable(process, create.ALL_CAPABILITIES if own_user else create.host().permitted)
+    process = child.grantable(process, child.ALL_CAPABILITIES if own_user else child.host().permitted)
     if not options.detach:
         terminal.block_signals()
     running = Exec(options, found, spec, process, preserved)
@@ -137,11 +137,11 @@ class Exec:
         self.namespaces = namespaces.differing(found.pid)
         self.membership = Membership(found.cgroup, options.cgroup)
         linux = spec.get("linux") or {}
-        seccomp = create.compiled(linux.get("seccomp"), options.root)
+        seccomp = child.compiled(linux.get("seccomp"), options.root)
         request: Any = SimpleNamespace(process=process, seccomp=linux.get("seccomp"))
         plan = plans.exec_plan(
             request,
-            create.host(),
+            child.host(),
             cgroup_files=self.membership.files,
             seccomp=seccomp,
             namespaces=self.namespaces,
@@ -165,7 +165,7 @@ class Exec:
         by_itself = any(step.name == "enter_pid_namespace" for step in plan.steps)
         if self.namespaces & syscalls.CLONE_NEWPID and not by_itself:
             syscalls.setns(self.container, syscalls.CLONE_NEWPID)  # takes effect in children only
-        create.clone(self, 0, descriptor, lambda: _become_exec(plan, theirs.detach(), self))
+        child.clone(self, 0, descriptor, lambda: _become_exec(plan, theirs.detach(), self))
         theirs.close()
         if descriptor is not None:
             os.close(descriptor)
@@ -190,7 +190,7 @@ class Exec:
 
     def kill(self) -> None:
         if self.pidfd >= 0:
-            create.kill_child(self.pid, self.pidfd)
+            child.kill(self.pid, self.pidfd)
 
 
 def _become_exec(plan: Plan, status: int, running: Exec) -> None:
