@@ -18,7 +18,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, StepFailed
@@ -356,21 +356,32 @@ def _below(source: str, below: str) -> str:
 # -- running it ------------------------------------------------------------------------------------------------------
 
 
-def run(line: Sequence[str], work: str, *, seconds: float | None = None) -> None:
-    """To its end.  work: the directory of its log, which is locked (flock(2)) as long as CRIU runs, whatever becomes of
-    the caller.  Raises StepFailed with its words, DeadlineExceeded."""
-    act = line[1]
+def run(
+    line: Sequence[str],
+    work: str,
+    *,
+    keep: Sequence[int] = (),
+    seconds: float | None = None,
+    before: Callable[[], None] | None = None,
+) -> None:
+    """To its end.  work: the directory of its log.  keep: descriptors that it inherits.  before: what its process does
+    before it is CRIU, for callers without threads: it runs after a fork.
+
+    Raises StepFailed with CRIU's words, DeadlineExceeded.
+    """
+    act = line[1].removeprefix("pre-")
     clear(work, act)
-    null = subprocess.DEVNULL
-    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr, _locked(work) as lock:
+    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr:  # no pipe, which what CRIU makes could hold
         try:
             done = subprocess.run(
                 line,
-                stdin=null,
-                stdout=null,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env=environment(),
-                pass_fds=[lock],
+                pass_fds=keep,
+                process_group=0,  # Ctrl-C is for the caller
+                preexec_fn=before,
                 timeout=seconds,
                 check=False,
             )
@@ -382,7 +393,9 @@ def run(line: Sequence[str], work: str, *, seconds: float | None = None) -> None
 
 
 @contextlib.contextmanager
-def _locked(work: str) -> Iterator[int]:
+def locked(work: str) -> Iterator[int]:
+    """A lock (flock(2)) on the directory of CRIU's log, whose descriptor `run` may `keep`: then it is held as long as
+    CRIU runs, whatever becomes of the caller."""
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -392,7 +405,7 @@ def _locked(work: str) -> Iterator[int]:
 
 
 def await_end(work: str, seconds: float) -> None:
-    """Of a CRIU that another process has `run`.  Raises DeadlineExceeded."""
+    """Of a CRIU that keeps the lock (`locked`) of another process.  Raises DeadlineExceeded."""
     end = time.monotonic() + seconds
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

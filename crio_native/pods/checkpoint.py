@@ -42,6 +42,7 @@ _DIRECTORY = "checkpoint"  # below the bundle, and in the file
 _OF_CRIU = ("dump.log", "stats-dump")
 ABOUT = "pod.json"  # in a pod's checkpoint
 _ABOUT_MAX = 16 << 20
+_fitting: set[tuple[str, int]] = set()  # programs, by path and time of change, that `criu check` was content with
 _LEFT_SECONDS = 30.0  # that a daemon's start waits for the CRIU of the one before
 
 
@@ -55,12 +56,15 @@ def check_allowed(level: str, act: str, *, restore: bool) -> None:
 def check_criu(act: str) -> None:
     """Raises FailedPrecondition where CRIU is missing, or in its own words where it does not fit the kernel."""
     program = criu.program()
-    trouble = criu.trouble(program)
-    if trouble:
+    version = program, os.stat(program).st_mtime_ns
+    if version in _fitting:
+        return
+    if trouble := criu.trouble(program):
         raise FailedPrecondition(
             f"{act} needs CRIU, and `criu check` says that {program} does not work with this kernel: {trouble}; "
             "install a CRIU that fits it"
         )
+    _fitting.add(version)
 
 
 def write(node: Node, container_id: str, location: str, seconds: float | None) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound
+from crio_native.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, StepFailed
 from crio_native.oci import criu
+from crio_native.pods import checkpoint
 
 SPEC: dict[str, Any] = {
     "process": {},
@@ -252,3 +253,49 @@ def test_old_logs_are_removed_and_not_followed(tmp_path: Path) -> None:
     criu.clear(str(tmp_path), "restore")
     criu.clear(str(tmp_path), "restore")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dump.log", "precious", "programs"]
+
+
+def script(program: str, text: str) -> None:
+    Path(program).write_text(f"#!/bin/sh\n{text}\n")
+
+
+@pytest.mark.parametrize("act", ["dump", "pre-dump"])
+def test_it_runs_to_its_end_and_its_words_are_kept(program: str, tmp_path: Path, act: str) -> None:
+    """Standard error is no pipe: what a CRIU makes, or leaves, may hold it."""
+    line = [program, act]
+    script(program, "exit 0")
+    criu.run(line, str(tmp_path))
+    script(program, f"echo 'Error (criu/x.c:1): odd' > {tmp_path}/dump.log; /bin/sleep 0.5 & exit 3")
+    with pytest.raises(StepFailed, match=r"criu dump.*\(criu/x\.c:1\): odd"):
+        criu.run(line, str(tmp_path))
+    script(program, "exec /bin/sleep 1000")
+    with pytest.raises(DeadlineExceeded, match=r"criu dump did not end within 0\.1 s"):
+        criu.run(line, str(tmp_path), seconds=0.1)
+
+
+def test_the_lock_is_held_as_long_as_criu_runs(program: str, tmp_path: Path) -> None:
+    script(program, "exec /bin/sleep 0.5")
+    with criu.locked(str(tmp_path)) as lock, pytest.raises(DeadlineExceeded):
+        criu.run([program, "dump"], str(tmp_path), keep=[lock], seconds=0.1)
+    criu.await_end(str(tmp_path), 1.0)
+    script(program, "(exec /bin/sleep 0.5) & exit 0")
+    with criu.locked(str(tmp_path)) as lock:
+        criu.run([program, "dump"], str(tmp_path), keep=[lock])
+    with pytest.raises(DeadlineExceeded, match="did not end within"):
+        criu.await_end(str(tmp_path), 0.1)
+    criu.await_end(str(tmp_path), 5.0)
+
+
+def test_a_program_that_fits_the_kernel_is_asked_once(program: str, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    script(program, f"echo $@ >> {asked}; echo 'no such thing' >&2; exit 1")
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="does not work with this kernel: no such thing"):
+            checkpoint.check_criu("this")
+    script(program, f"echo $@ >> {asked}")
+    for _ in range(3):
+        checkpoint.check_criu("this")
+    assert asked.read_text() == "check\n" * 3
+    os.utime(program, ns=(0, 0))  # it was exchanged
+    checkpoint.check_criu("this")
+    assert asked.read_text() == "check\n" * 4

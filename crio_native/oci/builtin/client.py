@@ -467,7 +467,8 @@ class BuiltinRuntime(Monitored):
         )
         stopped = {pid for pid in cgroup.processes() if process.is_stopped(pid)}
         try:
-            criu.run(line, str(checkpoint.log), seconds=checkpoint.seconds)
+            with criu.locked(str(checkpoint.log)) as lock:
+                criu.run(line, str(checkpoint.log), keep=[lock], seconds=checkpoint.seconds)
             criu.write(saved, str(checkpoint.images))
             cgroup.freeze()
         finally:

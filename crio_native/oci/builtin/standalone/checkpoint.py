@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from crio_native.linux import inroot, mounts, process, syscalls
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from crio_native.linux.cgroup import Cgroup
 
-_STDERR_MAX = 4096
 _MISSING = ("lazy_pages", "page_server", "status_fd", "auto_dedup", "empty_ns", "lsm_profile", "lsm_mount_context")
 # Options of `run` that `restore` has not.
 _OF_RUN = {
@@ -65,7 +63,7 @@ def checkpoint(options: SimpleNamespace) -> int:
         parent=parent,
     )
     os.makedirs(images, 0o700, exist_ok=True)
-    _run("dump", line, work)
+    _run(line, work)
     if not options.pre_dump:
         criu.write(saved, images)
     if not (options.leave_running or options.pre_dump):
@@ -137,7 +135,7 @@ class Restored(create.Made):
             network=joined,
         )
         try:
-            _run("restore", line, self._work, [*streams, joined], root=self.state.record["rootfs"])
+            _run(line, self._work, [*streams, joined], root=self.state.record["rootfs"])
             with open(pid_file) as file:
                 return int(file.read())
         except BaseException:
@@ -190,8 +188,8 @@ def _freezer(cgroup: Cgroup | None) -> str:
     return directories.get("unified") or directories.get("") or directories.get("freezer", "")
 
 
-def _run(act: str, line: list[str], work: str, keep: Sequence[int] = (), *, root: str = "") -> None:
-    """CRIU, to its end.  root: to be a mount point, which nobody else sees.  Raises StepFailed with CRIU's words."""
+def _run(line: list[str], work: str, keep: Sequence[int] = (), *, root: str = "") -> None:
+    """See `criu.run`.  root: to be a mount point, which nobody else sees."""
 
     def isolate() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -201,23 +199,8 @@ def _run(act: str, line: list[str], work: str, keep: Sequence[int] = (), *, root
             syscalls.mount(root, root, None, mounts.MS_BIND | mounts.MS_REC)
 
     os.makedirs(work, 0o700, exist_ok=True)
-    criu.clear(work, act)
     log.debug(" ".join(line))
-    with open(os.memfd_create("criu"), "w+", errors="replace") as stderr:  # no pipe, which what CRIU makes could hold
-        done = subprocess.run(
-            line,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            pass_fds=[fd for fd in keep if fd >= 0],
-            process_group=0,  # Ctrl-C is for us
-            preexec_fn=isolate,
-            env=criu.environment(),
-            check=False,
-        )
-        if done.returncode != 0:
-            stderr.seek(0)
-            raise criu.failure(act, done.returncode, work, stderr.read(_STDERR_MAX))
+    criu.run(line, work, keep=[fd for fd in keep if fd >= 0], before=isolate)
 
 
 def _end_children() -> None:
