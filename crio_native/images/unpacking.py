@@ -88,9 +88,9 @@ def unpack(
     pieces = iter(pieces)
     head = _head(pieces)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with _nursery.open() as nursery, ours:
+    with _fork_server.running() as server, ours:
         with theirs:
-            pipe = nursery.bear(theirs, directory, compression(head), layer, limits or Limits())
+            pipe = server.fork(theirs, directory, compression(head), layer, limits or Limits())
         try:
             _feed(pipe, itertools.chain((head,), pieces))
             return _result(ours, what)
@@ -119,16 +119,16 @@ def _libraries() -> str:
     return os.path.dirname(found.submodule_search_locations[0])
 
 
-class Nursery:
-    """The process that bears unpackers.  It is there while somebody unpacks: an interpreter's start costs as much as
-    a small layer, and for many layers at once it is paid once."""
+class ForkServerProcess:
+    """The process that unpackers are forked from.  It is there while somebody unpacks: an interpreter's start costs as
+    much as a small layer, and for many layers at once it is paid once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Nursery]:
+    def running(self) -> Iterator[ForkServerProcess]:
         with self._lock:
             if not self._users or self._process.poll() is not None:
                 self._start()
@@ -150,7 +150,7 @@ class Nursery:
                 line, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), env={}, cwd="/"
             )
 
-    def bear(self, report: socket.socket, directory: Path, compressed: str, layer: bool, limits: Limits) -> int:
+    def fork(self, report: socket.socket, directory: Path, compressed: str, layer: bool, limits: Limits) -> int:
         """A new unpacker; the pipe that it reads."""
         words = (os.fspath(directory.absolute()), compressed, "layer" if layer else "archive")
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -166,7 +166,7 @@ class Nursery:
         return write
 
 
-_nursery = Nursery()
+_fork_server = ForkServerProcess()
 
 
 def _feed(pipe: int, pieces: Iterable[bytes]) -> None:

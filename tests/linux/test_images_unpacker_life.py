@@ -40,13 +40,13 @@ def children_of(pid: int) -> list[int]:
 
 
 def interrupted(target: Path, act: Callable[[int, int], None]) -> Iterator[bytes]:
-    """An archive of which a part comes; once that is unpacked, what is done to the nursery and to the unpacker."""
+    """An archive of which a part comes; once that is unpacked, what is done to the fork server and to the unpacker."""
     before = children()
     yield tar(member("x", data=b"1" * 2000))[:1024]
     wait_for(lambda: list(target.iterdir()))
-    (nursery,) = children() - before
-    (pid,) = children_of(nursery)
-    act(nursery, pid)
+    (server,) = children() - before
+    (pid,) = children_of(server)
+    act(server, pid)
 
 
 def ends_of(pid: int) -> set[str] | None:
@@ -84,7 +84,7 @@ def test_errors_of_the_source_come_through_and_no_child_is_left(target: Path) ->
 
 def test_a_child_that_is_killed_is_told(target: Path) -> None:
     with pytest.raises(Internal, match="layer: the unpacker died with status 137, killed"):
-        unpack(target, interrupted(target, lambda nursery, pid: os.kill(pid, signal.SIGKILL)))
+        unpack(target, interrupted(target, lambda server, pid: os.kill(pid, signal.SIGKILL)))
 
 
 def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: 
         made = [pool.submit(unpack, target, held()) for target in targets]
         seen.wait(20)
         try:
-            (nursery,) = children() - before
-            unpackers = wait_for(lambda: pids if len(pids := children_of(nursery)) == 2 else None)
+            (server,) = children() - before
+            unpackers = wait_for(lambda: pids if len(pids := children_of(server)) == 2 else None)
             ends = [wait_for(lambda pid=pid: ends_of(pid)) for pid in unpackers]
             assert ends[0].isdisjoint(ends[1])
         finally:
@@ -117,8 +117,8 @@ def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: 
 def test_what_bears_the_children_is_killed_and_made_anew(target: Path) -> None:
     before = children()
 
-    def murder(nursery: int, pid: int) -> None:
-        os.kill(nursery, signal.SIGKILL)
+    def murder(server: int, pid: int) -> None:
+        os.kill(server, signal.SIGKILL)
         wait_for(lambda: reap_orphans() or not Path(f"/proc/{pid}").exists())
 
     with pytest.raises(Internal, match="layer: the unpacker died with status unknown"):
@@ -134,7 +134,7 @@ def test_an_unpacker_that_does_not_end_is_killed(target: Path, monkeypatch: pyte
     monkeypatch.setattr(unpacking, "END_TIMEOUT", 0.3)
     before = children()
 
-    def stop(nursery: int, pid: int) -> None:
+    def stop(server: int, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         raise RuntimeError("the source broke")
 

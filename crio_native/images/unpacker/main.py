@@ -1,4 +1,4 @@
-"""The unpackers' program: it bears one for each request, in a process that starts where this one has come to.
+"""The unpackers' fork server: each request gets one, in a process that starts where this one has come to.
 
     main SOCKET
 
@@ -7,7 +7,7 @@ descriptors: the archive, and a SEQPACKET socket for the report (see `run`).  KI
 numbers, comma-separated, in the order of `Limits`.  When the unpacker has ended, `ended STATUS` is the last packet on
 that socket, STATUS as a shell has it; one whose report nobody wants any more is killed.
 
-It ends when nobody has the other end of SOCKET, and all that it bore with it.
+It ends when nobody has the other end of SOCKET, and its unpackers with it.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _SIGKILL = 9  # signal itself would make enumerations first
 
 
 def main() -> None:
-    Nursery(_socket.socket(fileno=int(sys.argv[1]))).serve()
+    ForkServer(_socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
-class Nursery:
+class ForkServer:
     """The unpackers that live.  It reads nothing that comes from an archive."""
 
     def __init__(self, requests: _socket.socket) -> None:
         self._requests = requests
         self._poll = select.poll()
         self._poll.register(requests.fileno(), select.POLLIN)
-        self._born: dict[int, Unpacker] = {}  # by each of the descriptors that tell of it
+        self._unpackers: dict[int, Unpacker] = {}  # by each of the descriptors that tell of it
 
     def serve(self) -> None:
         gc.freeze()  # what is here stays: no child need write to it
         while True:
             for fd, _ in self._poll.poll():
-                unpacker = self._born.get(fd)
+                unpacker = self._unpackers.get(fd)
                 if fd == self._requests.fileno():
                     if not self._accept():
                         return
                 elif unpacker and fd == unpacker.pidfd:
-                    self._bury(unpacker)
+                    self._reap(unpacker)
                 elif unpacker:
                     self._poll.unregister(fd)
                     os.kill(unpacker.pid, _SIGKILL)  # not waited for yet, so it is still this one
@@ -76,13 +76,13 @@ class Nursery:
         return True
 
     def _keep(self, unpacker: Unpacker) -> None:
-        self._born[unpacker.pidfd] = self._born[unpacker.report] = unpacker
+        self._unpackers[unpacker.pidfd] = self._unpackers[unpacker.report] = unpacker
         self._poll.register(unpacker.pidfd, select.POLLIN)
         self._poll.register(unpacker.report, select.POLLRDHUP)
 
-    def _bury(self, unpacker: Unpacker) -> None:
+    def _reap(self, unpacker: Unpacker) -> None:
         for fd in (unpacker.pidfd, unpacker.report):
-            del self._born[fd]
+            del self._unpackers[fd]
             try:
                 self._poll.unregister(fd)
             except KeyError:
