@@ -20,7 +20,7 @@ from crio_native.errors import FailedPrecondition, StepFailed
 if TYPE_CHECKING:
     from crio_native.images import ImageStore
     from crio_native.network import PodNetwork
-    from crio_native.oci.builtin.client import Launchers
+    from crio_native.oci.builtin.launchers import Launchers
     from crio_native.pods.containers import Containers
     from crio_native.pods.node import Node
     from crio_native.pods.records import Layout
@@ -61,7 +61,7 @@ def held(config: Config) -> Iterator[Callable[[], None]]:
 def launched() -> Iterator[Launchers]:
     """The launchers.  Raises NotFound without a monitor: no container can be made then."""
     from crio_native.monitor.client import binary_path
-    from crio_native.oci.builtin.client import Launchers
+    from crio_native.oci.builtin.launchers import Launchers
 
     binary_path()
     launchers = Launchers(_LAUNCHERS)

@@ -25,7 +25,7 @@ from crio_native.errors import CrioError, FailedPrecondition, PermissionRefused
 if TYPE_CHECKING:
     import asyncio
 
-    from crio_native.oci.builtin.client import Launchers
+    from crio_native.oci.builtin.launchers import Launchers
 
 log = logging.getLogger(__name__)
 

@@ -56,11 +56,6 @@ class Monitored:
         with monitor.Connection.connect(run_dir) as connection:
             connection.kill(signal)
 
-    def kill_all(self, container_id: str, cgroups_path: str) -> None:
-        cgroup = self._cgroup(cgroups_path)
-        if cgroup is not None:
-            cgroup.kill()
-
     def attach(self, container_id: str, run_dir: Path, *, stdin: bool) -> socket.socket:
         return monitor.attach(run_dir, stdin=stdin)
 

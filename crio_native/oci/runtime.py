@@ -262,9 +262,6 @@ class Runtime(Protocol):
     def kill(self, container_id: str, run_dir: Path, signal: int) -> None:
         """Signal the init.  Raises NotFound when the container has ended."""
 
-    def kill_all(self, container_id: str, cgroups_path: str) -> None:
-        """SIGKILL every process of the container's cgroup (cgroup.kill where there is one)."""
-
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         """Remove what is left of an ended container, a half-made one, or one that never was: processes, monitor,
         cgroup.  Idempotent; kills what still lives."""

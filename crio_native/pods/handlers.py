@@ -16,7 +16,8 @@ from typing import Any
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.external.conmon import ConmonRuntime, is_conmon
 from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import Abilities, Runtime

@@ -12,7 +12,7 @@ from crio_native.config.tables import RuntimeTable
 from crio_native.errors import InvalidArgument
 from crio_native.images import ImageStore
 from crio_native.network import PodNetwork
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.runtime import Runtime
 from crio_native.pods.cgroup_parents import CgroupParents
 from crio_native.pods.exits import ExitWatcher

@@ -75,7 +75,8 @@ class Faults:
 def install(faults: Faults) -> None:
     from crio_native.images.store import ImageStore
     from crio_native.network import PodNetwork
-    from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+    from crio_native.oci.builtin.launchers import Launchers
+    from crio_native.oci.builtin.runtime import BuiltinRuntime
     from crio_native.pods import pod_files, sandboxes, trees
     from crio_native.pods.store import Store
 

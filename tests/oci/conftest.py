@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, ExitStatus, Process
 
 from ..apart import MARK

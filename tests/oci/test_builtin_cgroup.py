@@ -77,7 +77,7 @@ def killing_all_reaches_every_process(box: Box) -> None:
     container = limited(box, "sh", "-c", "sleep 100 & sleep 100 & echo up; wait").start()
     while "up" not in container.output():
         time.sleep(0.01)
-    box.runtime.kill_all(container.spec.id, container.cgroup)
+    Cgroup(container.cgroup).kill()
     assert container.wait().signal == 9
     deadline = time.monotonic() + 10
     while Cgroup(container.cgroup).processes():

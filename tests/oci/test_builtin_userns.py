@@ -12,8 +12,9 @@ import pytest
 
 from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import capabilities, trees
-from crio_native.oci.builtin import client
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin import launchers as warm
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.runtime import Overlay
 
 from ..machine import Machine
@@ -67,7 +68,7 @@ main()
 
 def test_the_parent_hears_of_the_init_before_the_init_has_a_word(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who bears it may take its time to tell."""
-    monkeypatch.setattr(client, "BOOT", SLOW)
+    monkeypatch.setattr(warm, "BOOT", SLOW)
     launchers, usual = Launchers(1), box.runtime
     launchers.start()
     try:

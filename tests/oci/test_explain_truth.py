@@ -10,8 +10,9 @@ from unittest import mock
 
 import pytest
 
-from crio_native.oci.builtin import client
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin import launchers as warm
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.explain import INIT, explain
 
 from ..apart import MARK
@@ -37,7 +38,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runtime(notes: Path) -> Iterator[BuiltinRuntime]:
-    with mock.patch.object(client, "BOOT", observed.BOOT.format(str(notes))):
+    with mock.patch.object(warm, "BOOT", observed.BOOT.format(str(notes))):
         launchers = Launchers(1)
         launchers.start()
         yield BuiltinRuntime(launchers)

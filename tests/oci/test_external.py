@@ -26,7 +26,7 @@ from crio_native.errors import (
     StartFailed,
     StepFailed,
 )
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.external import runtime as external
 from crio_native.oci.external.program import OUTPUT_MAX, WORDS_MAX, abilities_of, words
 from crio_native.oci.external.runtime import ExternalRuntime

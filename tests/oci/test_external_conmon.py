@@ -17,7 +17,7 @@ import pytest
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed
 from crio_native.linux import process
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.external.conmon import ConmonRuntime, is_conmon
 from crio_native.oci.external.conmon_runner import outcome
 from crio_native.oci.external.making import Refusal

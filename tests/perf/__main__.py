@@ -23,7 +23,8 @@ from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.linux.cgroup import Cgroup
 from crio_native.oci import seccomp
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from tests.perf import command, containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
 from tests.perf.host import in_memory, private_mounts
 from tests.perf.peers import Bundle

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crio_native.oci.builtin.client import BuiltinRuntime
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.runtime import ContainerSpec, ExecSpec, Process
 from tests.perf.peers import SLEEP, Bundle, conmon_container, program, proportional_set_size, run
 from tests.perf.report import Result, compare

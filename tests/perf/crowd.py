@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crio_native.config.tables import RuntimeHandler, RuntimeTable
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import ContainerSpec, Process
 from tests.perf.containers import TRUE, Ours, Timed, peer_run, rounds

@@ -16,8 +16,9 @@ import pytest
 
 from crio_native.errors import CrioError
 from crio_native.linux import process
-from crio_native.oci.builtin import client
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin import launchers as warm
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 
 from ..oci.conftest import Box, Container
 from . import weaknesses
@@ -85,7 +86,7 @@ def laboratory(weakness: str, tools: Path) -> Iterator[Lab]:
             stack.enter_context(weaknesses.DAEMON[weakness]())
             open_executable = process.unwritable_executable
         elif weakness:
-            stack.enter_context(mock.patch.object(client, "BOOT", weaknesses.BOOT.format(weakness)))
+            stack.enter_context(mock.patch.object(warm, "BOOT", weaknesses.BOOT.format(weakness)))
         with mock.patch.object(process, "unwritable_executable", lambda path: open_executable(str(interpreter))):
             launchers = Launchers(1)
             launchers.start()

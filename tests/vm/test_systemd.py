@@ -14,7 +14,8 @@ import pytest
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 from crio_native.linux import cgroup
-from crio_native.oci.builtin.client import BuiltinRuntime, Launchers
+from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 
 from ..linux.cgroup_behaviour import DENY_ALL, MIB, NULL, Member, sleep_long, try_open
 from ..oci.conftest import Box, box

@@ -1,6 +1,6 @@
 """A launcher: the warm, single-threaded process that makes containers, by cloning itself.
 
-Started by `client.Launchers` as `python -I -S -c BOOT SOCKETS MONITOR PATH...`: four SEQPACKET sockets that all
+Started by `launchers.Launchers` as `python -I -S -c BOOT SOCKETS MONITOR PATH...`: four SEQPACKET sockets that all
 launchers share, so that whoever is idle takes the next request.  A request is a packet with descriptors, first its own
 reply socket.  `namespaces`, `hook` and `ping` come on the first and are served here; `create`, `exec` and `external`
 come on sockets of their own and are served by spares (see `spare`), cloned before they are needed.  A launcher holds

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crio_native.errors import Internal, StepFailed
-from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.builtin.execs import Birth, BuiltinExec
+from crio_native.oci.builtin.launchers import Launchers
 
 
 def pin_namespaces(

@@ -20,7 +20,7 @@ from crio_native.config.tables import RuntimeHandler, RuntimeTable
 from crio_native.errors import FailedPrecondition, Internal, NotFound, StepFailed
 from crio_native.linux import process
 from crio_native.linux.cgroup import Cgroup
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.external.program import ASK_SECONDS
 from crio_native.oci.external.runtime import ExternalRuntime
 from crio_native.oci.runtime import Abilities, ContainerSpec, ExitStatus, Process

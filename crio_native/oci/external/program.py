@@ -19,7 +19,7 @@ from typing import Any
 
 from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed, Unavailable
 from crio_native.oci.builtin import wire
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.runtime import Abilities
 
 log = logging.getLogger(__name__)

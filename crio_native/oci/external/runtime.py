@@ -36,8 +36,8 @@ from crio_native.errors import (
 from crio_native.linux import mounts, process, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
-from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.builtin.execs import BuiltinExec
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.external.mapped_roots import MappedRoots, with_hosts_sysfs
 from crio_native.oci.external.program import ACT_SECONDS, Program, words
 from crio_native.oci.monitored import Monitored, monitor_arguments

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from crio_native.api.shim.v1 import bootstrap_pb2, task_pb2
 from crio_native.errors import FailedPrecondition, NotFound, StepFailed, Unavailable, Unimplemented
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.shim import program
 from crio_native.oci.shim.task import SERVICES
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from crio_native.errors import DeadlineExceeded, StepFailed
-from crio_native.oci.builtin.client import Launchers
 from crio_native.oci.builtin.execs import Birth
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.builtin.replies import receive
 
 OUTPUT_MAX = 64 << 10  # bytes kept of each of its streams; the rest is read and dropped

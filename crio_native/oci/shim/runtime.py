@@ -37,7 +37,7 @@ from crio_native.errors import (
 from crio_native.linux import process
 from crio_native.monitor import client as monitor
 from crio_native.oci import spec as specs
-from crio_native.oci.builtin.client import Launchers
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.monitored import Monitored
 from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, Stats
 from crio_native.oci.shim import bootstrap, bundle, executing, program, statistics
@@ -166,10 +166,6 @@ class ShimRuntime(Monitored):
                 raise
             log.error("container %s: %s; the shim is killed", container_id, error)
             self._kill_shim(self._record(container_id).pod_id)
-
-    def kill_all(self, container_id: str, cgroups_path: str) -> None:
-        with contextlib.suppress(NotFound):
-            self.tasks(container_id).kill(container_id, signals.SIGKILL, everyone=True)
 
     def delete(self, container_id: str, run_dir: Path, cgroups_path: str) -> None:
         record = Record.read(run_dir)

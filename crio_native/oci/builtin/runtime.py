@@ -1,7 +1,4 @@
-"""The daemon's side of the built-in executor: the launchers, and the Runtime made of them.
-
-Nothing here forks, clones or changes a namespace: that is the launchers' work, asked for over one shared socket.
-"""
+"""The Runtime of the built-in executor: plans, and the launchers that are asked to carry them out."""
 
 from __future__ import annotations
 
@@ -12,15 +9,10 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import prctl
 
 import crio_native
 from crio_native.errors import (
@@ -31,9 +23,8 @@ from crio_native.errors import (
     NotFound,
     StartFailed,
     StepFailed,
-    Unavailable,
 )
-from crio_native.linux import capabilities, mounts, process, resctrl, syscalls
+from crio_native.linux import capabilities, process, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import criu, features
@@ -41,184 +32,22 @@ from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, restoring, wire
 from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, Target, Targets, start_exec, stdio_of
+from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
-from crio_native.oci.builtin.replies import receive
 from crio_native.oci.monitored import Monitored, monitor_arguments
 from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, ResolvedUser
 
 log = logging.getLogger(__name__)
 
-# The launcher's interpreter runs without `site`: what that imports would be copied into every container's init.
-BOOT = "import sys; sys.path += sys.argv[3:]; from crio_native.oci.builtin.launcher import main; main()"
 _RESTORED = "restored"  # in a run_dir: the cgroup of a container that was frozen when it was made
-START_SECONDS = 20.0  # for a launcher to come up on a slow machine
-
-
-class Launchers:
-    """A few warm launcher processes behind one socket.
-
-    `start` must be called before gRPC is imported: a launcher is a plain child, but the daemon stays clear of any
-    process creation while gRPC's threads run, apart from replacing a launcher that died.
-    """
-
-    def __init__(self, count: int = 2) -> None:
-        self.count = count
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
-        # Our end of each, and the end that all launchers share; spares serve the last three, see `launcher`.
-        self._requests, requests_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._creates, creates_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._execs, execs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._externals, externals_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ends = (requests_end, creates_end, execs_end, externals_end)
-        self._executable = -1
-
-    def start(self) -> None:
-        """Start the launchers and wait until one answers.  Raises Unavailable when none does."""
-        self._executable = process.unwritable_executable(os.path.realpath(sys.executable))
-        self._revive()
-        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with reply, theirs:
-            self.send({"op": "ping"}, [theirs.fileno()])
-            theirs.close()
-            answer = receive(reply, START_SECONDS, "waiting for a launcher")
-        if "pong" not in answer:
-            raise Unavailable(f"a launcher answered {answer!r} to a ping")
-
-    def stop(self) -> None:
-        """End the launchers; containers and their monitors live on."""
-        for end in (self._requests, self._creates, self._execs, self._externals, *self._ends):
-            end.close()
-        for launcher in self._processes:
-            try:
-                launcher.wait(2)
-            except subprocess.TimeoutExpired:
-                launcher.kill()
-                launcher.wait()
-        self._processes.clear()
-        if self._executable >= 0:
-            os.close(self._executable)
-            self._executable = -1
-
-    def pids(self) -> list[int]:
-        return [launcher.pid for launcher in self._processes]
-
-    def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Hand a request to whichever launcher is idle; the answer comes on descriptors[0]'s other end."""
-        self.hand_on(request["op"], wire.pack(request), descriptors)
-
-    def hand_on(self, op: str, packet: bytes, descriptors: Sequence[int]) -> None:
-        """`send`, of a request that is packed already."""
-        self._revive()
-        spares = {"create": self._creates, "exec": self._execs, "external": self._externals}
-        wire.send(spares.get(op, self._requests), packet, descriptors)
-
-    def pin_namespaces(
-        self, paths: Mapping[str, Path], *, hostname: str = "", sysctls: Mapping[str, str] | None = None
-    ) -> socket.socket | None:
-        """Make new namespaces (kinds "net", "ipc", "uts") and keep each alive by a bind mount at its path.
-
-        The files must not exist; their directories are made.  Returns a NETLINK_ROUTE socket opened inside the new
-        network namespace when there is one.  On an error nothing stays.
-        """
-        if not paths:
-            return None
-        names = {kind: str(path) for kind, path in paths.items()}
-        try:
-            for path in paths.values():
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-                path.touch(mode=0o600, exist_ok=False)
-            return self._pin(names, hostname, dict(sysctls or {}))
-        except BaseException:
-            self.unpin_namespaces(paths.values())
-            raise
-
-    def _pin(self, paths: dict[str, str], hostname: str, sysctls: dict[str, str]) -> socket.socket | None:
-        request = {"op": "namespaces", "paths": paths, "hostname": hostname, "sysctls": sysctls}
-        with self.conversation(request) as reply:
-            reply.settimeout(30)
-            data, descriptors, _, _ = socket.recv_fds(reply, 65536, 1)
-        answer = json.loads(data or b"{}")
-        if "error" in answer:
-            raise StepFailed.from_dict(answer["error"])
-        if not answer:
-            raise Unavailable("the launcher died while it made the pod's namespaces")
-        return socket.socket(fileno=descriptors[0]) if descriptors else None
-
-    @staticmethod
-    def unpin_namespaces(paths: Iterable[Path]) -> None:
-        """Let pinned namespaces go; what is gone already is fine."""
-        for path in paths:
-            with contextlib.suppress(OSError):
-                syscalls.umount2(str(path), mounts.MNT_DETACH)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-
-    def open_sockets(self, namespace: Path) -> list[socket.socket]:
-        """TCP sockets, one a family that there is, of a pinned network namespace, to connect from here.
-
-        Raises StepFailed when the namespace is gone, Unavailable when the launcher died.
-        """
-        with self.conversation({"op": "sockets", "path": str(namespace)}) as reply:
-            reply.settimeout(30)
-            data, descriptors, _, _ = socket.recv_fds(reply, 65536, 2, socket.MSG_CMSG_CLOEXEC)
-        answer = json.loads(data or b"{}")
-        if "error" in answer:
-            raise StepFailed.from_dict(answer["error"])
-        if not answer:
-            raise Unavailable("the launcher died while it opened sockets in a pod's network")
-        return [socket.socket(fileno=descriptor) for descriptor in descriptors]
-
-    @contextlib.contextmanager
-    def conversation(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> Iterator[socket.socket]:
-        """Send a request with a reply socket of its own and yield the end to read the answer from."""
-        reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            try:
-                self.send(request, [theirs.fileno(), *descriptors])
-            finally:
-                theirs.close()
-            yield reply
-        finally:
-            reply.close()
-
-    def _revive(self) -> None:
-        with self._lock:
-            alive = [launcher for launcher in self._processes if launcher.poll() is None]
-            for dead in set(self._processes) - set(alive):
-                log.error("launcher %d ended with status %d; starting another", dead.pid, dead.returncode)
-            while len(alive) < self.count:
-                alive.append(self._spawn())
-            self._processes = alive
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        """No preexec_fn: subprocess then uses vfork, which is safe beside threads.
-
-        The executable is named through our own /proc entry, because close_fds has closed the child's copy by then.
-        """
-        numbers = [end.fileno() for end in self._ends]
-        sockets = ",".join(map(str, numbers))
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", BOOT, sockets, _monitor_program(), *_module_paths()],
-            executable=f"/proc/{os.getpid()}/fd/{self._executable}",
-            pass_fds=numbers,
-            stdin=subprocess.DEVNULL,
-            cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )
-
-
-def _module_paths() -> list[str]:
-    """Where a launcher finds this package, and prctl."""
-    return [os.path.dirname(os.path.dirname(crio_native.__file__)), os.path.dirname(prctl.__file__)]
 
 
 @functools.cache
-def this_host(limited: bool) -> Host:
-    """What plans have to know of this machine.  limited: stay within what a restricted host permits."""
+def this_host() -> Host:
+    """What plans have to know of this machine."""
     _, permitted, _ = syscalls.capget()
     least = -1000
-    if limited and not permitted & capabilities.mask(["CAP_SYS_RESOURCE"]):
+    if not permitted & capabilities.mask(["CAP_SYS_RESOURCE"]):
         least = int(Path("/proc/self/oom_score_adj").read_text())
     return Host(capabilities.last_known(), permitted, least)
 
@@ -261,9 +90,9 @@ class _Gate:
 class BuiltinRuntime(Monitored):
     """The Runtime (see `oci.runtime`) that makes containers itself.
 
-    clamp: give what the host permits, with a warning, where more is asked for (the CRI's way on a restricted host);
-    otherwise such a request is refused.  create_timeout: seconds.  sync_log: see `monitor.client.arguments`.
-    pivot: see `plan.container_plan`.
+    Where more is asked for than a restricted host permits, it gives what there is, with a warning.
+
+    create_timeout: seconds.  sync_log: see `monitor.client.arguments`.  pivot: see `plan.container_plan`.
     """
 
     def __init__(
@@ -271,7 +100,6 @@ class BuiltinRuntime(Monitored):
         launchers: Launchers,
         *,
         cgroup_manager: str = "cgroupfs",
-        clamp: bool = True,
         create_timeout: float = 240.0,
         sync_log: bool = False,
         pivot: bool = True,
@@ -280,7 +108,6 @@ class BuiltinRuntime(Monitored):
         self._pivot = pivot
         self._sync_log = sync_log
         self._launchers = launchers
-        self._clamp = clamp
         self._create_timeout = create_timeout
         self._exec_packets = ExecPackets()
         self._targets = Targets()
@@ -308,12 +135,12 @@ class BuiltinRuntime(Monitored):
                 joined = [*joined, *_resctrl_files(container, linux["intelRdt"])]
             plan = container_plan(
                 container,
-                this_host(self._clamp),
+                this_host(),
                 cgroup_files=joined,
                 cgroup_directories=hierarchy().directories(cgroup.path) if cgroup else {},
                 cgroup_comes=cgroup is not None,
                 seccomp=_compiled(linux.get("seccomp")),
-                pause_program=(container.pause_program or _monitor_program()) if container.pause else "",
+                pause_program=(container.pause_program or str(monitor.binary_path())) if container.pause else "",
                 pivot=self._pivot,
             )
             created = self._launch(container, plan, cgroup)
@@ -432,7 +259,7 @@ class BuiltinRuntime(Monitored):
         own_user = bool(target.namespaces & syscalls.CLONE_NEWUSER)
         plan = exec_plan(
             replace(request, process=self._permitted(request.process, container_id, own_user)),
-            this_host(self._clamp),
+            this_host(),
             cgroup_files=target.join_files,
             seccomp=_compiled(request.seccomp),
             namespaces=target.namespaces,
@@ -486,9 +313,9 @@ class BuiltinRuntime(Monitored):
     def _permitted(self, wanted: Mapping[str, Any], container_id: str, own_user: bool) -> Mapping[str, Any]:
         """The process object with the capabilities that this host can give; a user namespace has them all."""
         sets = wanted.get("capabilities") or {}
-        permitted = this_host(self._clamp).permitted
+        permitted = this_host().permitted
         excess = {name for names in sets.values() for name in names or () if not permitted >> _number(name) & 1}
-        if not excess or not self._clamp or own_user:
+        if not excess or own_user:
             return wanted
         log.warning("container %s: this host cannot give %s", container_id, ", ".join(sorted(excess)))
         return {
@@ -509,11 +336,6 @@ def _leave_resctrl(container_id: str, run_dir: Path) -> None:
         return
     rdt = json.loads(Path(file).read_text())
     resctrl.remove(rdt, container_id, resctrl.mount_point())
-
-
-@functools.cache
-def _monitor_program() -> str:
-    return str(monitor.binary_path())
 
 
 def _number(name: str) -> int:
