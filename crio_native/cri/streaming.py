@@ -28,7 +28,7 @@ from crio_native.streaming.settings import Settings, TlsFiles
 if TYPE_CHECKING:
     from crio_native.streaming.programs import Options, Program
 
-_FORWARD_PORTS_MAX = 127
+_FORWARD_PORTS_MAX = 127  # two WebSocket channels each, whose numbers are bytes, and 255 is taken
 _PIPE_SIZE = 1 << 20
 
 

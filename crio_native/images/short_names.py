@@ -13,13 +13,13 @@ from crio_native.images.registries_conf import Registries
 LOCAL = "localhost"  # the registry of what was built or loaded here
 
 
-def to_pull(text: str, registries: Registries, mode: str, field: str = "image") -> tuple[Reference, ...]:
+def to_pull(text: str, registries: Registries, mode: str) -> tuple[Reference, ...]:
     """The references to try in turn.
 
     mode: "enforcing" refuses a name that several registries may mean; "permissive" tries them all where no alias
     decides; "disabled" does the same and uses no aliases.  Raises InvalidArgument, naming the candidates.
     """
-    reference = references.parse(text, field)
+    reference = references.parse(text, "image")
     if not references.is_short(text):
         return (reference,)
     if mode != "disabled" and (alias := _alias(text, registries)):
@@ -27,7 +27,7 @@ def to_pull(text: str, registries: Registries, mode: str, field: str = "image") 
     found = _of_search(text, registries)
     if not found:
         raise InvalidArgument(
-            field,
+            "image",
             text,
             "a short name without an alias, and unqualified-search-registries names no registry: write it in full, "
             f"for example {reference}",
@@ -35,7 +35,7 @@ def to_pull(text: str, registries: Registries, mode: str, field: str = "image") 
     if len(found) > 1 and mode == "enforcing":
         names = ", ".join(map(str, found))
         raise InvalidArgument(
-            field,
+            "image",
             text,
             f"a short name that may mean any of {names}: write out the one that is meant, or make an alias of it "
             'under [aliases] in registries.conf.d (short-name-mode is "enforcing")',
@@ -43,12 +43,12 @@ def to_pull(text: str, registries: Registries, mode: str, field: str = "image") 
     return found
 
 
-def to_look_up(text: str, registries: Registries, field: str = "image") -> tuple[Reference, ...]:
+def to_look_up(text: str, registries: Registries) -> tuple[Reference, ...]:
     """The complete names under which an image of the store may be meant, the likeliest first.  Never ambiguous.
 
     Raises InvalidArgument for what is no reference.
     """
-    reference = references.parse(text, field)
+    reference = references.parse(text, "image")
     if not references.is_short(text):
         return (reference,)
     alias = _alias(text, registries)

@@ -18,7 +18,6 @@ MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_REST
 """
 NAMES: tuple[str, ...] = tuple(f"CAP_{name}" for name in _NAMES.split())  # the position is the number
 NUMBER: dict[str, int] = {name: number for number, name in enumerate(NAMES)}
-SETPCAP = NUMBER["CAP_SETPCAP"]
 
 
 def mask(names: Iterable[str]) -> int:

@@ -129,7 +129,6 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 SECCOMP_SET_MODE_FILTER = 1
-SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
 IOPRIO_WHO_PROCESS = 1
@@ -398,12 +397,11 @@ def fsmount(fd: int, attributes: int) -> int:
 
 
 def mount_setattr(
-    fd: int, flags: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, userns_fd: int = 0, path: str = ""
+    fd: int, flags: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, userns_fd: int = 0
 ) -> None:
-    """mount_setattr(2) on what `fd` is open on (or on `path`); flags: AT_RECURSIVE or 0."""
+    """mount_setattr(2) on what `fd` is open on; flags: AT_RECURSIVE or 0."""
     attr = mount_attr(set_, clear, propagation, userns_fd)
-    at = flags if path else flags | AT_EMPTY_PATH
-    _check(_mount_setattr(fd, _bytes(path), at, ctypes.byref(attr), ctypes.sizeof(attr)), path or None)
+    _check(_mount_setattr(fd, b"", flags | AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr)))
 
 
 def openat2(directory: int, path: str, flags: int, *, resolve: int = 0, mode: int = 0) -> int:

@@ -116,36 +116,36 @@ def _names(spec: Mapping[str, Any], namespaces: Mapping[str, str]) -> None:
             raise InvalidArgument(f"linux.sysctl[{key!r}]", sysctls[key], reason)
 
 
-def check_process(process: Mapping[str, Any], field: str = "process") -> None:
-    """Check an OCI process object, of a container or of an exec; `field` is its path."""
-    args = strings(process.get("args"), f"{field}.args")
+def check_process(process: Mapping[str, Any]) -> None:
+    """Check an OCI process object, of a container or of an exec.  Raises InvalidArgument."""
+    args = strings(process.get("args"), "process.args")
     if not args or not args[0]:
-        raise InvalidArgument(f"{field}.args", args, "must name a command")
-    _environment(process.get("env"), f"{field}.env")
-    absolute(process.get("cwd"), f"{field}.cwd")
-    _user(mapping(process.get("user"), f"{field}.user"), f"{field}.user")
-    _capabilities(mapping(process.get("capabilities"), f"{field}.capabilities"), f"{field}.capabilities")
-    _rlimits(items(process.get("rlimits"), f"{field}.rlimits"), f"{field}.rlimits")
+        raise InvalidArgument("process.args", args, "must name a command")
+    _environment(process.get("env"), "process.env")
+    absolute(process.get("cwd"), "process.cwd")
+    _user(mapping(process.get("user"), "process.user"), "process.user")
+    _capabilities(mapping(process.get("capabilities"), "process.capabilities"), "process.capabilities")
+    _rlimits(items(process.get("rlimits"), "process.rlimits"), "process.rlimits")
     for name in ("terminal", "noNewPrivileges"):
-        boolean(process.get(name), f"{field}.{name}")
+        boolean(process.get(name), f"process.{name}")
     for name in ("apparmorProfile", "selinuxLabel"):
-        if "\n" in optional_string(process.get(name), f"{field}.{name}"):
-            raise InvalidArgument(f"{field}.{name}", process[name], "may not contain a line end")
+        if "\n" in optional_string(process.get(name), f"process.{name}"):
+            raise InvalidArgument(f"process.{name}", process[name], "may not contain a line end")
     if process.get("oomScoreAdj") is not None:
-        number(process["oomScoreAdj"], f"{field}.oomScoreAdj", -1000, 1000)
+        number(process["oomScoreAdj"], "process.oomScoreAdj", -1000, 1000)
     if process.get("consoleSize") is not None:
-        size = mapping(process["consoleSize"], f"{field}.consoleSize")
+        size = mapping(process["consoleSize"], "process.consoleSize")
         for name in ("height", "width"):
-            number(size.get(name), f"{field}.consoleSize.{name}", 0, 65535)
+            number(size.get(name), f"process.consoleSize.{name}", 0, 65535)
     if process.get("scheduler") is not None:
-        _scheduler(mapping(process["scheduler"], f"{field}.scheduler"), f"{field}.scheduler")
+        _scheduler(mapping(process["scheduler"], "process.scheduler"), "process.scheduler")
     if process.get("ioPriority") is not None:
-        asked = mapping(process["ioPriority"], f"{field}.ioPriority")
-        one_of(asked.get("class"), f"{field}.ioPriority.class", scheduling.IO_CLASSES)
-        number(asked.get("priority", 0), f"{field}.ioPriority.priority", 0, 7)
-    for name, cpus in mapping(process.get("execCPUAffinity"), f"{field}.execCPUAffinity").items():
+        asked = mapping(process["ioPriority"], "process.ioPriority")
+        one_of(asked.get("class"), "process.ioPriority.class", scheduling.IO_CLASSES)
+        number(asked.get("priority", 0), "process.ioPriority.priority", 0, 7)
+    for name, cpus in mapping(process.get("execCPUAffinity"), "process.execCPUAffinity").items():
         if name in ("initial", "final"):
-            spec_linux.number_list(cpus, f"{field}.execCPUAffinity.{name}", scheduling.MAX_CPU)
+            spec_linux.number_list(cpus, f"process.execCPUAffinity.{name}", scheduling.MAX_CPU)
 
 
 def _environment(entries: Any, field: str) -> None:

@@ -10,7 +10,6 @@ from crio_native.streaming.portforward import Connection, Ports
 from crio_native.streaming.websocket import Channels, Messages
 
 PROTOCOLS = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io", "")
-PORTS_MAX = 127  # a channel's number is a byte, and 255 is taken
 
 
 async def serve(messages: Messages, protocol: str, ports: Ports) -> None:

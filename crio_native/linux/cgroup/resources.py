@@ -276,7 +276,7 @@ class _Planner:
         ):
             for index, entry in enumerate(self._entries(block, name, f"blockIO.{name}")):
                 field = f"blockIO.{name}[{index}]"
-                rate = _required(entry, "rate", f"{field}.rate", 0, _U64_MAX)
+                rate = _required(entry, "rate", f"{field}.rate", _U64_MAX)
                 if version == 1:
                     self._write("blkio", v1_file, f"{_device(entry, field)} {rate}", field, optional=True)
                 else:  # a rate of 0 takes the limit away, as it does on v1
@@ -322,7 +322,7 @@ class _Planner:
             size = entry.get("pageSize")
             if not isinstance(size, str) or not _matches(_PAGE_SIZE, size):
                 raise InvalidArgument(f"{_PREFIX}{field}.pageSize", size, "must be a size like '2MB'")
-            limit = _required(entry, "limit", f"{field}.limit", 0, _U64_MAX)
+            limit = _required(entry, "limit", f"{field}.limit", _U64_MAX)
             suffix = "max" if self._host.version("hugetlb") == 2 else "limit_in_bytes"
             if self._host.read("hugetlb", f"hugetlb.{size}.{suffix}") is None:
                 raise InvalidArgument(f"{_PREFIX}{field}.pageSize", size, "this machine has no huge pages of that size")
@@ -360,7 +360,7 @@ class _Planner:
             name = entry.get("name")
             if not isinstance(name, str) or not _matches(r"[^\s/]{1,15}", name):
                 raise InvalidArgument(f"{_PREFIX}{field}.name", name, "must be the name of a network interface")
-            priority = _required(entry, "priority", f"{field}.priority", 0, _U32_MAX)
+            priority = _required(entry, "priority", f"{field}.priority", _U32_MAX)
             self._write("net_prio", "net_prio.ifpriomap", f"{name} {priority}", field)
 
     def unified(self) -> None:
@@ -399,16 +399,16 @@ def _number(section: Mapping[str, Any], name: str, field: str, low: int, high: i
     return value
 
 
-def _required(section: Mapping[str, Any], name: str, field: str, low: int, high: int) -> int:
-    value = _number(section, name, field, low, high)
+def _required(section: Mapping[str, Any], name: str, field: str, high: int) -> int:
+    value = _number(section, name, field, 0, high)
     if value is None:
-        raise InvalidArgument(_PREFIX + field, value, f"must be an integer between {low} and {high}")
+        raise InvalidArgument(_PREFIX + field, value, f"must be an integer between 0 and {high}")
     return value
 
 
 def _device(entry: Mapping[str, Any], field: str) -> str:
-    major = _required(entry, "major", f"{field}.major", 0, 4095)
-    return f"{major}:{_required(entry, 'minor', f'{field}.minor', 0, (1 << 20) - 1)}"
+    major = _required(entry, "major", f"{field}.major", 4095)
+    return f"{major}:{_required(entry, 'minor', f'{field}.minor', (1 << 20) - 1)}"
 
 
 def _bounded(section: Mapping[str, Any], name: str) -> Mapping[str, Any]:

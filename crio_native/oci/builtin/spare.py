@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     Runs = list[tuple[int, int]]
 
-NO_STREAM = (-1, -1)
-
 
 class Streams:
     """A container's pipes, (read, write), and the two ends of the init's channel."""

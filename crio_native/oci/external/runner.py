@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from crio_native.oci.builtin.warmth import Lesson
 
-PR_SET_CHILD_SUBREAPER = 36
 NETWORK_FD = 60  # where CRIU finds the network namespace that its processes are to join
 
 
@@ -49,7 +48,7 @@ def main(request: dict[str, Any], descriptors: list[int], lesson: Lesson | None)
     reply = wire.channel(descriptors[0])
     try:
         _prctl.prctl(_prctl.PR_SET_NAME, "crio-runner")
-        _prctl.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _prctl.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         os.chdir("/")
         act(request["act"])(request, reply, descriptors[1:])
         if lesson is not None and request["act"] == "exec":
