@@ -144,8 +144,8 @@ class RuntimeService:
                 if await _ends_within(end, grace):
                     return
         await call.thread(self._containers.kill, container_id)
-        seconds = self._containers.kill_seconds
-        if not await _ends_within(self._containers.end_of(container_id), seconds):
+        seconds = self._containers.ends.kill_seconds
+        if not await _ends_within(self._containers.ends.of(container_id), seconds):
             raise DeadlineExceeded(f"container {container_id} still lives {seconds} s after SIGKILL")
 
     async def RemoveContainer(self, request: Any, call: Call) -> Any:

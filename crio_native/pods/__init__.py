@@ -5,7 +5,7 @@
     store        the records on disk (state_database: the file)
     names        names, ids
     sandboxes    the life of a pod
-    containers   the life of a container
+    containers   the life of a container, and `ends`
     recovery     start-up: records against what exists
     spec*        configuration -> config.json, pure
 

@@ -1,9 +1,8 @@
-"""The life of a container: created, started, stopped, removed; and what its end means.
+"""The life of a container: created, started, stopped, removed.  Its end is `ends`' business.
 
 A container's record says what state it is in; the truth about its process is with its monitor, which outlives the
 daemon.  Create, start and remove hold the container's lock.  Stop and kill do not: a signal must get through whatever
-else waits.  The end of a container may be noticed while a start or stop is still at work, so every change of state
-looks at the state that it changes.
+else waits, so every change of state looks at the state that it changes.
 """
 
 from __future__ import annotations
@@ -11,16 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 from crio_native.errors import (
     AlreadyExists,
     CrioError,
-    DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -28,7 +23,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.linux.cgroup import cgroup_of
-from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Runtime
+from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Process, Runtime
 from crio_native.pods import (
     checkpoint,
     exit_files,
@@ -48,14 +43,13 @@ from crio_native.pods import (
     tuning,
 )
 from crio_native.pods.commands import Heritages
+from crio_native.pods.ends import SIGKILL, Ends
 from crio_native.pods.node import Node, Stage
 from crio_native.pods.records import Container, ContainerState, Pod, PodState, ProcessRecord
 from crio_native.pods.signals import stop_signal
 from crio_native.pods.values import ContainerConfig, NamespaceMode
 
 log = logging.getLogger(__name__)
-
-SIGKILL = 9
 
 
 class Containers:
@@ -65,20 +59,11 @@ class Containers:
         self._node = node
         self._heritages = Heritages(node.layout)
         node.notifiers.stop = self._stop_forbidden
-        self._forbidden: dict[str, str] = {}  # by container: what it was stopped for
-        self._ends: dict[str, Future[None]] = {}
-        self._ends_lock = threading.Lock()
         settings = node.settings
         self.tuning = tuning.Tuning(
             node.layout.runroot / "tuning", settings.irqbalance_config_file, settings.irqbalance_config_restore_file
         )
-        # Ends that were noticed while their start was not recorded yet: first things first.
-        self._starting: dict[str, list[ExitStatus | None]] = {}
-
-    @property
-    def kill_seconds(self) -> int:
-        """For a process that got SIGKILL to be gone; longer means a kernel that cannot free it."""
-        return self._node.settings.ctr_stop_timeout
+        self.ends = Ends(node, self.tuning)
 
     def create(self, pod_id: str, config: ContainerConfig, stage: Stage) -> str:
         """Make a container up to, not including, its command; returns its id.
@@ -153,7 +138,7 @@ class Containers:
                 )
             self._tune(self._ready_pod(container.pod_id), container)
             runtime = self._runtime(container)
-            with self._before_its_end(container_id):
+            with self.ends.before(container_id):
                 self._start(container_id, runtime)
 
     def signal_stop(self, container_id: str) -> Future[None]:
@@ -163,22 +148,13 @@ class Containers:
             self._signal(container, container.stop_signal)
         elif container.state == ContainerState.CREATED:
             self._signal(container, SIGKILL)  # our own init, which heeds nothing else
-        return self.end_of(container_id)
+        return self.ends.of(container_id)
 
     def kill(self, container_id: str) -> None:
         """SIGKILL to the container's first process; its others follow when it has ended."""
         container = self._node.store.containers.get(container_id)
         if container is not None and container.live:
             self._signal(container, SIGKILL)
-
-    def end_of(self, container_id: str) -> Future[None]:
-        """A future that is done when the container has ended or is gone."""
-        with self._ends_lock:
-            end = self._ends.get(container_id)
-        if end is None:
-            end = Future()
-            end.set_result(None)
-        return end
 
     def kill_of_pod(self, pod_id: str) -> None:
         """Kill all containers of a pod and wait for their ends.  Raises DeadlineExceeded naming one that stays."""
@@ -189,7 +165,7 @@ class Containers:
                     pass  # it sees the pod's state when it is done, and undoes itself
             self.kill(container.id)
         for container in mine:
-            self._await_end(container.id)
+            self.ends.wait(container.id)
 
     def remove(self, container_id: str) -> None:
         """Remove a container with all that it has, killing it first if it lives; nothing happens if it is gone."""
@@ -199,14 +175,13 @@ class Containers:
             if container is None:
                 return
             self.kill(container_id)
-            self._await_end(container_id)
+            self.ends.wait(container_id)
             node.store.update(Container, container_id, wait=False, state=ContainerState.REMOVING)
             self._free(container)
             exit_files.remove(node.settings.container_exits_dir, container_id)
             trees.remove_tree(layout.logs / container_id)  # only where the pod named no directory for its logs
             node.store.delete(container)
-            with self._ends_lock:
-                self._ends.pop(container_id, None)
+            self.ends.forget(container_id)
 
     def exec(
         self,
@@ -250,31 +225,6 @@ class Containers:
             )
         self._runtime(container).reopen_log(container_id, self._node.layout.run_dir(container_id))
 
-    def watch(self, container: Container) -> None:
-        """Notice the container's end from now on.  Raises NotFound when no monitor serves it any more."""
-        runtime = self._runtime(container)
-        sock = runtime.watch(container.id, self._node.layout.run_dir(container.id))
-        with self._ends_lock:
-            self._ends.setdefault(container.id, Future())
-        self._node.exits.watch(container.id, sock, runtime.read_exit, self._noticed)
-
-    def settle(self, container: Container) -> None:
-        """Record the end of a container that nobody watches: from its exit file, or made up when there is none.
-
-        A process that has lost its monitor is killed: nobody reads its output, and nobody would learn of its end.
-        """
-        runtime = self._runtime(container)
-        status = runtime.exit_status(self._node.layout.run_dir(container.id))
-        runtime.delete(container.id, self._node.layout.run_dir(container.id), container.cgroup)
-        self.tuning.release(container.id)
-        self._node.notifiers.close(container.id)
-        if status is not None:
-            self._set_ended(container.id, status)
-        else:
-            lost = ExitStatus(137, SIGKILL, finished_at=time.time_ns())
-            message = "its monitor or shim is gone without leaving an exit status; what was left of it was killed"
-            self._set_ended(container.id, lost, reason="ContainerStatusUnknown", message=message)
-
     def discard(self, container: Container) -> None:
         """Undo a container that was never finished, with its record."""
         self._free(container)
@@ -282,7 +232,7 @@ class Containers:
 
     def _stop_forbidden(self, container_id: str, calls: str) -> None:
         log.warning("container %s is stopped: it %s", container_id, calls)
-        self._forbidden[container_id] = calls
+        self.ends.forbid(container_id, calls)
         self.kill(container_id)
 
     def listen_again(self, container: Container) -> None:
@@ -313,26 +263,13 @@ class Containers:
         try:
             runtime.start(container_id, self._node.layout.run_dir(container_id))
         except StartFailed as error:
-            self._set_ended(container_id, ExitStatus(128), reason="StartError", message=str(error))
+            self.ends.record(container_id, ExitStatus(128), reason="StartError", message=str(error))
             raise
         except NotFound:
             raise FailedPrecondition(f"container {container_id} ended before it was started") from None
         except FailedPrecondition:
             pass  # a daemon that was killed had started it, but did not live to record that
         self._node.store.change(Container, container_id, _started)
-
-    @contextmanager
-    def _before_its_end(self, container_id: str) -> Iterator[None]:
-        """What is recorded inside comes before the container's end, however soon that is noticed."""
-        with self._ends_lock:
-            early = self._starting[container_id] = []
-        try:
-            yield
-        finally:
-            with self._ends_lock:
-                del self._starting[container_id]
-            for status in early:
-                self._noticed(container_id, status)
 
     def _make(self, container: Container, image_config: dict[str, object], stage: Stage, saved: str = "") -> None:
         """saved: the file of a checkpoint that it is made from."""
@@ -362,16 +299,7 @@ class Containers:
                 stdin_once=container.config.stdin_once,
                 user=built.user,
             )
-            if saved:
-                stage("unpacking the checkpoint")
-                images = restoring.unpack(saved, bundle)
-                stage("restoring the container")
-                process = runtime.restore(wanted, images)
-                trees.remove_tree(bundle / restoring.DIRECTORY)
-            else:
-                stage("making the container")
-                with refusals.of_container(container.config, node.settings.bind_mount_prefix):
-                    process = runtime.create(wanted)
+            process = self._process(runtime, container, wanted, stage, saved)
             infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
             self._watch_new(container)
             # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became
@@ -387,9 +315,24 @@ class Containers:
             lambda c: dataclasses.replace(c, process=ProcessRecord.of(process), state=_after_create(c.state)),
         )
 
+    def _process(
+        self, runtime: Runtime, container: Container, wanted: ContainerSpec, stage: Stage, saved: str
+    ) -> Process:
+        """New, or made again from a checkpoint."""
+        if not saved:
+            stage("making the container")
+            with refusals.of_container(container.config, self._node.settings.bind_mount_prefix):
+                return runtime.create(wanted)
+        stage("unpacking the checkpoint")
+        images = restoring.unpack(saved, wanted.bundle)
+        stage("restoring the container")
+        process = runtime.restore(wanted, images)
+        trees.remove_tree(wanted.bundle / restoring.DIRECTORY)
+        return process
+
     def _watch_new(self, container: Container) -> None:
         try:
-            self.watch(container)
+            self.ends.watch(container)
         except NotFound:
             raise Internal(f"container {container.id} ended before it was started") from None
 
@@ -454,15 +397,6 @@ class Containers:
         except NotFound:
             pass  # it has ended by itself: what was wanted
 
-    def _await_end(self, container_id: str) -> None:
-        try:
-            self.end_of(container_id).result(self.kill_seconds)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"container {container_id} still lives {self.kill_seconds} s after SIGKILL; "
-                "a process of it may be stuck in the kernel"
-            ) from None
-
     def _free(self, container: Container) -> None:
         """Let go of all that a container has, except its record; idempotent."""
         pod = self._node.store.pods.get(container.pod_id)
@@ -482,69 +416,8 @@ class Containers:
         except (CrioError, OSError) as error:
             # The record stays: it is what a later Remove or start finds the rest by.
             log.error("container %s could not be undone and is kept for removal: %s", container.id, error)
-            self._set_ended(container.id, ExitStatus(128), reason="CreateError", message=str(error))
-        with self._ends_lock:
-            self._ends.pop(container.id, None)
-
-    def _noticed(self, container_id: str, status: ExitStatus | None) -> None:
-        """In the exit watcher's thread: record the end; a worker does what may take time."""
-        with self._ends_lock:
-            if container_id in self._starting:
-                self._starting[container_id].append(status)
-                return
-        if status is not None:
-            forbidden = self._forbidden.pop(container_id, "")
-            self._set_ended(container_id, status, reason="seccomp killed" if forbidden else "", message=forbidden)
-        try:
-            self._node.workers.submit(self._after_end, container_id, status)
-        except RuntimeError:
-            pass  # the daemon is stopping; its next start looks again
-
-    def _after_end(self, container_id: str, status: ExitStatus | None) -> None:
-        container = self._node.store.containers.get(container_id)
-        if container is None:
-            return
-        try:
-            if status is None:
-                self.settle(container)
-            self._clean_up(container)
-        except Exception as error:
-            log.error("after the end of container %s: %s", container_id, error)
-
-    def _clean_up(self, container: Container) -> None:
-        """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
-        self.tuning.release(container.id)
-        self._node.notifiers.close(container.id)
-        with self._node.locks.hold(container.id):
-            if container.id in self._node.store.containers:
-                run_dir = self._node.layout.run_dir(container.id)
-                self._runtime(container).delete(container.id, run_dir, container.cgroup)
-
-    def _set_ended(self, container_id: str, status: ExitStatus, *, reason: str = "", message: str = "") -> None:
-        default = "OOMKilled" if status.oom_killed else "Completed" if status.code == 0 else "Error"
-
-        def ended(container: Container) -> Container:
-            first = container.state not in (ContainerState.EXITED, ContainerState.REMOVING)
-            if not first and not reason:
-                return container  # a start error was recorded before its exit was noticed
-            return dataclasses.replace(
-                container,
-                state=ContainerState.EXITED if first else container.state,
-                exit_code=status.code,
-                finished_at=status.finished_at or time.time_ns(),
-                reason=reason or default,
-                message=message,
-            )
-
-        try:
-            self._node.store.change(Container, container_id, ended, wait=False)
-            exit_files.write(self._node.settings.container_exits_dir, container_id, status.code)
-        except NotFound:
-            pass
-        with self._ends_lock:
-            end = self._ends.get(container_id)
-        if end is not None and not end.done():
-            end.set_result(None)
+            self.ends.record(container.id, ExitStatus(128), reason="CreateError", message=str(error))
+        self.ends.forget(container.id)
 
 
 def _make_log_directory(path: str, log_path: str) -> None:

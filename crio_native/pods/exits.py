@@ -1,6 +1,6 @@
 """Waiting for containers to end: one thread over the monitors' watch sockets.
 
-It only notices and tells; what an end means for a container is `containers`' business.
+It only notices and tells; what an end means for a container is `ends`' business.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from crio_native.errors import CrioError, NotFound
@@ -31,9 +32,9 @@ def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
     """Bring records and kernel together.  Nobody else may use the node meanwhile."""
     _attempt("irqbalance's configuration", containers.tuning.restore_irqbalance)
     for container in list(node.store.containers.values()):
-        _attempt(f"container {container.id}", lambda c=container: _container(node, containers, c))
+        _attempt(f"container {container.id}", partial(_container, node, containers, container))
     for pod in list(node.store.pods.values()):
-        _attempt(f"pod {pod.id}", lambda p=pod: _pod(node, sandboxes, p))
+        _attempt(f"pod {pod.id}", partial(_pod, node, sandboxes, pod))
     _attempt("the pod network", lambda: node.network.collect(_networked(node)))
     _attempt("leftovers", lambda: _sweep(node, sandboxes))
 
@@ -43,7 +44,7 @@ def wipe_pods(node: Node, sandboxes: Sandboxes, *, stopped_only: bool = False) -
     gone = 0
     for pod in list(node.store.pods.values()):
         if not stopped_only or pod.state != PodState.READY:
-            _attempt(f"pod {pod.id}", lambda p=pod: sandboxes.remove(p.id), "removed")
+            _attempt(f"pod {pod.id}", partial(sandboxes.remove, pod.id), "removed")
             gone += pod.id not in node.store.pods
     return gone
 
@@ -53,13 +54,13 @@ def wipe_images(node: Node) -> int:
     used = {container.image_id for container in list(node.store.containers.values())}
     images = [image for image in node.images.own() if image.id not in used]
     for image in images:
-        _attempt(f"image {image.id}", lambda i=image: node.images.remove(i.id, in_use=used), "removed")
+        _attempt(f"image {image.id}", partial(node.images.remove, image.id, in_use=used), "removed")
     return len(images) - sum(image.id not in used for image in node.images.own())
 
 
-def _attempt(what: str, act: object, done: str = "recovered") -> None:
+def _attempt(what: str, act: Callable[[], object], done: str = "recovered") -> None:
     try:
-        act()  # type: ignore[operator]
+        act()
     except (CrioError, OSError) as error:
         log.error("%s could not be %s: %s", what, done, error)
 
@@ -74,10 +75,10 @@ def _container(node: Node, containers: Containers, container: Container) -> None
         case ContainerState.CREATED | ContainerState.RUNNING:
             checkpoint.forget(node, container)
             try:
-                containers.watch(container)
+                containers.ends.watch(container)
                 containers.listen_again(container)
             except NotFound:
-                containers.settle(container)
+                containers.ends.settle(container)
 
 
 def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
@@ -128,13 +129,13 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     cgroups = _cgroups(node, [run_dir.name for run_dir in strange])
     for run_dir in strange:
         log.warning("removing %s, which belongs to no known container", run_dir)
-        _attempt(str(run_dir), lambda d=run_dir: _end(handlers, d, cgroups[d.name]), "removed")
+        _attempt(str(run_dir), partial(_end, handlers, run_dir, cgroups[run_dir.name]), "removed")
     places = [layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"]
     lost = [directory for place in places for directory in _strangers(place, known)]
     _attempt("their groups", lambda: pod_group.remove_lost([directory.name for directory in lost]), "removed")
     for directory in lost:
         log.warning("removing %s, which belongs to no known pod", directory)
-        _attempt(str(directory), lambda d=directory: sandboxes.release(d.name), "removed")
+        _attempt(str(directory), partial(sandboxes.release, directory.name), "removed")
         exit_files.remove(node.settings.container_exits_dir, directory.name)
 
 
