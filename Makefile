@@ -19,7 +19,7 @@ bench: root setup-tests build  ## measure ours beside crun, runc and conmon; wri
 check: setup  ## lint and types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m mypy crio_native
+	@$(PYTHON) -m mypy
 
 build:  ## compile the monitor into build/
 	@$(MAKE) --no-print-directory -s -C helpers

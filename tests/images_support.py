@@ -352,6 +352,7 @@ def assert_nothing_left(root: Path, layers: int = 0) -> None:
 def lower_of(store: ImageStore, image: Image, container: Path, layer: int = 0) -> Path:
     """The directory of an image's layer, counted from the top; container: where to prepare a root."""
     overlay = store.prepare_root(image.id, made_directory(container))
+    assert overlay is not None
     return Path(overlay.base) / overlay.lowers[layer]
 
 

@@ -105,7 +105,7 @@ def main(file: str, config: str, directory: str) -> int:
         install(Faults(Path(file)))
         serve(*arguments)
 
-    daemon._serve = faulty_serve  # after the launchers have started, as for real
+    daemon._serve = faulty_serve  # type: ignore[assignment]  # after the launchers have started, as for real
     return daemon.main(load(Path(config), Path(directory)).config)
 
 

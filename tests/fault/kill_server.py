@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import crio_native
@@ -120,7 +121,7 @@ def _die_later() -> None:
 def _name(event: str) -> str:
     """The chain of functions in our rooms that led here, outermost first, and the act; "" for what none of them did."""
     chain: list[str] = []
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith(ROOMS):
@@ -139,7 +140,7 @@ def _install(acts: Acts) -> None:
     for name in CALLS:
         if hasattr(syscalls, name):
             setattr(syscalls, name, acts.call(name, getattr(syscalls, name)))
-    sqlite3.connect = acts.connect(sqlite3.connect)
+    sqlite3.connect = acts.connect(sqlite3.connect)  # type: ignore[assignment]
     sys.addaudithook(acts.hook)
 
 

@@ -6,6 +6,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,8 @@ def test_what_one_side_sends_the_other_receives_in_any_pieces(
     streams: list[tuple[dict[str, str], list[bytes]]], data: st.DataObject
 ) -> None:
     client, server = spdy.Connection(client=True), spdy.Connection(client=False)
-    wire, expected = b"", []
+    wire = b""
+    expected: list[tuple[Any, ...]] = []
     for headers, chunks in streams:
         number, frame = client.open(headers)
         wire += frame

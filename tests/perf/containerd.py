@@ -145,7 +145,7 @@ def _write_network(directory: Path) -> None:
 
 
 def _blob(layout: Path, descriptor: dict[str, Any]) -> Path:
-    return layout / "blobs/sha256" / descriptor["digest"].removeprefix("sha256:")
+    return layout / "blobs/sha256" / str(descriptor["digest"]).removeprefix("sha256:")
 
 
 def _put(layout: Path, old: dict[str, Any], value: Any) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _containerd(directory: Path) -> Iterator[Contestant]:
     directory.mkdir()
     (directory / "config.toml").write_text(CONTAINERD.replace("{directory}", str(directory)))
     with (directory / "log").open("wb") as log:
-        command = [program("containerd"), "--config", directory / "config.toml"]
+        command = [program("containerd"), "--config", str(directory / "config.toml")]
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
     socket = directory / "containerd.sock"
     channel = grpc.insecure_channel(f"unix://{socket}")
@@ -218,8 +218,8 @@ def _import(directory: Path, name: str, command: Sequence[str]) -> None:
     layout, archive = directory / name, directory / f"{name}.tar"
     busybox.build_layout(layout, "bench", command)
     subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
-    ctr = [program("ctr"), "--address", directory / "containerd.sock", "--namespace", "k8s.io"]
-    line = [*ctr, "images", "import", "--base-name", f"docker.io/library/{name}", archive]
+    ctr = [program("ctr"), "--address", str(directory / "containerd.sock"), "--namespace", "k8s.io"]
+    line = [*ctr, "images", "import", "--base-name", f"docker.io/library/{name}", str(archive)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -45,7 +45,7 @@ class Bundle:
 
     def spec(self, args: Sequence[str], *, cgroup: str, seccomp: dict[str, Any] | None = None) -> dict[str, Any]:
         """A config.json as parsed JSON."""
-        spec = deepcopy(self._spec)
+        spec: dict[str, Any] = deepcopy(self._spec)
         spec["process"]["args"] = list(args)
         spec["linux"]["cgroupsPath"] = f"{CGROUP}/{cgroup}"
         if seccomp:

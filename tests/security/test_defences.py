@@ -128,7 +128,7 @@ class Bundle:
         self.name = f"attack{os.getpid()}"
 
     def call(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        command = [CRIO_OCI, "--root", str(self.state), *words]
+        command = [str(CRIO_OCI), "--root", str(self.state), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, **more)
 
     def start(self) -> None:

@@ -132,7 +132,7 @@ def dumpable() -> None:
         def prctl(option: int, *values: int, call: Callable[..., object] = module.prctl) -> object:
             return None if option == syscalls.PR_SET_DUMPABLE else call(option, *values)
 
-        module.prctl = prctl
+        module.prctl = prctl  # type: ignore[union-attr]
 
 
 @in_launcher
@@ -289,7 +289,7 @@ def forgotten_group() -> None:
         user = find(*arguments)  # type: ignore[arg-type]
         return users.User(user.uid, user.gid, tuple(group for group in user.groups if group != user.gid), user.home)
 
-    users.find = careless
+    users.find = careless  # type: ignore[assignment]
 
 
 # -- the daemon's side -------------------------------------------------------------------------------------------
