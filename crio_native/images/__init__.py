@@ -14,6 +14,7 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
     chunked      zstd:chunked layers by their files
     exporting    images written to disk
     unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
+    adding       the layers of an image that comes
     layers       the directories that layers became
     records      the database of images
     store        all of it together: pull, load, save, list, remove

@@ -22,8 +22,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,13 +33,10 @@ from crio_native.errors import (
     InvalidArgument,
     NotFound,
     StepFailed,
-    Unavailable,
     Unimplemented,
 )
 from crio_native.images import (
     admission,
-    artifacts,
-    chunked,
     conversion,
     layouts,
     manifests,
@@ -48,10 +44,11 @@ from crio_native.images import (
     roots,
     snapshots,
 )
+from crio_native.images.adding import Adding, Arrival, OnProgress
 from crio_native.images.additional import Additional
 from crio_native.images.admission import Admission, Check
 from crio_native.images.directories import Blobs, Found
-from crio_native.images.layers import EMPTY, Layers, LocalFiles
+from crio_native.images.layers import EMPTY, Layers
 from crio_native.images.manifests import Descriptor, Manifest, verified
 from crio_native.images.model import Credentials, FsUsage, Image, Platform, Progress
 from crio_native.images.records import Record, Records, image_of
@@ -63,11 +60,8 @@ from crio_native.images.work import Joining, Stop
 from crio_native.oci.runtime import Overlay
 
 MIN_PREFIX = 12  # hex digits of an id
-PROGRESS_INTERVAL = 0.1  # seconds between two reports of a layer
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +113,7 @@ class ImageStore:
             self._lock_fd = _lock(self._root)
             undo.callback(os.close, self._lock_fd)
             self._layers = Layers(self._root, self._limits)
+            self._adding = Adding(self._layers, self._joining, self._parallel)
             self._records = Records(self._root / "images.db")
             undo.callback(self._records.close)
             self._admission = Admission(self._sources, self._records)
@@ -243,7 +238,8 @@ class ImageStore:
         names = () if reference.digest else (str(reference),)
         known_as = dict.fromkeys(f"{reference.name}@{digest}" for digest in (*digests, promised) if digest)
         met = check(digests[::-1], repository)
-        image = self._add(repository, manifest, digests[-1], names, tuple(known_as), origin, progress, stop)
+        arrival = self._arrival(repository, origin, progress, stop)
+        image = self._add(manifest, digests[-1], names, tuple(known_as), arrival)
         self._admission.remember(image, reference, met)
         return image
 
@@ -287,109 +283,37 @@ class ImageStore:
         repositories = {references.parse(name).name for name in image.names}
         known_as = tuple(f"{name}@{digest}" for name in sorted(repositories) for digest in image.digests)
         digest = image.digests[-1] if image.digests else ""
-        return self._add(image.blobs, image.manifest, digest, image.names, known_as, source, progress, stop)
+        arrival = self._arrival(image.blobs, source, progress, stop)
+        return self._add(image.manifest, digest, image.names, known_as, arrival)
+
+    def _arrival(self, blobs: Blobs, origin: str, progress: OnProgress | None, stop: Stop) -> Arrival:
+        return Arrival(blobs, origin, self._sources.settings.keys, progress or _ignore, stop)
 
     def _add(
-        self,
-        blobs: Blobs,
-        manifest: Manifest,
-        digest: str,
-        names: tuple[str, ...],
-        known_as: tuple[str, ...],
-        origin: str,
-        progress: OnProgress | None,
-        stop: Stop,
+        self, manifest: Manifest, digest: str, names: tuple[str, ...], known_as: tuple[str, ...], arrival: Arrival
     ) -> Image:
-        settings = self._sources.settings
-        if manifest.artifact_type and not settings.artifacts:
+        """digest: the manifest's, "" if it has none."""
+        origin = arrival.origin
+        if manifest.artifact_type and not self._sources.settings.artifacts:
             raise Unimplemented(
                 f"{origin}: an artifact of type {manifest.artifact_type!r}, not a container image, and "
                 "oci_artifact_mount_support is off"
             )
-        with conversion.as_image(manifest, blobs, self._layers.scratch(), origin, settings.keys) as (manifest, blobs):
-            return self._add_image(blobs, manifest, digest, names, known_as, origin, progress, stop)
+        scratch = self._layers.scratch()
+        with conversion.as_image(manifest, arrival.blobs, scratch, origin, arrival.keys) as (plain, blobs):
+            raw = b"".join(verified(blobs.blob(plain.config), plain.config, origin))
+            config = manifests.parse_config(raw, len(plain.layers), f"config {plain.config.digest}")
+            layers = dict(zip(config["rootfs"]["diff_ids"], plain.layers, strict=True))
+            with self._keeping(layers.keys()):
+                self._adding.add(layers, replace(arrival, blobs=blobs))
+                self._sync()
+                return self._record(Record(_id_of(raw), digest, raw, names, known_as))
 
-    def _add_image(
-        self,
-        blobs: Blobs,
-        manifest: Manifest,
-        digest: str,
-        names: tuple[str, ...],
-        known_as: tuple[str, ...],
-        origin: str,
-        progress: OnProgress | None,
-        stop: Stop,
-    ) -> Image:
-        raw = b"".join(verified(blobs.blob(manifest.config), manifest.config, origin))
-        id_ = "sha256:" + hashlib.sha256(raw).hexdigest()
-        config = manifests.parse_config(raw, len(manifest.layers), f"config {manifest.config.digest}")
-        diff_ids = config["rootfs"]["diff_ids"]
-        with self._keeping(diff_ids):
-            self._add_layers(
-                dict(zip(diff_ids, manifest.layers, strict=True)), blobs, origin, progress or _ignore, stop
-            )
-            self._sync()
-            with self._mutex:
-                self._records.add(Record(id_, digest, raw, names, known_as))
-                self._refresh()
-                return self._catalogue.images[id_]
-
-    def _add_layers(
-        self, layers: Mapping[str, Descriptor], blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
-    ) -> None:
-        """Make all layers present, several at a time.  Raises the error of the first that fails."""
-        if not layers:
-            return
-        with ThreadPoolExecutor(min(self._parallel, len(layers)), "layer") as pool:
-            futures = [
-                pool.submit(self._add_layer, diff_id, descriptor, blobs, origin, progress, stop)
-                for diff_id, descriptor in layers.items()
-            ]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            errors = [error for future in futures if future in done and (error := future.exception())]
-            if errors:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-        if errors:
-            raise errors[0]
-
-    def _add_layer(
-        self, diff_id: str, descriptor: Descriptor, blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
-    ) -> None:
-        def unpack() -> None:
-            if self._layers.get(diff_id):
-                progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "exists"))
-                return
-            if not self._add_by_files(diff_id, descriptor, blobs, stop):
-                self._add_whole(diff_id, descriptor, blobs, origin, progress, stop)
-            progress(Progress(descriptor.digest, descriptor.size, descriptor.size, "done"))
-
-        stop.check()
-        self._joining.run(("layer", diff_id), unpack, stop)
-
-    def _add_whole(
-        self, diff_id: str, descriptor: Descriptor, blobs: Blobs, origin: str, progress: OnProgress, stop: Stop
-    ) -> None:
-        pieces = verified(_reported(blobs.blob(descriptor), descriptor, progress, stop), descriptor, origin)
-        with contextlib.closing(pieces):
-            archive = conversion.archive_of(descriptor, pieces, self._sources.settings.keys)
-            check = descriptor.media_type != artifacts.FILE
-            self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", check=check)
-
-    def _add_by_files(self, diff_id: str, descriptor: Descriptor, blobs: Blobs, stop: Stop) -> bool:
-        """Fetch only what is not here of a zstd:chunked layer.  False where it is none, or is not what it says."""
-        try:
-            local = LocalFiles(self._layers)
-            found = chunked.opened(descriptor, blobs, local.open)
-            if found is None:
-                return False
-            archive = _stoppable(found.archive(), stop)
-            self._layers.add(diff_id, archive, what=f"layer {descriptor.digest}", contents=found.contents())
-        except (InvalidArgument, Unavailable, NotFound) as error:
-            log.info("layer %s is fetched whole: %s", descriptor.digest, error)
-            return False
-        log.info("layer %s: %d of %d bytes were fetched", descriptor.digest, sum(found.fetched), descriptor.size)
-        return True
+    def _record(self, record: Record) -> Image:
+        with self._mutex:
+            self._records.add(record)
+            self._refresh()
+            return self._catalogue.images[record.id]
 
     def _sync(self) -> None:
         try:
@@ -555,29 +479,12 @@ def _lock(root: Path) -> int:
     return fd
 
 
+def _id_of(config: bytes) -> str:
+    return "sha256:" + hashlib.sha256(config).hexdigest()
+
+
 def _ignore(progress: Progress) -> None:
     pass
-
-
-def _reported(pieces: Iterable[bytes], descriptor: Descriptor, progress: OnProgress, stop: Stop) -> Iterator[bytes]:
-    current, last = 0, 0.0
-    with contextlib.ExitStack() as end:
-        if isinstance(pieces, Generator):  # after an error its connection would be as old as the traceback
-            end.callback(pieces.close)
-        for piece in pieces:
-            stop.check()
-            yield piece
-            current += len(piece)
-            if (now := time.monotonic()) - last > PROGRESS_INTERVAL:
-                progress(Progress(descriptor.digest, current, descriptor.size, "fetch"))
-                last = now
-
-
-def _stoppable(pieces: Iterable[bytes], stop: Stop) -> Iterator[bytes]:
-    for piece in pieces:
-        stop.check()
-        yield piece
-        stop.progressed()
 
 
 def _named_too(own: Image, offered: Image, taken: Collection[str]) -> Image:
