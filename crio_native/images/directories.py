@@ -46,7 +46,8 @@ class Found:
 
 @contextlib.contextmanager
 def open_file(root: int, path: str) -> Iterator[int]:
-    """A regular file inside a stranger's directory; links in it lead to nowhere outside."""
+    """A regular file inside a stranger's directory; links in it lead to nowhere outside.  Raises NotFound,
+    InvalidArgument."""
     try:
         if "\0" in path:
             raise ValueError("its name has a NUL in it")

@@ -162,7 +162,8 @@ class Layers:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A new directory on the same file system, removed at the end with all that is in it."""
+        """A new directory on the same file system, removed at the end with all that is in it.  Raises
+        ResourceExhausted, Internal."""
         name = base64.b32encode(os.urandom(10)).decode().lower()[:12]
         directory = self._scratch / name
         try:

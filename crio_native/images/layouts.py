@@ -43,7 +43,8 @@ TRANSPORTS = (*DIRECTORIES, "oci-archive", "docker-archive")
 
 
 def split_source(source: str) -> tuple[str, str, str]:
-    """(transport, path, tag) of a `load` argument; transport "" for a bare path, tag "" for all images."""
+    """(transport, path, tag) of a `load` argument; transport "" for a bare path, tag "" for all images.  Raises
+    InvalidArgument."""
     transport, colon, rest = source.partition(":")
     path, tag = rest, ""
     if colon and transport in TRANSPORTS:

@@ -163,7 +163,8 @@ def _check_layer(layer: Descriptor) -> None:
 
 
 def choose(descriptors: Iterable[Descriptor], platform: Platform, what: str) -> Descriptor:
-    """The manifest of an index that suits a platform best; one that names no platform is the last resort."""
+    """The manifest of an index that suits a platform best; one that names no platform is the last resort.  Raises
+    NotFound."""
     offered = list(descriptors)
     suitable: list[tuple[int, int]] = []
     for position, descriptor in enumerate(offered):
@@ -196,7 +197,8 @@ def resolve(
 
 
 def parse_config(raw: bytes, layers: int, what: str) -> dict[str, Any]:
-    """An image config with `rootfs.diff_ids` for so many layers; the fields that we use have the right types."""
+    """An image config with `rootfs.diff_ids` for so many layers; the fields that we use have the right types.  Raises
+    InvalidArgument."""
     config = parse_document(raw, what)
     rootfs = config.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None

@@ -98,7 +98,7 @@ class Repository:
         return int(total)
 
     def part(self, descriptor: Descriptor, start: int, end: int) -> Iterator[bytes]:
-        """The bytes from start to end, in as many requests as it takes."""
+        """The bytes from start to end, in as many requests as it takes.  Raises Unavailable."""
         done = mark = start
         failures = 0
         while True:

@@ -151,7 +151,7 @@ class ForkServerProcess:
             )
 
     def fork(self, report: socket.socket, directory: Path, compressed: str, layer: bool, limits: Limits) -> int:
-        """A new unpacker; the pipe that it reads."""
+        """A new unpacker; the pipe that it reads.  Raises Internal."""
         words = (os.fspath(directory.absolute()), compressed, "layer" if layer else "archive")
         read, write = os.pipe2(os.O_CLOEXEC)
         try:

@@ -40,7 +40,8 @@ _INSTALLED = Path("/usr/libexec/crio-native/crio-monitor")
 
 
 def binary_path() -> Path:
-    """The monitor program: $CRIO_NATIVE_MONITOR, else the one built in the source tree, else the installed one."""
+    """The monitor program: $CRIO_NATIVE_MONITOR, else the one built in the source tree, else the installed one.  Raises
+    NotFound."""
     named = os.environ.get("CRIO_NATIVE_MONITOR")
     candidates = [Path(named)] if named else [_REPOSITORY / "build" / "crio-monitor", _INSTALLED]
     for path in candidates:

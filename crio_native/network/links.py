@@ -144,7 +144,8 @@ def bring_up_port(netlink: Netlink, attachment: Attachment, *, hairpin: bool) ->
 
 
 def configure_inside(netlink: Netlink, attachment: Attachment) -> None:
-    """Loopback, the interface's addresses, and the routes, through a socket of the pod's own namespace."""
+    """Loopback, the interface's addresses, and the routes, through a socket of the pod's own namespace.  Raises
+    StepFailed."""
     link = netlink.get(_find(attachment.interface), messages.link_head)
     if link is None:
         raise StepFailed("find-link", 0, attachment.interface, "not in the namespace that the pod's socket belongs to")

@@ -133,7 +133,7 @@ class Netlink:
 
     @classmethod
     def open(cls, protocol: int = socket.NETLINK_ROUTE) -> Netlink:
-        """A socket of our own, in the network namespace of the calling thread."""
+        """A socket of our own, in the network namespace of the calling thread.  Raises StepFailed."""
         try:
             self = cls(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol))
         except OSError as error:

@@ -111,7 +111,8 @@ def check_spec(spec: Mapping[str, Any]) -> None:
 
 
 def describe(pid: int, spec: Mapping[str, Any]) -> Saved:
-    """What a restore will have to know of a running container."""
+    """What a restore will have to know of a running container.  Raises FailedPrecondition for a mount that CRIU could
+    not be told of."""
     mounts: dict[str, dict[str, str]] = {}
     places = _places(pid, spec)
     for mount in mountinfo.read(pid).values():

@@ -88,7 +88,7 @@ def normalise(path: str) -> str:
 
 
 def number_list(value: Any, field: str, most: int) -> list[int]:
-    """ "0-3,7"."""
+    """A list such as "0-3,7".  Raises InvalidArgument."""
     text = optional_string(value, field)
     try:
         return scheduling.parse_list(text, most)

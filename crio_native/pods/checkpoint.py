@@ -122,7 +122,7 @@ def write_pod(
 
 
 def file_of(directory: str, name: str) -> str:
-    """The file of a container of that name in a pod's checkpoint."""
+    """The file of a container of that name in a pod's checkpoint.  Raises InvalidArgument."""
     if "/" in name or name in ("", ".", ".."):
         raise InvalidArgument("metadata.name", name, "is no file's name")
     return f"{directory}/{name}.tar"

@@ -91,7 +91,7 @@ class Allowed:
         return found
 
     def shm_size(self) -> int:
-        """Bytes of the pod's /dev/shm, 0 for the usual."""
+        """Bytes of the pod's /dev/shm, 0 for the usual.  Raises InvalidArgument."""
         field, text = self.get("shm_size")
         if not text:
             return 0
@@ -112,7 +112,7 @@ class Allowed:
         return int(text, 8)
 
     def unified(self) -> dict[str, str]:
-        """cgroup v2 files and their values: "memory.high=1000;io.max=BASE64"."""
+        """cgroup v2 files and their values: "memory.high=1000;io.max=BASE64".  Raises InvalidArgument."""
         field, text = self.get("unified")
         result = {}
         for part in filter(None, text.split(";")):

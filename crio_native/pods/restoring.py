@@ -57,7 +57,8 @@ def with_base_image(node: Node, config: ContainerConfig) -> ContainerConfig:
 
 
 def unpack(path: str, bundle: Path) -> Path:
-    """The checkpoint's content into the bundle, whose root file system is prepared; the directory of the images."""
+    """The checkpoint's content into the bundle, whose root file system is prepared; the directory of the images.
+    Raises InvalidArgument."""
     place = bundle / DIRECTORY
     (place / "checkpoint").mkdir(parents=True, mode=0o700)
     with _archive(path) as archive:

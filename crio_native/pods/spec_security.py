@@ -44,7 +44,8 @@ _WHERE = "config.linux.security_context"
 
 
 def profile(asked: SecurityProfile | None, path: str, field: str, unset: ProfileType) -> SecurityProfile:
-    """The profile that the structured field or the deprecated path names; unset: what it is when neither does."""
+    """The profile that the structured field or the deprecated path names; unset: what it is when neither does.  Raises
+    InvalidArgument."""
     if asked is not None:
         return asked
     match path:
@@ -69,7 +70,8 @@ def seccomp(
 ) -> dict[str, Any] | None:
     """The `linux.seccomp` object, None for unconfined.
 
-    default, privileged: paths of the configured profiles, "" for the built-in one and for none.
+    default, privileged: paths of the configured profiles, "" for the built-in one and for none.  Raises
+    InvalidArgument.
     """
     wanted = profile(
         security.seccomp, security.seccomp_profile_path, f"{_WHERE}.seccomp_profile_path", ProfileType.Unconfined
@@ -90,7 +92,7 @@ def seccomp(
 
 
 def apparmor(security: ContainerSecurity, host: Host, default: str) -> str:
-    """The AppArmor profile's name, "" for none."""
+    """The AppArmor profile's name, "" for none.  Raises InvalidArgument, FailedPrecondition."""
     wanted = profile(
         security.apparmor, security.apparmor_profile, f"{_WHERE}.apparmor_profile", ProfileType.RuntimeDefault
     )
@@ -114,7 +116,7 @@ def hidden_paths(security: ContainerSecurity, *, own_user_namespace: bool) -> tu
 
     An empty list on the wire may mean "none" or "not said".  In a user namespace of the pod's own it is "none", which
     is how the kubelet says `procMount: Unmasked`; elsewhere, where the kubelet never says it, the defaults are the safe
-    reading.  A privileged container gets neither.
+    reading.  A privileged container gets neither.  Raises InvalidArgument.
     """
     if security.privileged:
         return [], []

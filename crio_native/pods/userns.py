@@ -95,7 +95,8 @@ def pause_user(namespace: UserNamespace | None) -> int:
 
 
 def map_root(overlay: Overlay, namespace: UserNamespace) -> Overlay:
-    """The root file system for a container in the namespace; its upper directory, still empty, changes its owner."""
+    """The root file system for a container in the namespace; its upper directory, still empty, changes its owner.
+    Raises InvalidArgument."""
     info = os.stat(overlay.upper)
     uid, gid = host_id(namespace.uids, info.st_uid), host_id(namespace.gids, info.st_gid)
     if uid is None or gid is None:

@@ -70,7 +70,8 @@ def stream_names(options: Options, protocol: str) -> list[str]:
 async def serve(transport: Transport, command: Command, *, status_objects: bool) -> None:
     """One session, from its streams to its status.
 
-    status_objects: the end is told as JSON (v4 and later), else as text, and only an error (v1 to v3).
+    status_objects: the end is told as JSON (v4 and later), else as text, and only an error (v1 to v3).  Raises
+    DeadlineExceeded for a client that does not open its streams.
     """
     started: asyncio.Future[Program] = asyncio.get_running_loop().create_future()
     reader = asyncio.ensure_future(transport.run(_Input(started)))

@@ -87,12 +87,18 @@ class Refusal(Exception):
         self.said = said[-SAID_MAX:]
 
 
-def own_mounts(scratch: str) -> int:
-    """Leave the host's mount namespace, of which a descriptor is returned, for a copy that follows it and has a null
-    device of its own: there are crun that give their standard streams to the container's root, whatever they are."""
+def follow_mounts() -> int:
+    """Leave the host's mount namespace, of which a descriptor is returned, for a copy that follows it."""
     hosts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+    return hosts
+
+
+def own_mounts(scratch: str) -> int:
+    """As `follow_mounts`, with a null device of our own: there are crun that give their standard streams to the
+    container's root, whatever they are."""
+    hosts = follow_mounts()
     directory = f"{scratch}/{os.getpid()}.dev"
     os.mkdir(directory)
     syscalls.mount("tmpfs", directory, "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=700,nr_inodes=2")

@@ -17,7 +17,7 @@ import select
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.linux import mounts, process, syscalls
+from crio_native.linux import process, syscalls
 from crio_native.oci.builtin import steps, wire
 from crio_native.oci.external import making
 from crio_native.oci.external.children import (
@@ -113,9 +113,7 @@ def restore(request: dict[str, Any], reply: _socket.socket, descriptors: list[in
     that nobody else sees.  A pod's network goes to CRIU as the descriptor that its line names."""
     with making.telling(request, reply) as step:
         step.name = "overlay_root"
-        hosts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(None, "/", None, mounts.MS_REC | mounts.MS_SLAVE)
+        hosts = making.follow_mounts()
         making.mount_root(request)
         if request["network"]:
             os.dup2(process.open_namespace(request["network"]), NETWORK_FD)

@@ -124,7 +124,7 @@ class Shim:
 def parse_answer(answer: bytes, path: str) -> Address:
     """What `start` wrote to its standard output: a BootstrapResult, as a message or as JSON, or an address alone.
 
-    path: the program, for errors.
+    path: the program, for errors.  Raises Unimplemented, StepFailed.
     """
     text = answer.decode("utf-8", "replace").strip()
     version, address, protocol = 2, text, "ttrpc"

@@ -40,7 +40,7 @@ def mount_root(overlay: Overlay, target: Path, label: str) -> None:
 
 
 def unmount_root(target: Path) -> None:
-    """Nothing happens when nothing is mounted there."""
+    """Nothing happens when nothing is mounted there.  Raises StepFailed."""
     while target.is_mount():
         try:
             syscalls.umount2(str(target), mounts.MNT_DETACH)
@@ -49,7 +49,7 @@ def unmount_root(target: Path) -> None:
 
 
 def find_user(container: ContainerSpec, root: Path) -> ResolvedUser | None:
-    """Who the command runs as, by the image's own files; None when the spec says it in numbers."""
+    """Who the command runs as, by the image's own files; None when the spec says it in numbers.  Raises StepFailed."""
     wanted = container.user
     if wanted is None:
         return None

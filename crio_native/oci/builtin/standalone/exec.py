@@ -51,7 +51,8 @@ def exec_(options: SimpleNamespace) -> int:
 
 
 def process_object(options: SimpleNamespace, base: Mapping[str, Any]) -> dict[str, Any]:
-    """What to run: --process as it is or the container's own process with another command, changed by the flags."""
+    """What to run: --process as it is or the container's own process with another command, changed by the flags.
+    Raises InvalidArgument."""
     command = options.arguments[1:]
     file = options.process
     process = state.read_foreign_json(file, "process") if file else {**base, "terminal": False}

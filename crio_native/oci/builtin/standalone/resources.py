@@ -41,7 +41,7 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def update(options: SimpleNamespace) -> int:
-    """Change limits of a live container; fields that are not given stay as they are."""
+    """Change limits of a live container; fields that are not given stay as they are.  Raises FailedPrecondition."""
     found = state.load(options.root, options.arguments[0])
     if found.status() == "stopped":
         raise FailedPrecondition(f"container not running: {found.id!r} has stopped")
@@ -186,7 +186,8 @@ def _table_of(pids: list[int], arguments: list[str]) -> str:
 
 
 def events(options: SimpleNamespace) -> int:
-    """JSON lines: statistics once (--stats) or at every interval, and each OOM kill, until the container ends."""
+    """JSON lines: statistics once (--stats) or at every interval, and each OOM kill, until the container ends.  Raises
+    FailedPrecondition."""
     found = state.load(options.root, options.arguments[0])
     if found.status() == "stopped":
         raise FailedPrecondition(f"container not running: {found.id!r} has stopped")

@@ -300,7 +300,7 @@ def read_config(path: str) -> bytes:
 
 def parse_json(content: bytes, path: str) -> dict[str, Any]:
     """The interpreter's own scanner, without the package around it: that imports re, which takes longer than all else
-    here.  The package is asked only to say what is wrong."""
+    here.  The package is asked only to say what is wrong.  Raises InvalidArgument."""
     if len(content) > MAX_CONFIG:
         raise InvalidArgument(path, len(content), f"may have at most {MAX_CONFIG} bytes")
     try:
