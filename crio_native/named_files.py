@@ -30,7 +30,7 @@ def check(loaded: Loaded) -> None:
 def _named(config: Config) -> Iterator[tuple[str, str, Callable[[str], object]]]:
     """(key, value, what uses the value)."""
     from crio_native.images.trust import policy
-    from crio_native.oci import seccomp
+    from crio_native.oci import seccomp_profile
     from crio_native.pods import spec_mounts
 
     runtime = config.runtime
@@ -41,7 +41,7 @@ def _named(config: Config) -> Iterator[tuple[str, str, Callable[[str], object]]]
     for name, handler in runtime.runtimes.items():
         profiles[f"crio.runtime.runtimes.{name}.seccomp_profile"] = handler.seccomp_profile
     for key, path in profiles.items():
-        yield key, path, lambda path: seccomp.load_profile(Path(path))
+        yield key, path, lambda path: seccomp_profile.load_profile(Path(path))
     yield "crio.runtime.timezone", runtime.timezone, lambda zone: spec_mounts.configured_mounts("", zone)
     file = runtime.default_mounts_file
     yield "crio.runtime.default_mounts_file", file, lambda file: spec_mounts.configured_mounts(file, "")

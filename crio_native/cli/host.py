@@ -20,7 +20,7 @@ from crio_native.errors import CrioError
 from crio_native.linux import capabilities, mounts, syscalls
 from crio_native.linux.cgroup.hierarchy import hierarchy
 from crio_native.monitor.client import binary_path
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp, seccomp_profile
 
 OK, LACKING, MISSING = "ok", "lacking", "MISSING"
 
@@ -112,7 +112,7 @@ def _seccomp() -> Finding:
     if not os.path.exists("/proc/sys/kernel/seccomp/actions_avail"):
         return Finding("seccomp", MISSING, "the kernel is built without CONFIG_SECCOMP_FILTER")
     try:
-        compiled = seccomp.compile(seccomp.resolve(seccomp.default_profile(), ()))
+        compiled = seccomp.compile(seccomp_profile.resolve(seccomp_profile.default_profile(), ()))
     except CrioError as error:
         return Finding("seccomp", MISSING, str(error))
     return Finding("seccomp", OK, f"the default profile compiles to {len(compiled.bpf) // 8} instructions")

@@ -14,7 +14,7 @@ from typing import Any
 
 from crio_native.linux import mounts, namespaces
 from crio_native.linux.cgroup import devices
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp_profile
 from crio_native.oci import spec as specs
 from crio_native.oci.calls import device_rule
 
@@ -115,7 +115,7 @@ def _check(spec: Spec) -> None:
     specs.validate(spec)
     linux = spec.get("linux") or {}
     if linux.get("seccomp"):
-        seccomp.check_profile(linux["seccomp"], "linux.seccomp")
+        seccomp_profile.check_profile(linux["seccomp"], "linux.seccomp")
     devices.parse((linux.get("resources") or {}).get("devices") or ())
 
 

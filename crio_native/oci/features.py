@@ -10,7 +10,7 @@ from typing import Any
 
 from crio_native.linux import capabilities, mounts, namespaces, resctrl, syscalls, trees
 from crio_native.linux.cgroup import hierarchy
-from crio_native.oci import seccomp as filters
+from crio_native.oci import seccomp_profile
 from crio_native.oci import spec as specs
 
 MIN_VERSION = "1.0.0"
@@ -73,11 +73,11 @@ def _seccomp() -> dict[str, Any]:
         return {"enabled": False}
     return {
         "enabled": True,
-        "actions": [action for action in filters.ACTIONS if _KERNEL_ACTIONS[action] in available],
-        "operators": list(filters.OPERATORS),
-        "archs": list(filters.ARCHITECTURES),
-        "knownFlags": list(filters.FLAGS),
-        "supportedFlags": [name for name, flag in filters.FLAGS.items() if syscalls.has_seccomp_flag(flag)],
+        "actions": [action for action in seccomp_profile.ACTIONS if _KERNEL_ACTIONS[action] in available],
+        "operators": list(seccomp_profile.OPERATORS),
+        "archs": list(seccomp_profile.ARCHITECTURES),
+        "knownFlags": list(seccomp_profile.FLAGS),
+        "supportedFlags": [name for name, flag in seccomp_profile.FLAGS.items() if syscalls.has_seccomp_flag(flag)],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from cachetools import LRUCache
 
 from crio_native.errors import InvalidArgument, NotFound
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp_profile
 
 
 class SeccompProfiles:
@@ -41,10 +41,12 @@ class SeccompProfiles:
             if key in self._fitted:
                 return self._fitted[key]
         try:
-            profile = seccomp.load_profile(Path(identity[0])) if identity[0] else seccomp.default_profile()
+            profile = (
+                seccomp_profile.load_profile(Path(identity[0])) if identity[0] else seccomp_profile.default_profile()
+            )
         except NotFound as error:
             raise InvalidArgument("seccomp profile", identity[0], str(error)) from None
-        fitted = seccomp.resolve(profile, capabilities)
+        fitted = seccomp_profile.resolve(profile, capabilities)
         with self._lock:
             self._fitted[key] = fitted
         return fitted

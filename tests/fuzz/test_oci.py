@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from crio_native.errors import CrioError, InvalidArgument
 from crio_native.linux import mountinfo, mounts
-from crio_native.oci import seccomp, spec
+from crio_native.oci import seccomp, seccomp_profile, spec
 from crio_native.oci.builtin import users
 from crio_native.oci.builtin.plan import Host, container_plan
 from crio_native.oci.builtin.steps import sysctl_path
@@ -272,7 +272,7 @@ def test_any_profile_compiles_or_is_refused(value: Any, key: str) -> None:
     except ValueError:
         return
     try:
-        compiled = seccomp.compile(seccomp.resolve(seccomp.load_profile(text), set()))
+        compiled = seccomp.compile(seccomp_profile.resolve(seccomp_profile.load_profile(text), set()))
     except CrioError as refused:
         assert str(refused)
         return
@@ -283,7 +283,7 @@ def test_any_profile_compiles_or_is_refused(value: Any, key: str) -> None:
 @given(st.text(max_size=200))
 def test_a_profiles_text_is_anything(text: str) -> None:
     try:
-        seccomp.load_profile(text)
+        seccomp_profile.load_profile(text)
     except InvalidArgument as refused:
         assert "seccomp profile" in refused.field
 

@@ -23,7 +23,7 @@ import pytest
 
 from crio_native.config.values import CAPABILITIES
 from crio_native.linux import syscalls
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp, seccomp_profile
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -81,7 +81,7 @@ def errnos(compiled: seccomp.Compiled, calls: Sequence[Call]) -> list[int]:
 
 
 def runtime_default(capabilities: set[str] = DEFAULT_CAPABILITIES) -> seccomp.Compiled:
-    return seccomp.compile(seccomp.resolve(seccomp.default_profile(), capabilities))
+    return seccomp.compile(seccomp_profile.resolve(seccomp_profile.default_profile(), capabilities))
 
 
 def rule_on_dup(op: str, value: int, value_two: int = 0, index: int = 0) -> seccomp.Compiled:
@@ -191,10 +191,10 @@ def test_notify_hands_the_call_to_a_listener() -> None:
     os.close(listener)
 
 
-@pytest.mark.parametrize("flag", sorted(set(seccomp.FLAGS) - {"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"}))
+@pytest.mark.parametrize("flag", sorted(set(seccomp_profile.FLAGS) - {"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"}))
 def test_flags_are_taken_by_the_kernel(flag: str) -> None:
     compiled = seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW", "flags": [flag]})
-    assert compiled.flags == seccomp.FLAGS[flag]
+    assert compiled.flags == seccomp_profile.FLAGS[flag]
     assert errnos(compiled, [("getpid", ())]) == [0]
 
 
@@ -328,9 +328,9 @@ FOREIGN = Path("/usr/share/containers/seccomp.json")
 
 
 def test_a_profile_that_another_project_wrote_works_as_it_says() -> None:
-    profile = seccomp.load_profile(FOREIGN)
-    compiled = seccomp.compile(seccomp.resolve(profile, DEFAULT_CAPABILITIES))
+    profile = seccomp_profile.load_profile(FOREIGN)
+    compiled = seccomp.compile(seccomp_profile.resolve(profile, DEFAULT_CAPABILITIES))
     calls: list[Call] = [("getpid", ()), ("mount", (0, 0, 0, 0, 0)), ("bpf", (0, 0, 0)), ("chroot", (0,)), (1000, ())]
     assert errnos(compiled, calls) == [0, errno.EFAULT, errno.EPERM, errno.EPERM, errno.ENOSYS]
-    with_admin = seccomp.compile(seccomp.resolve(profile, {"CAP_SYS_ADMIN"}))
+    with_admin = seccomp.compile(seccomp_profile.resolve(profile, {"CAP_SYS_ADMIN"}))
     assert errnos(with_admin, [("bpf", (0, 0, 0))]) != [errno.EPERM]

@@ -9,7 +9,7 @@ import pytest
 
 from crio_native.errors import StepFailed
 from crio_native.linux import capabilities
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp_profile
 from crio_native.oci.runtime import UserRequest
 
 from .conftest import CAPABILITIES, Box, status_of
@@ -101,8 +101,8 @@ def test_seccomp_filter_is_loaded(box: Box, no_new_privileges: bool) -> None:
 
 def test_runtime_default_profile_serves_an_ordinary_command(box: Box) -> None:
     spec = box.spec("sh", "-c", "echo hello; mount -t tmpfs x /tmp")
-    profile = seccomp.load_profile(Path(__file__).parents[2] / "conf/seccomp.json")
-    spec["linux"]["seccomp"] = seccomp.resolve(profile, set(CAPABILITIES))
+    profile = seccomp_profile.load_profile(Path(__file__).parents[2] / "conf/seccomp.json")
+    spec["linux"]["seccomp"] = seccomp_profile.resolve(profile, set(CAPABILITIES))
     container = box.run(spec=spec)
     assert container.output() == "hello\n"
     assert "not permitted" in container.output("stderr") or "denied" in container.output("stderr")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from crio_native.linux import syscalls
-from crio_native.oci import criu, seccomp
+from crio_native.oci import criu, seccomp_profile
 
 from ..conftest import criu_trouble
 from .command_line import PROGRAM, SECONDS, Oci, oci
@@ -236,7 +236,7 @@ def findings(engine: Engine) -> str:
 
 def profile() -> dict[str, Any]:
     """The default profile, with a call refused that nothing else refuses."""
-    resolved = seccomp.resolve(seccomp.default_profile(), set(CAPABILITIES))
+    resolved = seccomp_profile.resolve(seccomp_profile.default_profile(), set(CAPABILITIES))
     for rule in resolved["syscalls"]:
         rule["names"] = [name for name in rule["names"] if name not in ("mkdir", "mkdirat")]
     return resolved

@@ -22,7 +22,7 @@ from rich.console import Console
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.errors import CrioError
 from crio_native.linux.cgroup import Cgroup
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp_profile
 from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.builtin.runtime import BuiltinRuntime
 from tests.perf import command, containers, crowd, daemon, handlers, images, lists, probes, report, sandboxes, streaming
@@ -150,7 +150,9 @@ def _on_daemon(act: Callable[[ScratchDaemon, Callable[[str], None]], list[Result
 
 def _default_seccomp() -> dict[str, Any]:
     """RuntimeDefault as the daemon resolves it for a container with `runc spec`'s capabilities."""
-    return seccomp.resolve(seccomp.default_profile(), ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"])
+    return seccomp_profile.resolve(
+        seccomp_profile.default_profile(), ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+    )
 
 
 @contextmanager

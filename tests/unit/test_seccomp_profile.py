@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from crio_native.config.installed import installed
 from crio_native.config.values import CAPABILITIES
 from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound
-from crio_native.oci import seccomp
+from crio_native.oci import seccomp, seccomp_profile
 
 ALLOW = {"defaultAction": "SCMP_ACT_ALLOW"}
 
@@ -45,10 +45,10 @@ def with_argument(**argument: Any) -> dict[str, Any]:
         (ALLOW | {"listenerMetadata": "x"}, "listenerMetadata"),
         (ALLOW | {"syscalls": {}}, "syscalls"),
         (ALLOW | {"syscalls": [1]}, "syscalls[0]"),
-        (ALLOW | {"syscalls": [{}] * (seccomp.RULES_MAX + 1)}, "syscalls"),
+        (ALLOW | {"syscalls": [{}] * (seccomp_profile.RULES_MAX + 1)}, "syscalls"),
         (with_rule(names=[]), "syscalls[0].names"),
         (with_rule(names=["open", "op en"]), "syscalls[0].names[1]"),
-        (with_rule(names=["open"] * (seccomp.NAMES_MAX + 1)), "syscalls[0].names"),
+        (with_rule(names=["open"] * (seccomp_profile.NAMES_MAX + 1)), "syscalls[0].names"),
         (with_rule(action="SCMP_ACT_REFUSE"), "syscalls[0].action"),
         (with_rule(errnoRet=True), "syscalls[0].errnoRet"),
         (with_rule(errnoRet=-1), "syscalls[0].errnoRet"),
@@ -67,7 +67,7 @@ def with_argument(**argument: Any) -> dict[str, Any]:
 )
 def test_a_faulty_profile_is_refused_with_the_path_of_the_fault(profile: Any, at: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        seccomp.load_profile(json.dumps(profile))
+        seccomp_profile.load_profile(json.dumps(profile))
     assert caught.value.field == ("seccomp profile: " + at if at else "seccomp profile")
     with pytest.raises(InvalidArgument, match=r"linux\.seccomp"):
         seccomp.compile(profile)
@@ -76,37 +76,37 @@ def test_a_faulty_profile_is_refused_with_the_path_of_the_fault(profile: Any, at
 @pytest.mark.parametrize("text", ["", "not json", "{", '{"defaultAction": "SCMP_ACT_ALLOW"', "[" * 100_000])
 def test_text_that_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"is not JSON|nested too deeply"):
-        seccomp.load_profile(text)
+        seccomp_profile.load_profile(text)
 
 
 def test_a_file_that_is_no_profile_is_not_shown(tmp_path: Path) -> None:
     """A client names the path, and may not be one who may read it."""
     (tmp_path / "shadow").write_text("root:secret:19000::::::\n")
     with pytest.raises(InvalidArgument, match="is not JSON") as caught:
-        seccomp.load_profile(tmp_path / "shadow")
+        seccomp_profile.load_profile(tmp_path / "shadow")
     assert "secret" not in str(caught.value)
 
 
 def test_files_are_named_in_errors(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=str(tmp_path / "none.json")):
-        seccomp.load_profile(tmp_path / "none.json")
+        seccomp_profile.load_profile(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"defaultAction": "X"}')
     with pytest.raises(InvalidArgument, match=f"{tmp_path / 'bad.json'}: defaultAction: must be one of SCMP_ACT_KILL"):
-        seccomp.load_profile(tmp_path / "bad.json")
+        seccomp_profile.load_profile(tmp_path / "bad.json")
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidArgument, match="is not UTF-8"):
-        seccomp.load_profile(tmp_path / "latin.json")
+        seccomp_profile.load_profile(tmp_path / "latin.json")
     with pytest.raises(FailedPrecondition, match="cannot be read: Is a directory"):
-        seccomp.load_profile(tmp_path)
-    (tmp_path / "large.json").write_text(" " * (seccomp.PROFILE_SIZE_MAX + 1))
+        seccomp_profile.load_profile(tmp_path)
+    (tmp_path / "large.json").write_text(" " * (seccomp_profile.PROFILE_SIZE_MAX + 1))
     with pytest.raises(InvalidArgument, match="must be at most"):
-        seccomp.load_profile(tmp_path / "large.json")
+        seccomp_profile.load_profile(tmp_path / "large.json")
 
 
 def resolved(rule: dict[str, Any], capabilities: set[str], arch: str = "x86_64", kernel: str = "6.1.0-9") -> bool:
     profile = ALLOW | {"syscalls": [{"names": ["dup"], "action": "SCMP_ACT_LOG"} | rule]}
-    seccomp.check_profile(profile, "profile")
-    return bool(seccomp.resolve(profile, capabilities, arch, kernel)["syscalls"])
+    seccomp_profile.check_profile(profile, "profile")
+    return bool(seccomp_profile.resolve(profile, capabilities, arch, kernel)["syscalls"])
 
 
 def test_conditions_by_capability_architecture_and_kernel() -> None:
@@ -136,7 +136,7 @@ def test_the_plain_form_holds_only_what_the_oci_specification_has() -> None:
             {"names": ["open"], "action": "SCMP_ACT_ALLOW", "errnoRet": None, "includes": {}},
         ],
     }
-    plain = seccomp.resolve(seccomp.load_profile(json.dumps(profile)), set(), "x86_64")
+    plain = seccomp_profile.resolve(seccomp_profile.load_profile(json.dumps(profile)), set(), "x86_64")
     assert plain == {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": 38,
@@ -147,21 +147,21 @@ def test_the_plain_form_holds_only_what_the_oci_specification_has() -> None:
             {"names": ["open"], "action": "SCMP_ACT_ALLOW"},
         ],
     }
-    assert seccomp.resolve(plain, set(CAPABILITIES), "x86_64") == plain
+    assert seccomp_profile.resolve(plain, set(CAPABILITIES), "x86_64") == plain
     with pytest.raises(InvalidArgument, match="arch: must be one of x86_64"):
-        seccomp.resolve(profile, set(), "vax")
+        seccomp_profile.resolve(profile, set(), "vax")
 
 
-@pytest.mark.parametrize("machine", sorted(seccomp.MACHINES))
+@pytest.mark.parametrize("machine", sorted(seccomp_profile.MACHINES))
 def test_our_profile_serves_every_machine_and_never_allows_what_it_leaves_out(machine: str) -> None:
-    profile = seccomp.default_profile()
-    capable = seccomp.resolve(profile, set(CAPABILITIES), machine)
+    profile = seccomp_profile.default_profile()
+    capable = seccomp_profile.resolve(profile, set(CAPABILITIES), machine)
     allowed = {name for rule in capable["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
     never = (
         "keyctl add_key request_key io_uring_setup userfaultfd kexec_load pivot_root swapon uselib _sysctl nfsservctl"
     )
     assert not allowed & set(never.split())
-    plain = seccomp.resolve(profile, set(), machine)
+    plain = seccomp_profile.resolve(profile, set(), machine)
     without = {name for rule in plain["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
     assert not without & set("mount setns unshare bpf chroot reboot init_module settimeofday".split())
     assert {"read", "execve", "futex", "openat", "clone", "exit_group"} <= without
@@ -175,7 +175,7 @@ def test_the_file_says_of_every_rule_what_it_is_for() -> None:
     assert {name for condition in conditions for name in condition.get("caps", ())} <= set(CAPABILITIES)
     assert {name for condition in conditions for name in condition.get("arches", ())} <= {
         "s390",
-        *(go for go, _ in seccomp.MACHINES.values()),
+        *(go for go, _ in seccomp_profile.MACHINES.values()),
     }
 
 
@@ -192,7 +192,7 @@ def test_a_profile_too_long_for_the_kernel_is_refused() -> None:
 
 
 def test_compiling_again_costs_almost_nothing_and_threads_get_one_result() -> None:
-    plain = seccomp.resolve(seccomp.default_profile(), {"CAP_CHOWN"})
+    plain = seccomp_profile.resolve(seccomp_profile.default_profile(), {"CAP_CHOWN"})
     plain["syscalls"].append({"names": ["getpid"], "action": "SCMP_ACT_LOG"})  # nobody compiled this one before
     barrier = threading.Barrier(8)
 
@@ -207,7 +207,7 @@ def test_compiling_again_costs_almost_nothing_and_threads_get_one_result() -> No
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(sorted(seccomp.ACTIONS)),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(sorted(seccomp_profile.ACTIONS)),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
@@ -225,6 +225,6 @@ json_values = st.recursive(
 @given(json_values)
 def test_whatever_the_json_it_is_taken_or_refused_but_nothing_else_happens(value: Any) -> None:
     try:
-        seccomp.compile(seccomp.resolve(seccomp.load_profile(json.dumps(value)), set()))
+        seccomp.compile(seccomp_profile.resolve(seccomp_profile.load_profile(json.dumps(value)), set()))
     except CrioError:
         pass
