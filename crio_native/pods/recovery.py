@@ -22,8 +22,7 @@ from crio_native.pods.containers import Containers
 from crio_native.pods.handlers import Handler
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
-from crio_native.pods.sandboxes import Sandboxes
-from crio_native.pods.values import NamespaceMode
+from crio_native.pods.sandboxes import Sandboxes, own_namespaces
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +98,8 @@ def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
 
 def _whole(node: Node, sandboxes: Sandboxes, pod: Pod) -> bool:
     """Whether a pod's namespaces are still pinned and its pause process lives (which is then watched again)."""
-    modes = pod.config.namespaces
-    needed = {"net", "uts"} if modes.network is not NamespaceMode.NODE else set()
-    if modes.ipc is not NamespaceMode.NODE:
-        needed.add("ipc")
-    if pod.userns is not None:
-        needed.add("user")
     try:
-        for kind in needed:
+        for kind in own_namespaces(pod):
             os.close(kernel.open_namespace(str(node.layout.pins(pod.id)[kind])))
         if pod.infra is not None:
             sandboxes.watch_infra(pod)

@@ -211,20 +211,14 @@ class Sandboxes:
         return pod.config.hostname or pod.id[:12]
 
     def _make(self, pod: Pod, sysctls: dict[str, str], stage: Stage) -> None:
-        node, layout, namespaces = self._node, self._node.layout, pod.config.namespaces
+        node, layout = self._node, self._node.layout
         if node.settings.cgroup_manager == "cgroupfs":
             node.parents.make(pod.cgroup, pod.id)
         os.mkdir(layout.pod_dir(pod.id), 0o700)
         os.mkdir(layout.pod_run_dir(pod.id), 0o700)
         ips: tuple[str, ...] = ()
-        host_network = namespaces.network is NamespaceMode.NODE
-        pins = dict(layout.pins(pod.id))
-        if host_network:
-            del pins["net"], pins["uts"]
-        if namespaces.ipc is NamespaceMode.NODE:
-            del pins["ipc"]
-        if pod.userns is None:
-            del pins["user"]
+        own = own_namespaces(pod)
+        pins = {kind: path for kind, path in layout.pins(pod.id).items() if kind in own}
         if pins:
             stage("making the namespaces")
             with refusals.of_sysctls(pod.config.linux.sysctls):
@@ -240,12 +234,12 @@ class Sandboxes:
             layout.pod_dir(pod.id),
             hostname=pod.hostname,
             dns=pod.config.dns_config,
-            host_network=host_network,
+            host_network="net" not in own,
             ips=ips,
             owner=userns.root_of(pod.userns),
             label=labels.files,
         )
-        if "ipc" in pins:
+        if "ipc" in own:
             size = _shm_size(pod, node.handlers.usable(pod.handler).settings, node.settings)
             label = selinux.of_shared_memory(labels, node.host)
             _mount_shm(str(layout.shm(pod.id)), userns.root_of(pod.userns), size, label)
@@ -332,6 +326,17 @@ class Sandboxes:
         store = self._node.store
         store.delete(pod)
         self._node.parents.leave(lambda: [other.cgroup for other in store.pods.values()])
+
+
+def own_namespaces(pod: Pod) -> set[str]:
+    """The kinds of those that are not the host's, as `Layout.pins` has them."""
+    modes = pod.config.namespaces
+    own = {"net", "uts"} if modes.network is not NamespaceMode.NODE else set()
+    if modes.ipc is not NamespaceMode.NODE:
+        own.add("ipc")
+    if pod.userns is not None:
+        own.add("user")
+    return own
 
 
 def _try_all(acts: list[Callable[[], None]], pod_id: str) -> None:
