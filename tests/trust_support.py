@@ -152,8 +152,8 @@ def signed(key: PrivateKey, data: bytes) -> bytes:
     return key.sign(data)
 
 
-def annotations(key: PrivateKey, data: bytes, **more: str) -> dict[str, str]:
-    """Those of a layer of signatures.  more: certificate, chain, bundle."""
+def signature_of(key: PrivateKey, data: bytes, **more: str) -> dict[str, str]:
+    """The annotations of a layer of signatures.  more: certificate, chain, bundle."""
     extra = {f"dev.sigstore.cosign/{name}": value for name, value in more.items()}
     return {"dev.cosignproject.cosign/signature": base64.b64encode(signed(key, data)).decode()} | extra
 

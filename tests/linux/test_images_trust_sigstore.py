@@ -25,13 +25,13 @@ from ..trust_support import (
     Authority,
     Log,
     Node,
-    annotations,
     attach,
     new_key,
     payload,
     pem,
     public_pem,
     run,
+    signature_of,
     signed,
 )
 
@@ -148,7 +148,7 @@ def test_without_attachments_in_registries_d_there_are_none(
     registry: Registry, node: Node, app: tuple[str, str]
 ) -> None:
     key = new_key()
-    attach(registry, *app, (claim(app), annotations(key, claim(app))))
+    attach(registry, *app, (claim(app), signature_of(key, claim(app))))
     node.require(by_key(key))
     node.signatures_in(f"file://{node.directory}/lookaside")
     assert "a signature (sigstore) is required, and there is none" in judge(node, app[0])
@@ -166,7 +166,7 @@ def test_without_attachments_in_registries_d_there_are_none(
 )
 def test_keys_of_each_algorithm(registry: Registry, node: Node, app: tuple[str, str], make: Any) -> None:
     key = make()
-    attach(registry, *app, (claim(app), annotations(key, claim(app))))
+    attach(registry, *app, (claim(app), signature_of(key, claim(app))))
     node.require(by_key(key))
     assert judge(node, app[0]) == ""
 
@@ -174,7 +174,7 @@ def test_keys_of_each_algorithm(registry: Registry, node: Node, app: tuple[str, 
 def test_one_right_signature_among_wrong_ones_will_do(registry: Registry, node: Node, app: tuple[str, str]) -> None:
     key, other = new_key(), new_key()
     wrong = payload(app[1], "elsewhere.example/app:v1", COSIGN)
-    layers = [(wrong, annotations(key, wrong)), (claim(app), {}), (claim(app), annotations(key, claim(app)))]
+    layers = [(wrong, signature_of(key, wrong)), (claim(app), {}), (claim(app), signature_of(key, claim(app)))]
     attach(registry, *app, *layers)
     keys = [data(public_pem(other)), data(public_pem(key))]
     node.require({"type": "sigstoreSigned", "keyDatas": keys})
@@ -185,7 +185,7 @@ def test_a_signature_of_the_repository_alone_is_for_matchRepository(
     registry: Registry, node: Node, app: tuple[str, str]
 ) -> None:
     key, text = new_key(), payload(app[1], app[0][:-3], COSIGN)  # as cosign writes it
-    attach(registry, *app, (text, annotations(key, text)))
+    attach(registry, *app, (text, signature_of(key, text)))
     node.require(by_key(key))
     assert "which matchRepoDigestOrExact does not accept" in judge(node, app[0])
     node.require(by_key(key, signedIdentity={"type": "matchRepository"}))
@@ -197,7 +197,7 @@ def test_sigstore_signatures_in_a_lookaside_store(node: Node, app: tuple[str, st
     document = {
         "mimeType": "application/vnd.dev.cosign.simplesigning.v1+json",
         "payload": data(claim(app)),
-        "annotations": annotations(key, claim(app)),
+        "annotations": signature_of(key, claim(app)),
     }
     path = node.directory / f"lookaside/sigstore/app@{app[1].replace(':', '=')}/signature-1"
     path.parent.mkdir(parents=True)
@@ -223,7 +223,7 @@ def test_a_wrong_attachment_is_refused(
     registry: Registry, node: Node, app: tuple[str, str], how: str, why: str
 ) -> None:
     key, good = new_key(), claim(app)
-    right = annotations(key, good)
+    right = signature_of(key, good)
     other = payload("sha256:" + "0" * 64, app[0], COSIGN)
     simple = payload(app[1], app[0])
     huge = claim(app, optional={"x": "y" * (2 << 20)})
@@ -231,9 +231,9 @@ def test_a_wrong_attachment_is_refused(
         "no signature": (good, {}),
         "no base64": (good, {"dev.cosignproject.cosign/signature": "?"}),
         "another payload": (claim(app, optional={"replaced": True}), right),
-        "another digest": (other, annotations(key, other)),
-        "simple signing": (simple, annotations(key, simple)),
-        "huge": (huge, annotations(key, huge)),
+        "another digest": (other, signature_of(key, other)),
+        "simple signing": (simple, signature_of(key, simple)),
+        "huge": (huge, signature_of(key, huge)),
     }
     if how in layers:
         attach(registry, *app, layers[how])
@@ -267,7 +267,7 @@ def test_a_key_that_cannot_sign_is_named(node: Node, app: tuple[str, str], kind:
 
 
 def logged(key: Any, text: bytes, log: Log, key_pem: bytes, **spoilt: Any) -> dict[str, str]:
-    notes = annotations(key, text)
+    notes = signature_of(key, text)
     raw = base64.b64decode(notes["dev.cosignproject.cosign/signature"])
     return notes | {"dev.sigstore.cosign/bundle": log.bundle(text, raw, key_pem, **spoilt)}
 
@@ -292,11 +292,11 @@ def test_the_logs_word(registry: Registry, node: Node, app: tuple[str, str], how
     own = public_pem(key)
     notes = {
         "right": lambda: logged(key, text, log, own),
-        "missing": lambda: annotations(key, text),
+        "missing": lambda: signature_of(key, text),
         "another log": lambda: logged(key, text, Log(), own),
         "changed": lambda: logged(key, text, log, own, logIndex=8),
-        "another payload": lambda: annotations(key, text, bundle=log.bundle(b"other", signed(key, text), own)),
-        "another signature": lambda: annotations(key, text, bundle=log.bundle(text, signed(key, text), own)),
+        "another payload": lambda: signature_of(key, text, bundle=log.bundle(b"other", signed(key, text), own)),
+        "another signature": lambda: signature_of(key, text, bundle=log.bundle(text, signed(key, text), own)),
         "another key": lambda: logged(key, text, log, public_pem(new_key())),
         "another kind": lambda: logged(key, text, log, own, body={"kind": "intoto"}),
         "no key": lambda: logged(key, text, log, b"-----"),
@@ -364,7 +364,7 @@ def test_fulcios_certificates(registry: Registry, node: Node, app: tuple[str, st
         below = Authority(key=key)
         chain, key = [leaf, authority.intermediate], new_key()
         leaf = below.issue(key)
-    notes = annotations(new_key() if how == "another key" else key, text, certificate=pem(leaf), chain=pem(*chain))
+    notes = signature_of(new_key() if how == "another key" else key, text, certificate=pem(leaf), chain=pem(*chain))
     raw = base64.b64decode(notes["dev.cosignproject.cosign/signature"])
     moments = {"signed after its end": NOW + 501 * MINUTE, "signed before its start": NOW - 501 * MINUTE}
     logged_as = pem(authority.issue(key) if how == "logged for another certificate" else leaf).encode()
@@ -421,7 +421,7 @@ def test_certificates_of_ones_own(
     why: str,
 ) -> None:
     authority, key, text = Authority(), new_key(), claim(app)
-    attach(registry, *app, (text, annotations(key, text, certificate=pem(authority.issue(key, **issued)))))
+    attach(registry, *app, (text, signature_of(key, text, certificate=pem(authority.issue(key, **issued)))))
     pki = asked | {"caRootsData": data(pem(authority.root))}
     if between:
         pki["caIntermediatesPath"] = node.keep("between.pem", pem(authority.intermediate).encode())

@@ -20,7 +20,7 @@ from crio_native.images.trust.judging import Trust
 from crio_native.images.trust.registries_d import DEFAULT_LOOKASIDE, Place
 from crio_native.images.trust.sigstore import Signer
 
-from ..trust_support import Authority, annotations, pem, public_pem, signed
+from ..trust_support import Authority, pem, public_pem, signature_of, signed
 
 ACCEPT, REJECT = {"type": "insecureAcceptAnything"}, {"type": "reject"}
 GPG = {"type": "signedBy", "keyType": "GPGKeys"}
@@ -344,7 +344,9 @@ def test_any_annotations_are_a_signature_that_does_not_count(
     entry = {"body": data(bundle.encode("utf-8", "replace")), "integratedTime": 1, "logIndex": 1, "logID": "00"}
     stamp = data(signed(key, json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()))
     word = more.draw(st.sampled_from([bundle, json.dumps({"SignedEntryTimestamp": stamp, "Payload": entry})]))
-    found = signatures.Signature("sigstore", text, annotations(key, text, certificate=spoilt, chain=chain, bundle=word))
+    found = signatures.Signature(
+        "sigstore", text, signature_of(key, text, certificate=spoilt, chain=chain, bundle=word)
+    )
     public, roots = [("log", public_pem(key))], [("root", pem(AUTHORITY.root).encode())]
     with pytest.raises(signatures.Invalid):
         sigstore.by_key(found, public, public)
