@@ -250,20 +250,20 @@ def _port_rules(family: _Family, *, mark: bool) -> list[list[Expression]]:
     if family.protocol == _IPV6:
         # The kernel routes nothing from ::1 to another link (there is no route_localnet for IPv6): leave it alone.
         to_node += [_payload(_NETWORK_HEADER, family.destination_offset, 16), _compare(bytes(15) + b"\1", _DIFFERENT)]
-    port = [
-        lambda register: _load("meta", register, NFTA_META_KEY=_META_L4PROTO),
-        lambda register: _payload(_TRANSPORT_HEADER, 2, 2, register),
-    ]
-    after_address = _REG32 + family.address_length // 4
     destination = _payload(_NETWORK_HEADER, family.destination_offset, family.address_length, _REG32)
-    at_address = [destination, port[0](after_address), port[1](after_address + 1)]
-    anywhere = [port[0](_REG32), port[1](_REG32 + 1)]
+    at_address = [destination, *_port(_REG32 + family.address_length // 4)]
     name = f"port{family.name}"
     found = [*_set_mark(), _dnat(family)] if mark else [_dnat(family)]
     return [
         [*to_node, *at_address, _lookup(f"{name}_at", answer=True), *found],
-        [*to_node, *anywhere, _lookup(name, answer=True), *found],
+        [*to_node, *_port(_REG32), _lookup(name, answer=True), *found],
     ]
+
+
+def _port(register: int) -> list[Expression]:
+    """Protocol and port of the destination, into this register and the next."""
+    protocol = _load("meta", register, NFTA_META_KEY=_META_L4PROTO)
+    return [protocol, _payload(_TRANSPORT_HEADER, 2, 2, register + 1)]
 
 
 def _masquerade(table: Table) -> list[list[Expression]]:
