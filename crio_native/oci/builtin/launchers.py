@@ -35,7 +35,7 @@ _ASK_SECONDS = 30.0  # for an answer that takes a few system calls
 
 
 class Launchers:
-    """A few warm launcher processes behind one socket.
+    """A few warm launcher processes, and their spares, behind shared sockets.
 
     `start` must be called before gRPC is imported: a launcher is a plain child, but the daemon stays clear of any
     process creation while gRPC's threads run, apart from replacing a launcher that died.
