@@ -117,7 +117,8 @@ def test_what_is_in_use_cannot_be_taken_away(cri: Client) -> None:
     container = cri.start(cri.pod(), *HOLD, resources={"memory_limit_in_bytes": 256 * MIB})
 
     def stats() -> pb.ContainerStats:
-        return cri.call("ContainerStats", container_id=container).stats
+        found: pb.ContainerStats = cri.call("ContainerStats", container_id=container).stats
+        return found
 
     cri.until(lambda: stats().memory.rss_bytes.value > EATEN, 30)
     with refused(Code.INTERNAL, "memory"):
