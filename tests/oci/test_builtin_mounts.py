@@ -14,6 +14,7 @@ import pytest
 
 from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.linux import mounts, syscalls, trees
+from crio_native.linux.cgroup import hierarchy
 
 from ..machine import Machine
 from .conftest import PARENT, Box
@@ -474,6 +475,41 @@ def test_a_control_group_mount(box: Box, mode: str, kind: str) -> None:
     lines = box.run(spec=spec).output().splitlines()
     assert lines.pop().endswith(":/")
     assert bool(lines) == (mode == "rw")
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "missing"),
+    [
+        (["ro", "nosuid", "noexec"], {"ro", "nosuid", "noexec"}, set()),
+        (["rro"], {"ro"}, set()),
+        (["rnosuid", "rnoexec", "rnodev"], {"rw", "nosuid", "noexec", "nodev"}, set()),
+        (["rnodiratime", "rnosymfollow"], {"nodiratime", "nosymfollow"}, set()),
+        (["noatime", "ro", "rrw"], {"noatime", "rw"}, {"ro"}),
+        (["noatime", "rrelatime"], {"relatime"}, {"noatime"}),
+        (["nosuid", "rsuid", "rnoatime"], {"noatime"}, {"nosuid"}),
+    ],
+)
+def test_every_hierarchy_has_the_options_of_a_control_group_mount(
+    box: Box, options: list[str], there: set[str], missing: set[str]
+) -> None:
+    """On a v1 host it is a tmpfs with a mount below it for each."""
+    spec = box.spec("cat", "/proc/self/mountinfo")
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{box.directory.name}"
+    spec["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options})
+    rows = mount_rows(box.run(spec=spec).output(), "/sys/fs/cgroup")
+    assert len(rows) == 1 + len(hierarchy().mounts) * (hierarchy().mode != "v2")
+    for where, (found, _) in rows.items():
+        assert there <= found and not missing & found, where
+
+
+@pytest.mark.skipif(hierarchy().mode == "v2", reason="one mount shows all control groups")
+def test_the_mounts_of_the_hierarchies_propagate_as_asked(box: Box) -> None:
+    spec = box.spec("cat", "/proc/self/mountinfo")
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/{box.directory.name}"
+    mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rshared"]}
+    spec["mounts"].append(mount)
+    rows = mount_rows(box.run(spec=spec).output(), "/sys/fs/cgroup")
+    assert len(rows) > 1 and all("shared:" in fields for _, fields in rows.values())
 
 
 @pytest.fixture

@@ -188,9 +188,15 @@ class FileTree:
             # Without a cgroup namespace of its own a cgroup2 mount would show every group of the host.
             return "bind", {**common, **self._bind({}, cgroup_directories[""], flags, options)}
         if control_groups and cgroup_directories and "" not in cgroup_directories:
-            to_set, _ = mounts.attributes(flags, 0)
-            directories = dict(cgroup_directories)
-            return "cgroup_v1", {"destination": common["destination"], "directories": directories, "set": to_set}
+            to_set, to_clear = mounts.attributes(flags, 0)
+            # One mount to its reader, it has one below it for each hierarchy: each gets the plain options too.
+            return "cgroup_v1", {
+                "destination": common["destination"],
+                "directories": dict(cgroup_directories),
+                "set": to_set & ~options.tree_clear | options.tree_set,
+                "clear": to_clear | options.tree_clear,
+                "propagation": common["propagation"],
+            }
         fstype = "cgroup2" if control_groups else kind
         args = {
             **common,

@@ -159,17 +159,20 @@ def _new_tmpfs(*options: str) -> list[str]:
 
 
 @describes
-def cgroup_v1(destination: str, directories: Mapping[str, str], set: int) -> list[str]:
+def cgroup_v1(
+    destination: str, directories: Mapping[str, str], set: int, clear: int, propagation: list[int]
+) -> list[str]:
     lines = [*_new_tmpfs("mode=755", "size=64k"), *attached("tree", destination, True)]
     for name, directory in directories.items():
         lines += [
             f"mkdirat(target, {quoted(name)}, 0755)",
             open_tree(quoted(directory)),
-            f"mount_setattr(tree, 0, set={mounts.attribute_names(set)}, propagation=MS_PRIVATE)",
+            *set_attributes("tree", set, clear),
+            *set_propagation("tree", [mounts.MS_PRIVATE]),
             f"move_mount(tree, target/{name})",
         ]
         lines += [f"symlinkat({quoted(name)}, target, {quoted(alias)})" for alias in name.split(",") if "," in name]
-    return [*lines, *set_attributes("target", set, 0)]
+    return [*lines, *set_attributes("target", set, clear), *set_propagation("target", propagation)]
 
 
 @describes

@@ -267,8 +267,10 @@ def remount(
         os.close(changed)
 
 
-def cgroup_v1(context: Context, destination: str, directories: dict[str, str], set: int) -> None:
-    """The container's own group of each v1 hierarchy, bound below a tmpfs.
+def cgroup_v1(
+    context: Context, destination: str, directories: dict[str, str], set: int, clear: int, propagation: list[int]
+) -> None:
+    """The container's own group of each v1 hierarchy, bound below a tmpfs; all of them have the same attributes.
 
     Not mounted anew: every mount of a v1 hierarchy in a new cgroup namespace makes a superblock, which takes the
     kernel a millisecond, and often ten more to wait for one that is going away.
@@ -279,11 +281,13 @@ def cgroup_v1(context: Context, destination: str, directories: dict[str, str], s
         os.mkdir(name, 0o755, dir_fd=top)
         target = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         tree = trees.clone(syscalls.AT_FDCWD, directory)
-        tree.change(set, propagation=mounts.MS_PRIVATE)
+        tree.change(set, clear, mounts.MS_PRIVATE)
         _cover(tree, target)
         for alias in name.split(",") if "," in name else ():
             os.symlink(name, alias, dir_fd=top)
-    trees.change_mounted(top, set)
+    trees.change_mounted(top, set, clear)
+    for kind in propagation:
+        trees.change_mounted(top, propagation=kind & ~mounts.MS_REC, recursive=bool(kind & mounts.MS_REC))
     os.close(top)
 
 
