@@ -144,6 +144,15 @@ def in_private_mounts(script: str, *arguments: object, seconds: float = 60) -> s
     return done
 
 
+@contextlib.contextmanager
+def deaf() -> Iterator[str]:
+    """The address of a server whose queue is full: whoever connects hears nothing."""
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        opened.enter_context(socket.create_connection(server.getsockname()))
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]

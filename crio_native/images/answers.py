@@ -2,7 +2,8 @@
 
 http.client gives each read of a head the whole time limit anew, and reads on for as long as interim answers
 (RFC 9110, 15.2) or bytes of a line arrive: who sends a little now and then, or `100 Continue` without end, would keep
-a thread for ever.  And no event reaches a thread that reads: only an end of its connection does.
+a thread for ever.  And no event reaches a thread that reads: only an end of its connection does; one that still
+connects is left behind.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _Connection(HTTPConnection):
         self._connections = connections
 
     def connect(self) -> None:
-        super().connect()
+        self._connections.open(super().connect)
         self._connections.add(self.sock)
 
 
@@ -73,7 +74,7 @@ class _SecureConnection(HTTPSConnection):
         self._connections = connections
 
     def connect(self) -> None:
-        super().connect()
+        self._connections.open(super().connect)
         self._connections.add(self.sock)
 
 

@@ -125,10 +125,7 @@ class ImageStore:
             undo.pop_all()
 
     def interrupt(self) -> None:
-        """Give up what is being pulled, loaded and saved, and whatever of these is asked for from now on.
-
-        Their threads end soon: within the time to connect and to greet, should a registry not even do that.
-        """
+        """Give up what is being pulled, loaded and saved, and whatever of these is asked for from now on."""
         self._closing.set()
         self._sources.connections.end()
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 from crio_native.errors import DeadlineExceeded
@@ -60,19 +60,31 @@ class Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._ended = False
+        self._ended: Future[None] = Future()
+
+    def open(self, connect: Callable[[], None]) -> None:
+        """Do `connect`, which looks a name up, dials and shakes hands: there is no socket yet whose end it would find.
+
+        Raises what it raises, and ConnectionAbortedError at our end.
+        """
+        opened = _aside(connect)
+        wait((opened, self._ended), return_when=FIRST_COMPLETED)
+        if not opened.done():
+            raise ConnectionAbortedError("the daemon ends")
+        opened.result()
 
     def add(self, sock: Any) -> None:
         sock = getattr(sock, "socket", sock)  # that of TLS in a proxy's TLS is no socket itself
         with self._lock:
             self._sockets.add(sock)
-            if self._ended:
+            if self._ended.done():
                 _shut(sock)
 
     def end(self) -> None:
-        """Whoever reads from one of them, now or later, finds its end."""
+        """Whoever reads from one of them, or opens one, now or later, finds its end."""
         with self._lock:
-            self._ended = True
+            if not self._ended.done():
+                self._ended.set_result(None)
             for sock in self._sockets:
                 _shut(sock)
 
@@ -85,10 +97,12 @@ def _shut(sock: socket.socket) -> None:
 
 
 def in_time(work: Callable[[], Result], seconds: float) -> Result:
-    """What `work` returns or raises; TimeoutError if it takes longer, as a file system does whose server has gone.
+    """What `work` returns or raises; TimeoutError if it takes longer, as a file system does whose server has gone."""
+    return _aside(work).result(seconds)
 
-    No thread can be ended from outside, so it is left behind: nothing waits for it any more.
-    """
+
+def _aside(work: Callable[[], Result]) -> Future[Result]:
+    """`work` in a thread that can be left behind: none can be ended from outside, and nothing waits for this one."""
     done: Future[Result] = Future()
 
     def run() -> None:
@@ -97,8 +111,8 @@ def in_time(work: Callable[[], Result], seconds: float) -> Result:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, name="in-time", daemon=True).start()
-    return done.result(seconds)
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return done
 
 
 class Joining:

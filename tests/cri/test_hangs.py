@@ -17,7 +17,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli import busybox
 
-from ..images_support import BASE, HostileRegistry, blob_path, picture
+from ..images_support import BASE, HostileRegistry, blob_path, deaf, picture
 from ..images_support import hostile as hostile
 from .conftest import Client, refused
 
@@ -89,6 +89,18 @@ def test_a_registry_that_hangs_does_not_hold_a_daemon_that_stops(
     assert took < 4, took
     assert list((fresh.daemon.directory / "root/images/tmp").iterdir()) == []
     assert [each.id for each in fresh.call("ListImages").images] == [fresh.image]
+
+
+def test_a_registry_that_does_not_even_connect_does_not_hold_a_daemon_that_stops(fresh: Client) -> None:
+    with deaf() as address:
+        pull = fresh.begin("PullImage", image=pb.ImageSpec(image=f"{address}/app"), seconds=100)
+        time.sleep(1)
+        began = time.monotonic()
+        fresh.stop_daemon()
+        took = time.monotonic() - began
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"pull of {address}/app was cancelled"):
+            pull.result()
+    assert took < 2, took
 
 
 def test_a_network_plugin_that_hangs(fresh: Client) -> None:

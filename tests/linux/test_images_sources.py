@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -38,6 +39,7 @@ from ..images_support import (
     HostileRegistry,
     Registry,
     assert_nothing_left,
+    deaf,
     free_port,
     member,
     picture,
@@ -332,6 +334,29 @@ def test_an_insecure_registry_without_tls_is_spoken_to_without(tmp_path: Path, r
     name = registry.push("team/plain", "v1", picture(BASE))
     with store_with(tmp_path, insecure=frozenset({registry.address})) as store:
         assert store.pull(name).names == (name,)
+
+
+@pytest.mark.parametrize("silent_at", ["name", "connection", "tls"])
+def test_who_still_connects_does_not_hold_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_at: str
+) -> None:
+    """No descriptor whose end would be found exists yet, or TLS has it to itself."""
+    with contextlib.ExitStack() as opened:
+        address = opened.enter_context(deaf())
+        if silent_at == "tls":
+            server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+        elif silent_at == "name":
+            named = threading.Event()
+            opened.callback(named.set)
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: named.wait(20))
+        insecure = frozenset({address} if silent_at == "tls" else ())
+        store = opened.enter_context(store_with(tmp_path, insecure=insecure))
+        threading.Timer(0.5, store.interrupt).start()
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="was cancelled"):
+            store.pull(f"{address}/app")
+        assert time.monotonic() - began < 1.5
 
 
 # Mirrors and names
