@@ -162,6 +162,16 @@ def test_stop_signal_and_grace(cri: Client) -> None:
     assert cri.status(deaf).exit_code == 137
 
 
+def test_a_pod_that_ignores_signals_goes_within_the_deadline_of_kubeadm(cri: Client) -> None:
+    """`kubeadm reset` gives each call two seconds."""
+    pod = cri.pod()
+    for _ in range(3):
+        trapping(cri, pod, "'' TERM")
+    cri.call("StopPodSandbox", pod_sandbox_id=pod, seconds=2)
+    cri.call("RemovePodSandbox", pod_sandbox_id=pod, seconds=2)
+    assert pod not in {each.id for each in cri.pods()}
+
+
 def test_a_long_grace_can_be_cut_short(cri: Client) -> None:
     pod = cri.pod()
     deaf = trapping(cri, pod, "'' TERM")
