@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from crio_native.errors import InvalidArgument, StepFailed
+from crio_native.oci.refusals import as_step
 from crio_native.oci.spec import normalise
 from crio_native.pods.values import ContainerConfig, Resources
 
@@ -57,7 +58,7 @@ def of_container(config: ContainerConfig, bind_mount_prefix: str) -> Iterator[No
             raise
         raise InvalidArgument(*place, error.reason) from error
     except StepFailed as error:
-        place = _of_step(error, config, bind_mount_prefix)
+        place = _of_step(as_step(error), config, bind_mount_prefix)
         if place is None:
             raise
         raise InvalidArgument(*place, str(error)) from error
@@ -69,7 +70,7 @@ def of_update(asked: Resources, path: str) -> Iterator[None]:
     try:
         yield
     except (InvalidArgument, StepFailed) as error:
-        text = error.field if isinstance(error, InvalidArgument) else _value_of_cgroup(error)
+        text = error.field if isinstance(error, InvalidArgument) else _value_of_cgroup(as_step(error))
         place = _resource(text, asked, path)
         if place is None:
             raise

@@ -57,6 +57,30 @@ def test_version_and_status(cri: Client, handler: str) -> None:
     assert features[handler].recursive_read_only_mounts == ("rro" in options)
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"working_dir": "/etc/passwd"}, "config.working_dir"),
+        ({"mounts": [pb.Mount(container_path="/etc/passwd", host_path="/tmp")]}, "config.mounts[0].container_path"),
+        ({"resources": {"cpuset_cpus": "4000"}}, "config.linux.resources.cpuset_cpus"),
+    ],
+)
+def test_a_value_that_the_kernel_refuses_is_the_callers_mistake(
+    cri: Client, handler: str, fields: dict[str, Any], field: str
+) -> None:
+    with refused(Code.INVALID_ARGUMENT, f"{field}: step", "says: "):
+        cri.create(cri.pod(), "true", **fields)
+    assert cri.containers() == []
+
+
+def test_a_limit_that_the_kernel_refuses_is_the_callers_mistake(cri: Client) -> None:
+    container = cri.start(cri.pod(), "sleep", "60")
+    with refused(Code.INVALID_ARGUMENT, "linux.cpuset_cpus: ", "4000"):
+        cri.call(
+            "UpdateContainerResources", container_id=container, linux=pb.LinuxContainerResources(cpuset_cpus="4000")
+        )
+
+
 def test_command_and_environment(cri: Client) -> None:
     """But for bytes that are no UTF-8: a config.json cannot hold them."""
     pod = cri.pod()
