@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
-from crio_native.linux.cgroup import hierarchy
+from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.oci.external.runtime import monitor_group
 from crio_native.pods import checkpoint, exit_files, names, pod_group, trees
 from crio_native.pods.containers import Containers
 from crio_native.pods.handlers import Handler
@@ -126,6 +127,8 @@ def _sweep(node: Node, sandboxes: Sandboxes) -> None:
     places = [layout.runroot / "sandboxes", layout.root / "sandboxes", layout.root / "containers"]
     lost = [directory for place in places for directory in _strangers(place, known)]
     _attempt("their groups", lambda: pod_group.remove_lost([directory.name for directory in lost]), "removed")
+    ids = {directory.name for directory in (*strange, *lost)}
+    _attempt("their monitors' groups", lambda: _remove_monitor_groups(ids), "removed")
     for directory in lost:
         log.warning("removing %s, which belongs to no known pod", directory)
         _attempt(str(directory), partial(sandboxes.release, directory.name), "removed")
@@ -136,6 +139,15 @@ def _end(handlers: Sequence[Handler], run_dir: Path, cgroups: Sequence[str]) -> 
     for handler, cgroup in itertools.product(handlers, cgroups or [""]):
         handler.runtime.delete(run_dir.name, run_dir, cgroup)
     trees.remove_tree(run_dir)
+
+
+def _remove_monitor_groups(ids: Collection[str]) -> None:
+    """By their names: the containers' own groups, beside which they are, may have gone before, and so may the settings
+    of the handler that had monitors put there."""
+    for path in hierarchy().find(frozenset(map(monitor_group, ids))) if ids else ():
+        group = Cgroup(path)
+        group.kill()
+        group.remove()
 
 
 def _cgroups(node: Node, ids: Sequence[str]) -> Mapping[str, list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -320,9 +322,7 @@ def _running(program: str) -> list[str]:
     return found
 
 
-def test_an_example_for_crio_means_what_it_says() -> None:
-    """The deprecated key too: conmon is the monitor of every handler of runtime_type oci."""
-    settings = """
+UNDER_CONMON = """
 [crio.runtime]
 default_runtime = "runc"
 conmon = "/usr/bin/conmon"
@@ -335,7 +335,11 @@ runtime_path = "/usr/sbin/runc"
 runtime_type = "oci"
 runtime_root = "{directory}/run/runc"
 """
-    client = new_client(settings=settings)
+
+
+def test_an_example_for_crio_means_what_it_says() -> None:
+    """The deprecated key too: conmon is the monitor of every handler of runtime_type oci."""
+    client = new_client(settings=UNDER_CONMON)
     try:
         container = client.start(client.pod(), "sh", "-c", "echo out; sleep 600")
         conmon = (client.daemon.directory / "run/containers" / container / "conmon-pidfile").read_text().strip()
@@ -345,5 +349,24 @@ runtime_root = "{directory}/run/runc"
         client.call("StopContainer", container_id=container, timeout=0)
         status = client.status(container)
         assert (status.exit_code, log_text(status.log_path)) == (137, "out\n")
+    finally:
+        close(client)
+
+
+def test_the_group_of_a_monitor_goes_with_a_container_whose_record_is_damaged() -> None:
+    """Also when the handler's settings do not tell of it any more."""
+    client = new_client(settings=UNDER_CONMON)
+    try:
+        container = client.start(client.pod(), "sleep", "600")
+        client.stop_daemon(signal.SIGKILL)
+        with contextlib.closing(sqlite3.connect(client.daemon.directory / "root/state.db")) as database, database:
+            database.execute("UPDATE containers SET record = '?' WHERE id = ?", (container,))
+        settings = client.daemon.directory / "crio.conf.d/10-settings.conf"
+        settings.write_text(settings.read_text().replace('conmon_cgroup = "pod"', ""))
+        groups = f"*{client.daemon.cgroup_parent}/crio-conmon-{container}"
+        assert list(Path("/sys/fs/cgroup").glob(groups))
+        client.start_daemon()
+        assert not list(Path("/sys/fs/cgroup").glob(groups))
+        assert not client.containers()
     finally:
         close(client)

@@ -320,7 +320,7 @@ class ExternalRuntime(Monitored):
         if self._settings.monitor_cgroup != "pod" or not cgroups_path:
             return None
         parent = cgroups_path.rpartition("/")[0]
-        return cgroup_of(f"{parent}/crio-conmon-{container_id}", self._cgroup_manager)
+        return cgroup_of(f"{parent}/{monitor_group(container_id)}", self._cgroup_manager)
 
     def _monitor_group(self, container_id: str, cgroups_path: str) -> list[str]:
         group = self._monitor_cgroup(container_id, cgroups_path)
@@ -328,6 +328,11 @@ class ExternalRuntime(Monitored):
             return []
         group.create()
         return _procs_files(group)
+
+
+def monitor_group(container_id: str) -> str:
+    """The name of the control group of a container's monitor, where that has one."""
+    return f"crio-conmon-{container_id}"
 
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
