@@ -31,7 +31,7 @@ from rich.table import Table
 
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli import busybox, isolation
-from crio_native.cli.scratch import ScratchDaemon, wait_for
+from crio_native.cli.scratch import ScratchDaemon, abandoned, wait_for
 from crio_native.errors import CrioError, Unavailable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a shell's background job would ignore the first
@@ -72,6 +72,7 @@ def main(once: bool, scratch: Path) -> None:
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
+        clean_up_after_the_dead(scratch)
         daemon = ScratchDaemon(scratch)
     except CrioError as error:
         raise SystemExit(str(error)) from None
@@ -141,7 +142,17 @@ def clean_up(daemon: ScratchDaemon) -> int:
     """Remove everything; a second Ctrl-C must not leave half.  Returns the exit status: 1 when something is left."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with stage("remove everything"):
+    return _remove(daemon, "everything")
+
+
+def clean_up_after_the_dead(scratch: Path) -> None:
+    """A run that was killed could not; what cannot be removed does not keep this one from running."""
+    for left in abandoned(scratch):
+        _remove(left, f"what a killed run left, {left.directory}")
+
+
+def _remove(daemon: ScratchDaemon, what: str) -> int:
+    with stage(f"remove {what}"):
         problems = daemon.close()
     for problem in problems:
         console.print("[red]left behind:[/]", escape(problem))

@@ -6,18 +6,23 @@ root, runroot, socket, namespaces, logs, cgroup, bridge, subnet.  Here belongs n
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 
@@ -31,6 +36,7 @@ PREFIX = "crio-native-"  # of the directory's name, and so of the cgroup's
 PARENT_BYTES = 107 - len("/crio-native-12345678/crio.sock")  # a socket's address has 107 bytes for its path
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
+_LOCK = "lock"  # held by the directory's owner, however that ends
 
 CONFIG = """\
 [crio]
@@ -54,17 +60,19 @@ network_dir = "{directory}/net.d"
 class ScratchDaemon:
     """The daemon process, its directory and its CRI stubs (`runtime`, `images`).
 
-    settings: TOML of a configuration file of its own; {directory} stands for the directory.
+    settings: TOML of a configuration file of its own; {directory} stands for the directory.  left: the directory of an
+    owner that has died (see `abandoned`), to be closed.
 
-    Raises InvalidArgument when the parent's path is too long.  `start` raises Unavailable, with the end of the daemon's
-    log, when the daemon does not come up.  `close` removes everything and may be called at any point, also after a
-    `start` that failed or a daemon that was killed.
+    Raises InvalidArgument when the parent's path is too long, BlockingIOError when the owner of `left` lives.  `start`
+    raises Unavailable, with the end of the daemon's log, when the daemon does not come up.  `close` removes everything
+    and may be called at any point, also after a `start` that failed or a daemon that was killed.
     """
 
-    def __init__(self, parent: Path = Path("/var/tmp"), settings: str = "") -> None:
+    def __init__(self, parent: Path = Path("/var/tmp"), settings: str = "", *, left: Path | None = None) -> None:
         if len(os.fsencode(parent)) > PARENT_BYTES:
             raise InvalidArgument("scratch", str(parent), f"longer than the {PARENT_BYTES} bytes that sockets leave")
-        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self.directory = left or Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        self._lock = _lock(self.directory, new=left is None)
         suffix = self.directory.name.removeprefix(PREFIX)
         self.bridge = f"crio{suffix}"
         self.cgroup_parent = f"/{self.directory.name}"
@@ -89,11 +97,13 @@ class ScratchDaemon:
 
     def launch(self) -> None:
         """Start the daemon's process on what there is: for who has killed the one before and wants to wait himself."""
-        command: list[str | Path] = [Path(sys.executable).with_name("crio-native")]
-        command += ["--config", self.directory / "crio.conf", "--config-dir", self.directory / "crio.conf.d"]
+        command = [str(Path(sys.executable).with_name("crio-native")), *self._arguments()]
         with self.log.open("ab") as log:
             # A session of its own: the terminal's Ctrl-C is for us, who then stop it in order.
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
+
+    def _arguments(self) -> list[str]:
+        return ["--config", f"{self.directory}/crio.conf", "--config-dir", f"{self.directory}/crio.conf.d"]
 
     def wait(self) -> None:
         """Until the daemon ends."""
@@ -116,6 +126,7 @@ class ScratchDaemon:
             except Exception as error:
                 reason = error.details() if isinstance(error, grpc.RpcError) else error
                 problems.append(f"{act.__name__.strip('_').replace('_', ' ')}: {reason}")
+        self._lock.close()
         return problems
 
     def log_tail(self, lines: int = 20) -> str:
@@ -174,6 +185,7 @@ class ScratchDaemon:
     def _stop_daemon(self) -> None:
         self.channel.close()
         if self.process is None:
+            _kill(self._daemons())
             return
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -181,6 +193,16 @@ class ScratchDaemon:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _daemons(self) -> list[int]:
+        """Who was started with our arguments: a daemon that has outlived its owner."""
+        ending = "\0".join(["", *self._arguments(), ""]).encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended
+                if (entry / "cmdline").read_bytes().endswith(ending):
+                    found.append(int(entry.name))
+        return found
 
     def _remove_cgroup(self) -> None:
         """Containers outlive a daemon that was killed; the cgroup names all their processes."""
@@ -213,6 +235,43 @@ class ScratchDaemon:
         if left:
             raise OSError(f"still mounted: {', '.join(left)}")
         shutil.rmtree(self.directory, ignore_errors=False)
+
+
+def abandoned(parent: Path) -> list[ScratchDaemon]:
+    """What owners that were killed have left in a parent directory: daemon, pods and all, to be closed."""
+    found = []
+    for directory in sorted(parent.glob(f"{PREFIX}*")):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, BlockingIOError):
+            if _is_ours(directory):
+                found.append(ScratchDaemon(parent, left=directory))
+    return found
+
+
+def _is_ours(directory: Path) -> bool:
+    """The parent may be anybody's to write, and what is removed is removed as the files in the directory say."""
+    info = directory.lstat()
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o022
+
+
+def _lock(directory: Path, *, new: bool) -> BinaryIO:
+    """Raises FileNotFoundError when there is none yet, BlockingIOError when somebody has it."""
+    path = directory / (f"{_LOCK}.new" if new else _LOCK)
+    file = path.open("wb" if new else "rb+")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.rename(directory / _LOCK)  # who sees it sees it locked
+    return file
+
+
+def _kill(pids: Sequence[int]) -> None:
+    """Until they have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], STOP_SECONDS)
+            finally:
+                os.close(pidfd)
 
 
 def mounts_below(directory: Path) -> list[str]:

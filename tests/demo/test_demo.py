@@ -17,7 +17,7 @@ import pytest
 
 from crio_native.cli.scratch import wait_for
 
-from ..machine import Machine, assert_machine_unchanged, machine_state
+from ..machine import Machine, assert_machine_unchanged, machine_state, reap_orphans
 
 COMMAND = (sys.executable, "-m", "crio_native.cli.demo")
 SECONDS = 60
@@ -165,6 +165,41 @@ def test_a_daemon_that_is_killed(tmp_path: Path, before: Machine) -> None:
     assert status == 1
     assert "the daemon ended by itself" in rest
     assert_nothing_left(tmp_path, before, text)
+
+
+@pytest.mark.parametrize("ends", ["the demonstration", "its daemon too"])
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, before: Machine, ends: str) -> None:
+    """Daemon, pod, bridge, table, groups, mounts; not what belongs to a run that lives, and nobody else's directory."""
+    others = tmp_path / "crio-native-strange1"
+    others.mkdir()
+    (others / "lock").touch()
+    os.chown(others, 1, 1)
+    with demonstration("--scratch", str(tmp_path)) as alive, demonstration("--scratch", str(tmp_path)) as killed:
+        serving, text = read_until(alive, "Serving"), read_until(killed, "Serving")
+        directory = tmp_path / f"crio-native-{suffix_of(text)}"
+        pid = daemon_pid(str(directory))
+        killed.kill()
+        finish(killed)
+        if ends == "its daemon too":
+            os.kill(pid, signal.SIGKILL)
+        with demonstration("--once", "--scratch", str(tmp_path)) as process:
+            status, told = finish(process)
+        assert status == 0, told
+        assert f"remove what a killed run left, {directory}" in told.replace("\n", "") and "left behind" not in told
+        reap_orphans()
+        assert not Path(f"/proc/{pid}").exists()
+        assert not nft_tables(suffix_of(text)) and nft_tables(suffix_of(serving))
+        assert sorted(tmp_path.iterdir()) == sorted([others, tmp_path / f"crio-native-{suffix_of(serving)}"])
+        os.killpg(alive.pid, signal.SIGINT)
+        assert finish(alive)[0] == 0
+    shutil.rmtree(others)
+    assert_nothing_left(tmp_path, before, text)
+    assert_nothing_left(tmp_path, before, serving)
+
+
+def nft_tables(suffix: str) -> list[str]:
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return [line for line in tables.splitlines() if suffix in line]
 
 
 def test_a_daemon_that_does_not_start(tmp_path: Path, before: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
