@@ -17,6 +17,7 @@ from crio_native.cri.server import Call
 from crio_native.errors import CrioError, InvalidArgument, NotFound
 from crio_native.images import Credentials, Image, ImageStore
 from crio_native.images.credentials import decode
+from crio_native.images.manifests import of_another_machine
 from crio_native.images.model import Progress
 from crio_native.pods.store import Store, images_in_use
 
@@ -68,6 +69,8 @@ class ImageService:
             _fill(response.image, image)
             if request.verbose:
                 response.info["info"] = json.dumps({"imageSpec": dict(image.config)})
+                if another := of_another_machine(image.config):
+                    response.info["warning"] = another
         if request.verbose and reference in self._pulling:
             response.info["pull"] = json.dumps([asdict(layer) for layer in list(self._pulling[reference].values())])
         return response

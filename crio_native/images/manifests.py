@@ -56,6 +56,8 @@ MAX_LAYERS = 127  # so many names still fit the kernel's page of mount options
 MAX_LAYER = 1 << 40  # bytes, compressed
 MAX_URLS = 16  # of a foreign layer
 MAX_NESTING = 3  # documents from a name to its manifest
+_ANYWHERE = {"", "unknown", "wasm"}  # architectures that are none of a machine's
+_ALSO = {"amd64": {"386"}, "arm64": {"arm"}, "s390x": {"s390"}}  # what a kernel runs beside its own
 _UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -223,6 +225,15 @@ def _check_platform(config: Mapping[str, Any], what: str) -> None:
         raise InvalidArgument(f"{what}.architecture", architecture, "not an architecture that there is (GOARCH)")
     if os_ != "linux":
         raise InvalidArgument(f"{what}.os", os_, "this node runs images for linux")
+
+
+def of_another_machine(config: Mapping[str, Any]) -> str:
+    """In words, where a config is for a machine that this host is not; "" where it says none, or one that runs here."""
+    offered = Platform(config.get("architecture") or "", config.get("os") or "linux", str(config.get("variant") or ""))
+    host = Platform.host()
+    if host.preference(offered) is not None or offered.architecture in _ANYWHERE | _ALSO.get(host.architecture, set()):
+        return ""
+    return f"it is for {offered}, and this host is {host}: what is in it will not run, unless it is labelled wrongly"
 
 
 def _text(value: object) -> bool:

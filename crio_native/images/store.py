@@ -300,6 +300,8 @@ class ImageStore:
         with conversion.as_image(manifest, arrival.blobs, scratch, origin, arrival.keys) as (plain, blobs):
             raw = b"".join(verified(blobs.blob(plain.config), plain.config, origin))
             config = manifests.parse_config(raw, len(plain.layers), f"config {plain.config.digest}")
+            if another := manifests.of_another_machine(config):
+                log.warning("image %s: %s", names[0] if names else _id_of(raw), another)
             layers = dict(zip(config["rootfs"]["diff_ids"], plain.layers, strict=True))
             with self._keeping(layers.keys()):
                 self._adding.add(layers, replace(arrival, blobs=blobs))

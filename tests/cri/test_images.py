@@ -164,6 +164,19 @@ def test_crioctl_draws_each_layer(cri: Client, hostile: HostileRegistry) -> None
     assert sha256(blob)[7:19] in drawn.decode()
 
 
+def test_crioctl_says_that_an_image_is_for_another_machine(cri: Client, hostile: HostileRegistry) -> None:
+    """It is pulled all the same."""
+    name = hostile.serve("other", picture(BASE, config={"architecture": "s390x"}))
+    done = subprocess.run(crioctl(cri, "pull", name), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("sha256:")
+    assert f"{name}: it is for linux/s390x, and this host is linux/" in done.stderr
+    done = subprocess.run(crioctl(cri, "pull", hostile.serve("own", picture(BASE))), capture_output=True, text=True)
+    assert done.returncode == 0 and "this host" not in done.stderr
+    for image in cri.call("ListImages").images:
+        if image.id != cri.image:
+            cri.call("RemoveImage", image=pb.ImageSpec(image=image.id))
+
+
 def crioctl(cri: Client, *arguments: object) -> list[str]:
     program = (sys.executable, "-m", "crio_native.cli.crioctl", "--socket", f"unix://{cri.daemon.socket}")
     return [*program, *map(str, arguments)]

@@ -17,7 +17,8 @@ import zstandard
 
 from crio_native.errors import CrioError, InvalidArgument, NotFound, PermissionRefused, Unavailable, Unimplemented
 from crio_native.images import Image, ImageStore, Settings, schema1
-from crio_native.images.manifests import FOREIGN, LAYERS, OCI_MANIFEST
+from crio_native.images.manifests import FOREIGN, LAYERS, OCI_MANIFEST, of_another_machine
+from crio_native.images.model import Platform
 
 from ..images_support import (
     BASE,
@@ -146,8 +147,6 @@ def test_a_directory_with_an_index_is_loaded(store: ImageStore, registry: Regist
 
 
 def store_architecture() -> str:
-    from crio_native.images.model import Platform
-
     return Platform.host().architecture
 
 
@@ -434,6 +433,31 @@ def test_a_config_for_no_such_machine_is_refused(
     assert_nothing_left(tmp_path / "store")
 
 
-def test_a_config_for_another_machine_is_let_through(store: ImageStore, registry: Registry) -> None:
-    image = picture(tar(member("x")), config={"architecture": "s390x"})
-    assert store.pull(registry.push("formats/other", "v1", image)).config["architecture"] == "s390x"
+def test_a_config_for_another_machine_is_let_through_with_a_warning(
+    store: ImageStore, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.pull(registry.push("formats/own", "v1", picture(tar(member("x")))))
+    assert not caplog.records
+    name = registry.push("formats/other", "v1", picture(tar(member("x")), config={"architecture": "s390x"}))
+    assert store.pull(name).config["architecture"] == "s390x"
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"image {name}: it is for linux/s390x, and this host is linux/{store_architecture()}" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("config", "warned"),
+    [
+        ({}, False),
+        ({"architecture": "unknown"}, False),
+        ({"architecture": "amd64"}, False),
+        ({"architecture": "386", "os": "linux"}, False),
+        ({"architecture": "amd64", "variant": "v1"}, False),
+        ({"architecture": "amd64", "variant": "v4"}, True),
+        ({"architecture": "arm64", "variant": "v8"}, True),
+        ({"architecture": "arm64", "variant": ["v8"]}, True),
+    ],
+)
+def test_what_is_of_another_machine(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], warned: bool) -> None:
+    monkeypatch.setattr(Platform, "host", lambda: Platform("amd64", variant="v2"))
+    assert bool(of_another_machine(config)) == warned

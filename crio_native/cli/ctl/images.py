@@ -8,7 +8,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -47,7 +47,16 @@ def pull_image(client: Client, image: str, auth: api.AuthConfig | None = None) -
     """Pull, without a deadline, and return the runtime's reference for the image."""
     with layers_shown(client, image):
         answer = client.call(api.PullImageRequest(image=api.ImageSpec(image=image), auth=auth), grant=None)
+    _warn_of(client, image, answer.image_ref)
     return str(answer.image_ref)
+
+
+def _warn_of(client: Client, image: str, ref: str) -> None:
+    """Say what our daemon has to say of an image that was pulled; the answer to a pull has no room for it."""
+    with suppress(CrioError):
+        answer = client.call(api.ImageStatusRequest(image=api.ImageSpec(image=ref), verbose=True))
+        if warning := answer.info.get("warning"):
+            show.note(f"{image}: {warning}")
 
 
 @contextmanager
