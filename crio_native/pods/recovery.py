@@ -17,7 +17,7 @@ from pathlib import Path
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
 from crio_native.linux.cgroup import Cgroup, hierarchy
-from crio_native.oci.external.runtime import monitor_group
+from crio_native.oci.external.runtime import MONITOR_GROUP
 from crio_native.pods import checkpoint, exit_files, names, pod_group, trees
 from crio_native.pods.containers import Containers
 from crio_native.pods.handlers import Handler
@@ -144,7 +144,8 @@ def _end(handlers: Sequence[Handler], run_dir: Path, cgroups: Sequence[str]) -> 
 def _remove_monitor_groups(ids: Collection[str]) -> None:
     """By their names: the containers' own groups, beside which they are, may have gone before, and so may the settings
     of the handler that had monitors put there."""
-    for path in hierarchy().find(frozenset(map(monitor_group, ids))) if ids else ():
+    names = frozenset(f"{MONITOR_GROUP}-{object_id}{suffix}" for object_id in ids for suffix in ("", ".scope"))
+    for path in hierarchy().find(names) if ids else ():
         group = Cgroup(path)
         group.kill()
         group.remove()

@@ -52,6 +52,8 @@ def live(cri: Client, pod: str) -> str:
     if SLICE in cri.daemon.cgroup_parent:
         unit = shown(f"crio-{container}.scope", "ActiveState", "Slice", "MemoryMax")
         assert unit == {"ActiveState": "active", "Slice": SLICE, "MemoryMax": str(64 * MIB)}
+        monitors = group.with_name(f"crio-conmon-{container}.scope") / "cgroup.procs"
+        assert len(monitors.read_text().split()) == 1
     assert before[:2] == [str(64 * MIB), "20000 100000"] and len(before[2].split()) == 1
     inside = cri.call("ExecSync", container_id=container, cmd=["cat", "/proc/self/cgroup"], seconds=SLOW)
     assert inside.stdout == b"0::/\n", inside.stderr
@@ -87,11 +89,13 @@ def test_a_life_in_a_unit_of_systemd() -> None:
 
     By runc alone: crun asks the system bus, which is not there, and `crio-oci` has tests of its own.
     """
-    with daemon('[crio.runtime]\ncgroup_manager = "systemd"\n' + table("runc")) as client:
+    monitored = table("runc") + 'monitor_cgroup = "pod"\n'
+    with daemon('[crio.runtime]\ncgroup_manager = "systemd"\n' + monitored) as client:
         own, client.daemon.cgroup_parent = client.daemon.cgroup_parent, SLICE
         try:
             pod = client.pod(handler="runc", namespaces={"network": pb.NODE}, seconds=SLOW)
             container = live(client, pod)
-            assert shown(f"crio-{container}.scope", "LoadState") == {"LoadState": "not-found"}
+            for unit in (f"crio-{container}.scope", f"crio-conmon-{container}.scope"):
+                assert shown(unit, "LoadState") == {"LoadState": "not-found"}
         finally:
             client.daemon.cgroup_parent = own

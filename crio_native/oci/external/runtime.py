@@ -17,7 +17,7 @@ import select
 import shutil
 import signal as signals
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 # What every runtime serves.  The fields of later versions are looked at by those that know them, whatever this says,
 # but older ones refuse a document of a version that they do not know.
 OCI_VERSION = "1.0.2"
+MONITOR_GROUP = "crio-conmon"  # and the container's id: the name of its monitor's control group, where that has one
 EXEC_SECONDS = 30.0  # for a process in a container to be started
 OBEY_SECONDS = 5.0  # for a container to end by SIGKILL, before the runtime is not believed
 
@@ -113,14 +114,13 @@ class ExternalRuntime(Monitored):
             raise
 
     def _create(self, container: ContainerSpec, cgroups_path: str) -> Process:
-        request = self._create_request(
-            container, self._cgroup(cgroups_path), self._monitor_group(container.id, cgroups_path)
-        )
-        with self._launchers.conversation(request) as reply:
-            try:
-                created = monitor.read_reply(reply, self._settings.container_create_timeout or None)
-            except StepFailed as error:
-                raise self._in_words(error) from None
+        with self._monitor_groups(container.id, cgroups_path) as groups:
+            request = self._create_request(container, self._cgroup(cgroups_path), groups)
+            with self._launchers.conversation(request) as reply:
+                try:
+                    created = monitor.read_reply(reply, self._settings.container_create_timeout or None)
+                except StepFailed as error:
+                    raise self._in_words(error) from None
         told = created.get("init") or {}
         if said := words(str(told.get("words", "")).encode()):
             log.warning("container %s: %s says: %s", container.id, self.program, said)
@@ -319,20 +319,24 @@ class ExternalRuntime(Monitored):
         """Beside the container's, with monitor_cgroup "pod"; none where the monitor stays in the daemon's."""
         if self._settings.monitor_cgroup != "pod" or not cgroups_path:
             return None
+        if self._cgroup_manager == "systemd":
+            slice_ = cgroups_path.partition(":")[0]
+            return cgroup_of(f"{slice_}:{MONITOR_GROUP}:{container_id}", "systemd")
         parent = cgroups_path.rpartition("/")[0]
-        return cgroup_of(f"{parent}/{monitor_group(container_id)}", self._cgroup_manager)
+        return cgroup_of(f"{parent}/{MONITOR_GROUP}-{container_id}")
 
-    def _monitor_group(self, container_id: str, cgroups_path: str) -> list[str]:
+    @contextlib.contextmanager
+    def _monitor_groups(self, container_id: str, cgroups_path: str) -> Iterator[list[str]]:
+        """Where the monitor writes "0" to join its group, which is held open meanwhile."""
         group = self._monitor_cgroup(container_id, cgroups_path)
         if group is None:
-            return []
+            yield []
+            return
         group.create()
-        return _procs_files(group)
-
-
-def monitor_group(container_id: str) -> str:
-    """The name of the control group of a container's monitor, where that has one."""
-    return f"crio-conmon-{container_id}"
+        try:
+            yield _procs_files(group)
+        finally:
+            group.release()
 
 
 def _overlay(overlay: Overlay, spec: Mapping[str, Any]) -> dict[str, str]:
