@@ -18,6 +18,7 @@ from crio_native.config.tables import ApiTable
 from crio_native.cri import exec_sync, lookup
 from crio_native.cri.server import Call
 from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from crio_native.pods import pausing
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
@@ -56,6 +57,7 @@ class StreamingService:
             raise FailedPrecondition(f"container {container.id} is {container.state}; exec needs a running one")
         words = exec_sync.check_command(request.cmd)
         options = _options(request)
+        await call.thread(pausing.check_runs, self._node, container)
         command = Command(options, lambda: self._exec(container.id, words, options))
         return pb.ExecResponse(url=self._server.url("exec", command))
 

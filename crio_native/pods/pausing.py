@@ -39,5 +39,15 @@ def thaw(node: Node, container: Container) -> bool:
     return True
 
 
+def check_runs(node: Node, container: Container) -> None:
+    """Raises FailedPrecondition for a paused container, in which a command would be stopped as it is born."""
+    try:
+        frozen = _group(node, container).frozen()
+    except CrioError:
+        return  # its group has gone, as the command will find out
+    if frozen:
+        raise FailedPrecondition(f"cannot exec in a paused container: {container.id}; unpause it first")
+
+
 def _group(node: Node, container: Container) -> Freezer:
     return node.executor_of(container).freezer(container.id, container.cgroup)

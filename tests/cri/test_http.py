@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
@@ -21,7 +22,7 @@ from crio_native.linux import syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.linux.mounts import MNT_DETACH
 
-from .conftest import Client, close
+from .conftest import Client, close, refused
 
 pytestmark = pytest.mark.root
 
@@ -130,6 +131,21 @@ def test_pausing(cri: Client) -> None:
     assert log.stat().st_size == size
     assert get(cri, f"/unpause/{container}") == (200, b"200 OK")
     cri.until(lambda: log.stat().st_size > size)
+
+
+def test_no_command_starts_in_a_paused_container(cri: Client) -> None:
+    """It would be stopped as it is born, and whoever asked would wait."""
+    container = cri.start(cri.pod(), "sleep", "60")
+    assert cri.call("ExecSync", container_id=container, cmd=["true"]).exit_code == 0
+    assert get(cri, f"/pause/{container}")[0] == 200
+    began = time.monotonic()
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, container, "paused", "unpause it first"):
+        cri.call("ExecSync", container_id=container, cmd=["true"], timeout=10)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, container, "paused", "unpause it first"):
+        cri.call("Exec", container_id=container, cmd=["true"], stdout=True)
+    assert time.monotonic() - began < 5
+    assert get(cri, f"/unpause/{container}")[0] == 200
+    assert cri.call("ExecSync", container_id=container, cmd=["true"]).exit_code == 0
 
 
 def test_a_paused_container_can_be_stopped(cri: Client) -> None:

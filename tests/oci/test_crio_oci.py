@@ -397,8 +397,13 @@ def test_exec_refuses(oci: Oci, words: tuple[str, ...], text: str) -> None:
 def test_exec_in_a_container_that_cannot(oci: Oci) -> None:
     oci.running("c")
     oci.ok("pause", "c")
-    assert "paused" in oci.refused("exec", "c", "id", code=255)
-    oci.ok("resume", "c")
+    assert "paused container: 'c'; resume it first" in oci.refused("exec", "c", "id", code=255)
+    line = [str(PROGRAM), "--root", str(oci.state), "exec", "--ignore-paused", "c", "sh", "-c", "exit 4"]
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL) as waiting:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.5)
+        oci.ok("resume", "c")
+        assert waiting.wait(10) == 4
     oci.ok("kill", "c", "9")
     wait_for(lambda: oci.status("c") == "stopped")
     assert "container not running" in oci.refused("exec", "c", "id", code=255)
@@ -546,6 +551,17 @@ def test_pause_and_resume(oci: Oci) -> None:
     oci.ok("pause", "c")
     oci.ok("delete", "--force", "c")
     assert not oci.left()
+
+
+@pytest.mark.skipif(hierarchy().mode != "hybrid", reason="a host with two freezers")
+def test_a_container_that_the_other_freezer_stopped_is_paused(oci: Oci) -> None:
+    oci.running("c")
+    Path(f"{hierarchy().v1_freezer}/{oci.name}/c/freezer.state").write_text("FROZEN")
+    assert oci.status("c") == "paused"
+    assert "paused container" in oci.refused("exec", "c", "id", code=255)
+    oci.ok("resume", "c")
+    assert oci.status("c") == "running"
+    oci.ok("exec", "c", "id")
 
 
 def test_update_by_flags_and_by_file(oci: Oci) -> None:

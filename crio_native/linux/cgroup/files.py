@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 _READ = os.O_RDONLY | os.O_CLOEXEC
@@ -42,6 +43,15 @@ def write(path: str, value: str) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def write_if_there(path: str, value: str) -> None:
+    """As `write`; nothing happens when the file is not there, or its group has just gone."""
+    try:
+        write(path, value)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def table(text: str) -> dict[str, int]:

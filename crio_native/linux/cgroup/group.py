@@ -331,20 +331,28 @@ class Cgroup:
                 self._set_frozen(True)  # v1 gives up on a process that forked meanwhile; asking again goes on
 
     def thaw(self) -> None:
-        """Let them run again.  Nothing happens when they do."""
+        """Let them run again, whichever freezer stopped them.  Nothing happens when they do."""
         self._set_frozen(False)
+        if self._host.unified and self._host.v1_freezer:
+            files.write_if_there(f"{self._host.v1_freezer}{self.path}/freezer.state", "THAWED")
 
     def frozen(self) -> bool:
-        """Whether every process is stopped."""
+        """Whether every process is stopped, by this group's freezer or by one above it.
+
+        On a hybrid host a process is in the v1 freezer too: we leave that alone, others may not.
+        """
         if self._host.unified:
-            return files.table(files.read_or_empty(f"{self._host.unified}{self.path}/cgroup.events")).get("frozen") == 1
-        return files.read_or_empty(self._freezer()[0]).strip() == "FROZEN"
+            events = files.table(files.read_or_empty(f"{self._host.unified}{self.path}/cgroup.events"))
+            if events.get("frozen") == 1:
+                return True
+        v1 = self._host.v1_freezer
+        return bool(v1) and files.read_or_empty(f"{v1}{self.path}/freezer.state").strip() == "FROZEN"
 
     def _freezer(self) -> tuple[str, str, str]:
         """The file, and the words for stop and go."""
         if self._host.unified:
             return f"{self._host.unified}{self.path}/cgroup.freeze", "1", "0"
-        return f"{self._host.v1.get('freezer', '')}{self.path}/freezer.state", "FROZEN", "THAWED"
+        return f"{self._host.v1_freezer}{self.path}/freezer.state", "FROZEN", "THAWED"
 
     def _set_frozen(self, frozen: bool) -> None:
         file, stop, go = self._freezer()

@@ -29,14 +29,17 @@ class Hierarchy:
     mounts: every hierarchy's mount point, the unified one first.  A container's group is made in all of them, used or
     not: a process that stayed in a hierarchy's root could mount it in a user namespace of its own and reach its
     neighbours' groups.
+    v1_freezer: mount point of the v1 freezer, used or not; "" without one.
     """
 
-    __slots__ = ("mode", "mounts", "unified", "v1", "v2")
+    __slots__ = ("mode", "mounts", "unified", "v1", "v1_freezer", "v2")
 
     def __init__(
         self, mode: Mode, unified: str, v1: Mapping[str, str], v2: frozenset[str], mounts: tuple[str, ...]
     ) -> None:
         self.mode, self.unified, self.v1, self.v2, self.mounts = mode, unified, v1, v2, mounts
+        freezers = (mount for mount in mounts if mount != unified and "freezer" in os.path.basename(mount).split(","))
+        self.v1_freezer = next(freezers, "")
 
     def mount_of(self, controller: str) -> str | None:
         """Where the controller's files are; None when this host does not have it."""

@@ -251,6 +251,8 @@ class BuiltinRuntime(Monitored):
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         target = self._targets.of(container_id, process_, lambda: self._cgroup(cgroups_path))
+        if target.frozen():
+            raise FailedPrecondition(f"cannot exec in a paused container: {container_id}; unpause it first")
         asked = (container_id, cgroups_path, target.namespaces)
         packet = self._exec_packets.packet(asked, request, lambda: self._exec_packet(container_id, target, request))
         return start_exec(self._launchers.hand_on, container_id, packet, request, target)

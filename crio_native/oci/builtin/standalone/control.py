@@ -190,16 +190,16 @@ def kill_init(found: State) -> None:
 
 def _thaw(found: State) -> None:
     """On v1 a stopped process dies when it goes on, in whatever group somebody has put it."""
-    for mount in hierarchy().mounts:
-        if "freezer" not in os.path.basename(mount).split(","):
-            continue
-        try:
-            with open(f"/proc/{found.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-                lines = [line.rstrip("\n").split(":", 2) for line in file]
-            group = next(path for _, controllers, path in lines if "freezer" in controllers.split(","))
-            files.write(f"{mount}{group}/freezer.state", "THAWED")
-        except (OSError, StopIteration):
-            continue  # it has ended, or is in the root group, which nobody can stop
+    mount = hierarchy().v1_freezer
+    if not mount:
+        return
+    try:
+        with open(f"/proc/{found.pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+        group = next(path for _, controllers, path in lines if "freezer" in controllers.split(","))
+        files.write(f"{mount}{group}/freezer.state", "THAWED")
+    except (OSError, StopIteration):
+        pass  # it has ended, or is in the root group, which nobody can stop
 
 
 def pause(options: SimpleNamespace) -> int:

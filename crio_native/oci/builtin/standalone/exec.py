@@ -115,7 +115,8 @@ def _check_terminal(options: SimpleNamespace, process: Mapping[str, Any]) -> Non
 def _check_status(options: SimpleNamespace, found: State) -> None:
     status = found.status()
     if status == "paused" and not options.ignore_paused:
-        raise FailedPrecondition(f"cannot exec in a paused container: {found.id!r} (use --ignore-paused)")
+        what = "resume it first, or let the command wait for that with --ignore-paused"
+        raise FailedPrecondition(f"cannot exec in a paused container: {found.id!r}; {what}")
     if status not in ("created", "running", "paused"):
         raise FailedPrecondition(f"container not running: cannot exec in container {found.id!r} that is {status}")
 
