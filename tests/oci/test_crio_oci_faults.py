@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,24 @@ def test_a_trace_of_a_failure_ends_with_it(oci: Oci) -> None:
     error = oci.refused("--trace", trace, "create", "-b", oci.write(spec), "c")
     last = json.loads(trace.read_text().splitlines()[-1])
     assert last["result"] == "ENOENT" and repr(last["step"]) in error
+
+
+@pytest.mark.parametrize("lines", [0, 8], ids=["at-once", "in-the-init"])
+def test_a_trace_on_a_full_disk_is_a_warning_and_the_container_runs(oci: Oci, lines: int) -> None:
+    disk = oci.directory / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "disk", str(disk)], check=True)
+    try:
+        trace = disk / "trace"
+        trace.write_text("x" * (4096 - 180 * lines))  # a line has some 180 bytes
+        done = oci.call("--trace", trace, "run", "-b", oci.bundle("sh", "-c", "echo up; exit 4"), "c")
+        assert (done.returncode, done.stdout) == (4, "up\n"), done.stderr
+        assert f"warning: --trace {trace}: writing the trace: no space left on device" in done.stderr
+        assert "give another file" in done.stderr
+        oci.running("d")
+        assert oci.ok("--trace", trace, "exec", "d", "echo", "up") == "up\n"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_exec_fails_at_every_step_and_the_container_lives_on(oci: Oci) -> None:

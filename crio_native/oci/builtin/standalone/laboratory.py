@@ -15,6 +15,7 @@ import time
 
 from crio_native.errors import CrioError, InvalidArgument, StepFailed
 from crio_native.oci.builtin import steps, wire
+from crio_native.oci.builtin.standalone import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Laboratory:
     def __init__(self, trace: str, fail: str) -> None:
         """Raises InvalidArgument for a malformed --fail, OSError when the trace cannot be written."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._path = os.path.abspath(trace)
         self.trace = os.open(trace, flags, 0o600) if trace else -1
         self.broken, self.occurrence, self.errno = _parse(fail) if fail else ("", 0, 0)
         self._seen: dict[str, int] = {}
@@ -75,7 +77,8 @@ class Laboratory:
                     "result": result,
                     "microseconds": (time.perf_counter_ns() - began) // 1000,
                 }
-                os.write(self.trace, (wire.encode(line) + "\n").encode())
+                say = log.warning if process == "crio-oci" else _say_inside
+                self._write((wire.encode(line) + "\n").encode(), say)
 
         if step in WITHOUT_RETURN:
             note("begun")
@@ -89,6 +92,25 @@ class Laboratory:
             raise
         note("ok")
         return result
+
+    def _write(self, line: bytes, say: Callable[[str], None]) -> None:
+        """Append to the trace.  What cannot be written is a warning: a disk that is full is none of the container's
+        business, and a line after half a line would be no JSON."""
+        try:
+            if os.write(self.trace, line) == len(line):
+                return
+            why = os.strerror(errno.ENOSPC)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+        os.close(self.trace)
+        self.trace = -1
+        what = "the next steps are not traced: free some space, or give another file"
+        say(f"--trace {self._path}: writing the trace: {why.lower()}; {what}")
+
+
+def _say_inside(text: str) -> None:
+    """Not to the file of --log, whose path leads into the container's root by now."""
+    log.tell(f"crio-oci: warning: {text}\n")
 
 
 class Injected(OSError):
