@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -67,6 +68,22 @@ def test_volumes_time_and_protection(bundles: Oci) -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "text" and float(lines[1].split()[0]) > 10**7 and len(lines) == 2, done.stderr
     assert "Read-only" in done.stderr
+
+
+def test_a_container_that_waits_for_its_start_is_open_to_its_user(bundles: Oci) -> None:
+    """Not dumpable, its init would keep him out of its namespaces; a network is set up through them."""
+    bundle = bundles.write(spec_for(bundles, "sleep", "1000"))
+    for path in (bundle, bundle / "config.json"):
+        os.chown(path, USER, USER)
+    created = call(bundles, "create", "--bundle", str(bundle), "c")
+    assert created.returncode == 0, created.stderr
+    pid = json.loads(call(bundles, "state", "c").stdout)["pid"]
+    line = ["readlink", f"/proc/{pid}/ns/net"]
+    seen = subprocess.run(line, capture_output=True, text=True, user=USER, group=USER, extra_groups=[])
+    assert seen.stdout == os.readlink(f"/proc/{pid}/ns/net") + "\n", seen.stderr
+    done = call(bundles, "exec", "c", "id", "-u")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    call(bundles, "delete", "--force", "c")
 
 
 @pytest.mark.parametrize("pid", ["new", "hosts"])

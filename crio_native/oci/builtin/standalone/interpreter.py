@@ -26,7 +26,11 @@ def protect(view: int) -> View:
     """
     if not _is_unwritable():
         _start_again()
-    if os.geteuid() == 0:  # else the kernel would give our files in /proc to root, and we have to write some
+    # Who is not root stays dumpable, and so does the init that waits for its start.  The kernel would give our files in
+    # /proc to root, and we have to write some; and while the init waits, its own user has to get at its namespaces: an
+    # exec enters them, an engine sets up the network.  For that the kernel asks, of a process that is not dumpable, for
+    # CAP_SYS_PTRACE in the user namespace that its program was started in: the host's, where he has none.
+    if os.geteuid() == 0:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     return View(view)
 
