@@ -28,7 +28,14 @@ def explain(options: SimpleNamespace) -> int:
 
     path = Path(*options.arguments)
     name = state.check_id(options.id) if options.id else ANY_ID
-    explanation = explain(_placed(read_config(path), name, options.cgroup_manager), bundle_of(path), name)
+    explanation = explain(
+        _placed(read_config(path), name, options.cgroup_manager),
+        bundle_of(path),
+        name,
+        pivot=not options.no_pivot,
+        keyring=not options.no_new_keyring,
+        notify_socket=os.environ.get("NOTIFY_SOCKET", ""),
+    )
     assumed = list(explanation.assumptions)
     if not options.id:
         assumed.append(f"the container's id is {ANY_ID}; --id tells another")
@@ -46,9 +53,10 @@ def explain(options: SimpleNamespace) -> int:
 
 
 def _placed(config: Mapping[str, Any], name: str, manager: str) -> Mapping[str, Any]:
-    """The config as root's `run` goes by it: with the group that it gives the container."""
+    """The config as root's `run` goes by it, in this environment: with the group that it gives the container."""
     specs.validate(config)
     config = create.without_mount_label(config)
+    config = {**config, "process": create.listen_environment(config["process"])}
     linux = config.get("linux") or {}
     path, manager = create.group_of(linux, name, manager, rootless=False)
     return {**config, "linux": {**linux, "cgroupsPath": path if manager != "disabled" else ""}}

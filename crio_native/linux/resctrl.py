@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FIELD = "linux.intelRdt"
 _SCHEMATA_MAX = 1 << 16
+USUAL_PLACE = "/sys/fs/resctrl"
 
 
 def mount_point() -> str:
@@ -38,8 +39,8 @@ def prepare(rdt: Mapping[str, Any], container_id: str, root: str) -> list[str]:
     if not root:
         raise FailedPrecondition(f"{_FIELD}: no resctrl file system is mounted: this machine's processor has none")
     name = rdt.get("closID") or container_id
-    group = root if name == "/" else f"{root}/{name}"
-    lines = [rdt[key] for key in ("l3CacheSchema", "memBwSchema") if rdt.get(key)] + list(rdt.get("schemata") or ())
+    group, monitor = groups(rdt, container_id, root)
+    lines = schemata(rdt)
     exists = os.path.isdir(group)
     if rdt.get("closID") and exists:
         _compare(group, lines, name)
@@ -51,21 +52,34 @@ def prepare(rdt: Mapping[str, Any], container_id: str, root: str) -> list[str]:
         _make(group, exists)
         for line in lines:
             _write(f"{group}/schemata", line)
-    if not rdt.get("enableMonitoring"):
-        return [f"{group}/tasks"]
-    monitor = f"{group}/mon_groups/{container_id}"
-    _make(monitor, False)
-    return [f"{group}/tasks", f"{monitor}/tasks"]
+    if monitor:
+        _make(monitor, False)
+    return task_files(rdt, container_id, root)
+
+
+def groups(rdt: Mapping[str, Any], container_id: str, root: str) -> tuple[str, str]:
+    """The directories of the group and of its monitoring group, "" where none is asked for."""
+    name = rdt.get("closID") or container_id
+    group = root if name == "/" else f"{root}/{name}"
+    return group, f"{group}/mon_groups/{container_id}" if rdt.get("enableMonitoring") else ""
+
+
+def schemata(rdt: Mapping[str, Any]) -> list[str]:
+    """The lines that are asked for, in the order that they are written in."""
+    return [rdt[key] for key in ("l3CacheSchema", "memBwSchema") if rdt.get(key)] + list(rdt.get("schemata") or ())
+
+
+def task_files(rdt: Mapping[str, Any], container_id: str, root: str) -> list[str]:
+    """The files by which a process joins the groups."""
+    return [f"{directory}/tasks" for directory in groups(rdt, container_id, root) if directory]
 
 
 def remove(rdt: Mapping[str, Any], container_id: str, root: str) -> None:
     """Remove what `prepare` made for this container alone; what is gone already is fine."""
     if not root:
         return
-    name = rdt.get("closID") or container_id
-    group = root if name == "/" else f"{root}/{name}"
-    made = [f"{group}/mon_groups/{container_id}"] if rdt.get("enableMonitoring") else []
-    for directory in made + ([] if rdt.get("closID") else [group]):
+    group, monitor = groups(rdt, container_id, root)
+    for directory in ([monitor] if monitor else []) + ([] if rdt.get("closID") else [group]):
         try:
             os.rmdir(directory)
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crio_native.linux import capabilities, namespaces, syscalls
+from crio_native.linux import capabilities, namespaces, resctrl, syscalls
 from crio_native.linux.cgroup import Cgroup, cgroup_of, hierarchy, resources
 from crio_native.oci import calls
 from crio_native.oci import seccomp as filters
@@ -53,11 +53,20 @@ class Explanation:
         return {"assumptions": list(self.assumptions), "steps": [row.to_dict() for row in self.rows]}
 
 
-def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str = "container") -> Explanation:
+def explain(
+    spec: Mapping[str, Any],
+    bundle: Path = Path("/bundle"),
+    name: str = "container",
+    *,
+    pivot: bool = True,
+    keyring: bool = True,
+    notify_socket: str = "",
+) -> Explanation:
     """The plan of a container made from `spec`, a parsed config.json.
 
     A spec without linux.cgroupsPath is of a container without a group of its own; a command-line runtime gives it one.
-    bundle: what a relative root.path is relative to.  name: the container's id.  Raises InvalidArgument for a spec that
+    bundle: what a relative root.path is relative to.  name: the container's id.  The rest: see
+    `plan.container_plan`.  Raises InvalidArgument for a spec that
     the executor would refuse.
     """
     specs.validate(spec)
@@ -68,16 +77,27 @@ def explain(spec: Mapping[str, Any], bundle: Path = Path("/bundle"), name: str =
     ]
     linux = spec.get("linux") or {}
     cgroup = _group(linux.get("cgroupsPath") or "", spec.get("annotations") or {})
+    joined = cgroup.join_files() if cgroup else []
+    rdt = linux.get("intelRdt")
+    if rdt is not None:
+        if not resctrl.mount_point():
+            assumptions.append(f"resctrl is mounted at {resctrl.USUAL_PLACE}; here it is not, so a run is refused")
+        joined += resctrl.task_files(rdt, name, resctrl.mount_point() or resctrl.USUAL_PLACE)
     plan = plans.container_plan(
         container,
         plans.Host(capabilities.last_known(), (1 << capabilities.last_known() + 1) - 1, -1000),
-        cgroup_files=cgroup.join_files() if cgroup else [],
+        cgroup_files=joined,
         cgroup_directories=hierarchy().directories(cgroup.path) if cgroup else {},
         seccomp=_compiled(linux.get("seccomp")),
+        keyring=keyring,
+        pivot=pivot,
+        notify_socket=notify_socket,
         look_up=True,
         keep_groups=specs.keeps_groups(spec),
     )
     story = _Story(specs.namespace_paths(spec))
+    if rdt is not None:
+        story.tell(RUNTIME, "make_resctrl", "linux.intelRdt", _resctrl_calls(rdt, name))
     if cgroup:
         for made, source, lines in _cgroup_steps(cgroup, linux.get("resources") or {}):
             story.tell(RUNTIME, made, source, lines)
@@ -180,6 +200,17 @@ def _cgroup_steps(cgroup: Cgroup, wanted: Mapping[str, Any]) -> Iterator[tuple[s
             "linux.resources.devices",
             calls.device_rules([*wanted["devices"], *plans.DEFAULT_DEVICE_RULES]),
         )
+
+
+def _resctrl_calls(rdt: Mapping[str, Any], name: str) -> list[str]:
+    group, monitor = resctrl.groups(rdt, name, resctrl.mount_point() or resctrl.USUAL_PLACE)
+    lines = [f"mkdir({calls.quoted(group)}, 0777) when missing"]
+    lines += [
+        f"write({calls.quoted(f'{group}/schemata')}, {calls.quoted(line)}), where closID names a group that exists "
+        "compared instead"
+        for line in resctrl.schemata(rdt)
+    ]
+    return [*lines, f"mkdir({calls.quoted(monitor)}, 0777)"] if monitor else lines
 
 
 class _UnmadeGroup:

@@ -752,6 +752,49 @@ def test_what_is_explained_is_what_is_traced(oci: Oci) -> None:
     assert not oci.left()
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-pivot",), ("--no-new-keyring",)])
+@pytest.mark.parametrize(
+    "surroundings", ["", "NOTIFY_SOCKET=/dev/null", "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web"]
+)
+def test_flags_and_environment_are_explained_as_they_act(oci: Oci, flags: tuple[str, ...], surroundings: str) -> None:
+    bundle, trace = oci.bundle("env"), oci.directory / "trace"
+
+    def call(*words: str | Path) -> str:
+        line = f'{surroundings} exec {PROGRAM} --root {oci.state} "$@" 3</'
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", *map(str, words)], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    there = {line.partition("=")[0] for line in call("--trace", trace, "run", *flags, "-b", bundle, oci.name).split()}
+    traced = [json.loads(line) for line in trace.read_text().splitlines()]
+    happened = [row["step"] for row in traced if row["process"] == "init" and row["step"] != "find_command"]
+    rows = json.loads(call("explain", "--json", "--id", oci.name, *flags, bundle))["steps"]
+    explained = [row for row in rows if row["process"] == "init" and row["step"] != "find_command"]
+    assert [row["step"] for row in explained] == happened
+    told = " ".join(line for row in explained if row["step"] == "environment" for line in row["calls"])
+    assert {name for name in there if name in told} >= there - {"HOME", "PWD", "SHLVL"}
+    assert {entry.partition("=")[0] for entry in surroundings.split()} <= there
+
+
+def test_the_groups_of_intels_technology_are_explained(oci: Oci) -> None:
+    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec["linux"]["intelRdt"] = {"enableMonitoring": True, "schemata": ["L3:0=f"]}
+    bundle, trace = oci.write(spec), oci.directory / "trace"
+    told = json.loads(oci.ok("explain", "--json", "--id", "c", bundle))
+    first, *rest = told["steps"]
+    assert (
+        first["step"] == "make_resctrl" and "/c/schemata" in first["calls"][1] and "mon_groups/c" in first["calls"][2]
+    )
+    joined = next(row for row in rest if row["step"] == "join_cgroup")
+    assert any("resctrl/c/tasks" in line for line in joined["calls"])
+    assert any("resctrl/c/mon_groups/c/tasks" in line for line in joined["calls"])
+    done = oci.call("--trace", trace, "run", "-b", bundle, "c")
+    assert (done.returncode != 0) == any("resctrl" in sentence for sentence in told["assumptions"])
+    assert json.loads(trace.read_text().splitlines()[0])["step"] == "make_resctrl"
+
+
 def test_isolation_knows_the_given_group_and_what_was_updated(oci: Oci) -> None:
     name = oci.name
     oci.ok("create", "-b", without_cgroups_path(oci, "sleep", "1000"), name)

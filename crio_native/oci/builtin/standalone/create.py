@@ -142,7 +142,7 @@ class Made:
         cgroup = self.state.cgroup
         joined = cgroup.join_files() if cgroup is not None else []
         if linux.get("intelRdt") is not None:
-            joined += self._join_resctrl(linux["intelRdt"])
+            joined += laboratory.own(self.laboratory, "make_resctrl", lambda: self._join_resctrl(linux["intelRdt"]))
         seccomp = child.compiled(linux.get("seccomp"), self.options.root)
         if self.state.record["annotations"].get("run.oci.seccomp_fail_unknown_syscall") == "1":
             _refuse_unknown(linux.get("seccomp") or {})

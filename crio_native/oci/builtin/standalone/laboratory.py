@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from crio_native.oci.builtin.plan import Plan
 
 # What the command itself does around the plan, in the order that it does it.
-OWN_STEPS = ("make_cgroup", "limit_cgroup", "limit_devices", "clone", "record_state", "write_pid_file")
+OWN_STEPS = ("make_resctrl", "make_cgroup", "limit_cgroup", "limit_devices", "clone", "record_state", "write_pid_file")
 WITHOUT_RETURN = ("execute", "execute_pause")
 
 

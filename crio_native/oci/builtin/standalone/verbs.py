@@ -85,14 +85,17 @@ _PRESERVE = (
     "number",
     "pass on this many descriptors from 3 on, after sockets to listen on ($LISTEN_FDS)",
 )
+_VARIANTS = (
+    ("no-pivot", "switch", "enter the root by chroot: for a root file system in an initramfs"),
+    ("no-new-keyring", "switch", "share the session keyring of the caller"),
+)
 _MAKING = (
     _BUNDLE,
     ("config", "text", "file to read instead of the bundle's config.json"),
     _CONSOLE,
     _PIDFD,
     _PID_FILE,
-    ("no-pivot", "switch", "enter the root by chroot: for a root file system in an initramfs"),
-    ("no-new-keyring", "switch", "share the session keyring of the caller"),
+    *_VARIANTS,
     _PRESERVE,
 )
 _NO_SUBREAPER = ("no-subreaper", "switch", "do not reap the container's orphans")
@@ -249,6 +252,7 @@ _VERBS: dict[str, tuple[Any, ...]] = {
         "[BUNDLE]",
         (0, 1),
         ("id", "text", "the id that the container will have, which its group is named by (default: ID)"),
+        *_VARIANTS,
         _JSON,
     ),
     "diff": (
