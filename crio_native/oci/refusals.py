@@ -12,9 +12,9 @@ import re
 
 from crio_native.errors import StepFailed
 
-_NUMBERS = {
-    os.strerror(number).lower(): number
-    for number in (
+# What the kernel says of a value that it cannot take, and not of a machine that has run out of something.
+OF_VALUES = frozenset(
+    {
         errno.EINVAL,
         errno.ERANGE,
         errno.EACCES,
@@ -24,8 +24,9 @@ _NUMBERS = {
         errno.EEXIST,
         errno.ELOOP,
         errno.ENAMETOOLONG,
-    )
-}
+    }
+)
+_NUMBERS = {os.strerror(number).lower(): number for number in OF_VALUES}
 _OURS = re.compile(r"step '(\w+)' failed(?: on (.*?))? with (E[A-Z0-9]+) \([a-z ]+\)(?:: (.*))?$")  # crio-oci
 _THEIRS = (
     ("bind", re.compile(r'error mounting "[^"]*" to rootfs at "/?([^"]*)"')),  # runc

@@ -23,6 +23,7 @@ from crio_native.errors import (
     StartFailed,
 )
 from crio_native.linux.cgroup import cgroup_of
+from crio_native.oci.refusals import OF_VALUES
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Process, Runtime
 from crio_native.pods import (
     checkpoint,
@@ -425,7 +426,7 @@ def _make_log_directory(path: str, log_path: str) -> None:
     try:
         os.makedirs(path, 0o755, exist_ok=True)
     except OSError as error:
-        if error.errno not in refusals.OF_VALUES:
+        if error.errno not in OF_VALUES:
             raise
         why = f"its directory cannot be made: {error.filename}: {os.strerror(error.errno).lower()}"
         raise InvalidArgument("config.log_path", log_path, why) from None

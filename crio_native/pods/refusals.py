@@ -6,30 +6,15 @@ the caller is told the field, as of any other bad value; what is left is a fault
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from crio_native.errors import InvalidArgument, StepFailed
-from crio_native.oci.refusals import as_step
+from crio_native.oci.refusals import OF_VALUES, as_step
 from crio_native.oci.spec import normalise
 from crio_native.pods.values import ContainerConfig, Resources
 
-# What the kernel says of a value that it cannot take, and not of a machine that has run out of something.
-OF_VALUES = frozenset(
-    {
-        errno.EINVAL,
-        errno.ERANGE,
-        errno.EACCES,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-    }
-)
 _OCI_RESOURCES = "linux.resources."
 _RESOURCES = {
     "cpu.cpus": "cpuset_cpus",
