@@ -179,9 +179,8 @@ class Containers:
             self.ends.wait(container_id)
             node.store.update(Container, container_id, wait=False, state=ContainerState.REMOVING)
             self._free(container)
-            exit_files.remove(node.settings.container_exits_dir, container_id)
             trees.remove_tree(layout.logs / container_id)  # only where the pod named no directory for its logs
-            node.store.delete(container)
+            self._forget(container)
             self.ends.forget(container_id)
 
     def exec(
@@ -229,7 +228,7 @@ class Containers:
     def discard(self, container: Container) -> None:
         """Undo a container that was never finished, with its record."""
         self._free(container)
-        self._node.store.delete(container)
+        self._forget(container)
 
     def _stop_forbidden(self, container_id: str, calls: str) -> None:
         log.warning("container %s is stopped: it %s", container_id, calls)
@@ -410,6 +409,14 @@ class Containers:
         self._node.notifiers.close(container.id)
         trees.remove_tree(run_dir)
         preparation.release(layout, container.id)
+
+    def _forget(self, container: Container) -> None:
+        """With the record goes the exit file: before it, for nobody looks for that without a record, and after it, for
+        an end may have been noticed in between."""
+        exits = self._node.settings.container_exits_dir
+        exit_files.remove(exits, container.id)
+        self._node.store.delete(container)
+        exit_files.remove(exits, container.id)
 
     def _undo(self, container: Container) -> None:
         try:

@@ -124,11 +124,12 @@ class Ends:
                 message=message,
             )
 
+        exits = self._node.settings.container_exits_dir
+        exit_files.write(exits, container_id, status.code)
         try:
             self._node.store.change(Container, container_id, ended, wait=False)
-            exit_files.write(self._node.settings.container_exits_dir, container_id, status.code)
-        except NotFound:
-            pass
+        except NotFound:  # it was removed meanwhile, its file perhaps before we wrote ours
+            exit_files.remove(exits, container_id)
         with self._lock:
             end = self._futures.get(container_id)
         if end is not None and not end.done():

@@ -32,7 +32,7 @@ def tracked(cri: Client) -> Any:
 def directories(cri: Client) -> list[Path]:
     root, run = cri.daemon.directory / "root", cri.daemon.directory / "run"
     places = [root / "containers", root / "sandboxes", run / "containers", run / "sandboxes"]
-    places += [run / f"{kind}ns" for kind in ("net", "ipc", "uts")]
+    places += [run / "exits", *(run / f"{kind}ns" for kind in ("net", "ipc", "uts"))]
     return [path for place in places if place.exists() for path in place.iterdir()]
 
 
