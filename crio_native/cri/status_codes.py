@@ -24,11 +24,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 
 
 def status_code(error: BaseException) -> grpc.StatusCode:
-    """INTERNAL for whatever is not in the table; a full disk is RESOURCE_EXHAUSTED, whoever met it."""
+    """INTERNAL for whatever is not in the table.  Whoever met it, a full disk is RESOURCE_EXHAUSTED, and a process that
+    has ended meanwhile is FAILED_PRECONDITION, as it is where its end is known."""
     number = error.errno if isinstance(error, OSError) else getattr(error, "number", 0)
     if number in _FULL:
         return grpc.StatusCode.RESOURCE_EXHAUSTED
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code
-    return grpc.StatusCode.INTERNAL
+    return grpc.StatusCode.FAILED_PRECONDITION if number == errno.ESRCH else grpc.StatusCode.INTERNAL

@@ -169,6 +169,7 @@ def test_every_signal_of_the_cri_is_known() -> None:
         (NotFound("pod", "x"), grpc.StatusCode.NOT_FOUND),
         (AlreadyExists("x"), grpc.StatusCode.ALREADY_EXISTS),
         (StepFailed("mount", errno.EPERM), grpc.StatusCode.INTERNAL),
+        (StepFailed("exec", errno.ESRCH, "", "the container has ended"), grpc.StatusCode.FAILED_PRECONDITION),
         (StepFailed("write", errno.ENOSPC), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (OSError(errno.ENOSPC, "x"), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (ZeroDivisionError(), grpc.StatusCode.INTERNAL),
