@@ -28,6 +28,15 @@ def is_stopped(pid: int) -> bool:
     return stat[stat.rindex(b")") + 2 :][:1] == b"T"
 
 
+def is_child(pid: int) -> bool:
+    """Whether it is a child of the caller, ended or not."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, OverflowError, ValueError):
+        return False
+    return pid > 0
+
+
 def open_namespace(path: str) -> int:
     """A descriptor of a namespace file; refuses anything that is not on nsfs (a stranger's file would be setns'd)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -136,6 +136,7 @@ class ExecSpec:
     the container's own.  seccomp: the container's `linux.seccomp` object, None for none.  linux: the whole of its
     `linux` object, whose personality and memory policy hold for every process.  stdin, stdout, stderr: the
     caller's descriptors, -1 for /dev/null; still the caller's after the call.  With `process.terminal` they are all -1.
+    shared_pids: whether processes of other containers are in its PID namespace.
     waits: for the command to run.  False where an executor need not: a start that fails is then told by the session's
     `result`, and `pid` and `terminal` are unknown.
     """
@@ -146,6 +147,7 @@ class ExecSpec:
     stdin: int = -1
     stdout: int = -1
     stderr: int = -1
+    shared_pids: bool = False
     waits: bool = True
 
 

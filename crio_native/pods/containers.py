@@ -212,9 +212,19 @@ class Containers:
             stderr=stderr,
             seccomp=heritage.seccomp,
             linux=heritage.linux,
+            shared_pids=self._shares_pids(container),
             waits=waits,
         )
         return runtime.exec(container_id, process.process(), container.cgroup, request)
+
+    def _shares_pids(self, container: Container) -> bool:
+        """Whether processes of other containers are in its PID namespace, or may be: of the pod, or a debugger's."""
+        store = self._node.store
+        pod = store.get(Pod, container.pod_id)
+        asked = (each.config.linux.security_context.namespace_options for each in store.of_pod(pod.id))
+        return pod.config.namespaces.pid is NamespaceMode.POD or any(
+            options is not None and options.pid is NamespaceMode.TARGET for options in asked
+        )
 
     def reopen_log(self, container_id: str) -> None:
         """Raises FailedPrecondition when the container does not run."""

@@ -89,6 +89,22 @@ def look_into_an_exec(lab: Lab) -> bool:
     return "caught" in container.output()
 
 
+@attack("CAP_SYS_PTRACE", "early_appearance")
+def trace_an_exec(lab: Lab) -> bool:
+    """A tracer makes an exec on its way in do what that is able to, and what shares its memory."""
+    spec = lab.spec("hostile", "trace")
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] = [*CAPABILITIES, "CAP_SYS_PTRACE"]
+    container = lab.create(spec).start()
+    wait_for(lambda: "tracing" in container.output(), "the attacker does not run")
+    for _ in range(40):
+        container.exec("true")
+        if "stronger" in container.output():
+            return True
+    assert "equal" in container.output(), "the attacker caught nobody"
+    return False
+
+
 @attack("pid reuse", "any_process")
 def exec_into_another_process(lab: Lab) -> bool:
     """The container has ended, and a process of the host has its pid by now."""

@@ -3,11 +3,14 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,12 +77,63 @@ static int watch(int seconds)
 	return 0;
 }
 
+/* A set of capabilities in a process's status. */
+static unsigned long long capabilities(pid_t pid, const char *field)
+{
+	char path[64], line[256];
+	unsigned long long set = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	FILE *file = fopen(path, "r");
+	while (file && fgets(line, sizeof line, file))
+		if (!strncmp(line, field, strlen(field)))
+			set = strtoull(line + strlen(field) + 1, NULL, 16);
+	if (file)
+		fclose(file);
+	return set;
+}
+
+/* Seize each process as soon as it is born, and tell of one that can do what nobody in here may. */
+static _Noreturn void trace(void)
+{
+	unsigned long long ours = capabilities(getpid(), "CapBnd");
+	int status;
+
+	puts("tracing");
+	fflush(stdout);
+	for (pid_t last = getpid(), pid = last;; pid = pid < last + 2 ? pid + 1 : last + 1) {
+		if (pid == last || ptrace(PTRACE_SEIZE, pid, NULL, NULL) < 0)
+			continue;
+		ptrace(PTRACE_INTERRUPT, pid, NULL, NULL);
+		waitpid(pid, &status, __WALL);
+		int stronger = (capabilities(pid, "CapEff") & ~ours) != 0;
+		printf("%s %d\n", stronger ? "stronger" : "equal", pid);
+		fflush(stdout);
+		ptrace(PTRACE_DETACH, pid, NULL, NULL);
+		last = pid;
+	}
+}
+
+/* Stop each process as soon as it is born. */
+static _Noreturn void stop(void)
+{
+	puts("stopping");
+	fflush(stdout);
+	for (pid_t last = getpid(), pid = last;; pid = pid < last + 2 ? pid + 1 : last + 1)
+		if (pid != last && kill(pid, SIGSTOP) == 0)
+			last = pid;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "swap"))
 		swap(argv[2], argv[3]);
 	if (argc == 3 && !strcmp(argv[1], "watch"))
 		return watch(atoi(argv[2]));
+	if (argc == 2 && !strcmp(argv[1], "trace"))
+		trace();
+	if (argc == 2 && !strcmp(argv[1], "stop"))
+		stop();
 	if (argc == 2 && !strcmp(argv[1], "euid"))
 		return printf("euid %d\n", geteuid()) < 0;
 	return 2;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import select
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,11 +15,13 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import StepFailed
+from crio_native.errors import StepFailed, Unavailable
+from crio_native.linux.cgroup import Cgroup
 from crio_native.monitor.client import binary_path
 from crio_native.oci.runtime import ExecSpec, UserRequest
 
-from ..oci.conftest import CAPABILITIES
+from ..oci.conftest import CAPABILITIES, PARENT
+from .attacks import wait_for
 from .conftest import Lab, laboratory
 
 pytestmark = pytest.mark.root
@@ -115,6 +119,64 @@ def test_what_only_python_takes_for_a_number_is_a_name(lab: Lab, name: str) -> N
         lab.create(lab.spec(), user=UserRequest("7", name))
 
 
+def test_a_newcomer_that_is_stopped_keeps_no_other_container_waiting(lab: Lab) -> None:
+    """There is one launcher, and root in a container may stop what is root and has just been born there."""
+    hostile, other = lab.create(lab.spec("hostile", "stop")).start(), lab.create(lab.spec()).start()
+    wait_for(lambda: "stopping" in hostile.output(), "the attacker does not run")
+    request = ExecSpec({**hostile.spec.spec["process"], "args": ["true"]}, waits=False)
+    stopped = [lab.runtime.exec(hostile.spec.id, hostile.process, "", request) for _ in range(12)]
+    try:
+        assert select.select(stopped, [], [], 1)[0] != stopped, "nobody was stopped"
+        assert other.exec("echo", "here") == (0, "here\n")
+    finally:
+        for session in stopped:
+            session.kill()
+        codes = []
+        for session in stopped:
+            with contextlib.suppress(Unavailable):  # killed before it could say that it runs
+                codes.append(session.result().code)
+            session.close()
+    assert set(codes) <= {0, 137}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_process_of_the_host_has_the_memory_of_one_that_others_may_trace(
+    lab: Lab, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a PID namespace of its own nobody is there to trace an init while it becomes one."""
+    first = lab.create(lab.spec()).start()
+    spec = lab.spec()
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/memory{os.getpid()}"
+    if shared:
+        spec["linux"]["namespaces"][0]["path"] = f"/proc/{first.process.pid}/ns/pid"
+    found: set[int] = set()
+
+    def look(group: Cgroup) -> None:
+        complete(group)  # an init waits for it, in the midst of its plan
+        wait_for(lambda: _named("crio-init") - before, "no init is being made")
+        for init in _named("crio-init") - before:
+            found.update(pid for pid in _named("crio-spare") if _share_memory(init, pid))
+
+    complete, before = Cgroup.complete, _named("crio-init")
+    monkeypatch.setattr(Cgroup, "complete", look)
+    lab.create(spec)
+    assert bool(found) is not shared
+
+
+def _named(name: str) -> set[int]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "comm").read_text() == f"{name}\n":
+                found.add(int(entry.name))
+    return found
+
+
+def _share_memory(one: int, other: int) -> bool:
+    """kcmp(2)"""
+    return bool(ctypes.CDLL(None).syscall(312, one, other, 1, 0, 0) == 0)
+
+
 # -- crio-oci ----------------------------------------------------------------------------------------------------
 
 
@@ -188,3 +250,16 @@ def test_crio_oci_exec_refuses_what_is_no_user(lab: Lab) -> None:
         for user in WRONG_USERS:
             done = bundle.call("exec", "--user", user, bundle.name, "id", "-u")
             assert done.returncode != 0 and done.stdout == "" and done.stderr, user
+
+
+def test_who_traces_an_exec_of_crio_oci_finds_no_more_than_itself(lab: Lab) -> None:
+    spec = lab.spec("sh", "-c", "hostile trace >/tmp/seen")
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] = [*CAPABILITIES, "CAP_SYS_PTRACE"]
+    seen = lab.root / "tmp/seen"
+    with bundle_of(lab, spec) as bundle:
+        bundle.start()
+        wait_for(lambda: seen.exists() and "tracing" in seen.read_text(), "the attacker does not run")
+        for _ in range(10):
+            assert bundle.call("exec", bundle.name, "echo", "here").stdout == "here\n"
+    assert "equal" in seen.read_text() and "stronger" not in seen.read_text()

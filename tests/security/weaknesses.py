@@ -320,6 +320,18 @@ def any_process() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(process, "start_time", lambda pid: mock.ANY)
 
 
+def early_appearance() -> contextlib.AbstractContextManager[object]:
+    """Every exec is born in the container's PID namespace, with the memory of its donor."""
+    from unittest import mock
+
+    from crio_native.oci.builtin import plan, runtime
+
+    stack = contextlib.ExitStack()
+    for module in (plan, runtime):
+        stack.enter_context(mock.patch.object(module, "watched", lambda request, namespaces: False))
+    return stack
+
+
 DAEMON: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
-    function.__name__: function for function in (unchecked_config, writable_interpreter, any_process)
+    function.__name__: function for function in (unchecked_config, writable_interpreter, any_process, early_appearance)
 }

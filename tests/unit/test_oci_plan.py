@@ -240,10 +240,29 @@ def test_an_exec_of_who_is_not_root_enters_the_pid_namespace_from_the_user_names
     found = exec_plan(ExecSpec(process), Host(40, 0), cgroup_files=[], namespaces=flags)
     order = names(found)
     assert order[:2] == ["enter_pid_namespace", "new_session"] and order.count("new_session") == 1
-    assert step(found, "enter_container") == {"flags": syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID}
+    assert step(found, "enter_container") == {"flags": syscalls.CLONE_NEWNS}
     for name in ("enter_pid_namespace", "enter_container"):  # before anybody in there can see us
         where = next(step for step in found.steps if step.name == name)
         assert DESCRIPTIONS[name](**where.args)[0] == "prctl(PR_SET_DUMPABLE, 0)"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_exec_that_may_be_traced_appears_when_it_is_no_more_than_its_command(shared: bool, terminal: bool) -> None:
+    process = {"args": ["/bin/true"], "cwd": "/", "terminal": terminal}
+    process |= {} if shared else {"capabilities": {"bounding": ["CAP_SYS_PTRACE"]}}
+    flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
+    request = ExecSpec(process, shared_pids=shared)
+    found = exec_plan(request, HOST, cgroup_files=["/x"], namespaces=flags, seccomp=(b"filter", 0))
+    order = names(found)
+    last = ["appear", "new_session", *(["control_terminal"] if terminal else []), "execute"]
+    assert order[-len(last) :] == last and order.count("new_session") == 1 and "seccomp" in order
+    assert step(found, "enter_container") == {"flags": flags}
+    for harmless in (syscalls.CLONE_NEWNS, flags | syscalls.CLONE_NEWUSER):  # the host's PIDs; a user namespace
+        assert "appear" not in names(exec_plan(request, HOST, cgroup_files=[], namespaces=harmless))
+    assert "appear" not in names(
+        exec_plan(ExecSpec({"args": ["x"], "cwd": "/"}), HOST, cgroup_files=[], namespaces=flags)
+    )
 
 
 def test_capabilities_that_only_a_user_namespace_can_give() -> None:

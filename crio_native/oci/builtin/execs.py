@@ -15,7 +15,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from crio_native.errors import DeadlineExceeded, StartFailed, StepFailed, Unavailable
+from crio_native.errors import DeadlineExceeded, Internal, StartFailed, StepFailed, Unavailable
 from crio_native.linux import namespaces, process
 from crio_native.linux.cgroup import Cgroup
 from crio_native.oci.builtin import wire
@@ -174,20 +174,33 @@ class Birth:
             self._status.close()
 
     def _heard(self) -> bool:
+        """Who may be traced in the container may speak for its tracer, see `spare._serve_apart`."""
         try:
-            message, descriptors = wire.receive(self._status)
+            message, descriptors = wire.receive(self._status, large=False)
         except TimeoutError:
             raise DeadlineExceeded(f"nothing within {self._seconds:g} s while {self._stage}") from None
-        if message == b"C":
-            self.terminal = descriptors[0]
-        elif message:
-            told = json.loads(message)
-            if "error" in told:
-                raise (self._failure if self.pid else StepFailed).from_dict(told["error"])
-            self.pid = told["started"]
-        elif not self.pid:
+        for descriptor in descriptors:
+            if message == b"C" and self.terminal < 0 and os.isatty(descriptor):
+                self.terminal = descriptor
+            else:
+                os.close(descriptor)
+        if message and message != b"C":
+            self._told(message)
+        elif not message and not self.pid:
             raise Unavailable(f"the launcher ended while {self._stage}")
         return bool(message)
+
+    def _told(self, message: bytes) -> None:
+        try:
+            told = json.loads(message)
+            failure = told.get("error")
+            if failure is not None:
+                failure = (self._failure if self.pid else StepFailed).from_dict(failure)
+            self.pid = self.pid or int(told.get("started", 0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise Internal(f"what was said is not understood, while {self._stage}") from None
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         self._status.close()

@@ -45,12 +45,15 @@ def run_init(
         os._exit(1)
 
 
-def run_exec(plan: Plan, lesson: Lesson | None) -> NoReturn:
-    """One more process of a running container: born in its PID namespace and cgroup, enters the rest here.
+def run_exec(plan: Plan, lesson: Lesson | None, parent: int = -1) -> NoReturn:
+    """One more process of a running container: born in its cgroup, and if it has no parent in its PID namespace, enters
+    the rest here.
 
-    3: the status, closed by a successful exec, else it gets the failure; 4: the container's pidfd.
+    3: the status, closed by a successful exec, else it gets the failure; 4: the container's pidfd.  parent: a channel
+    to one that waits for the step `appear`.
     """
-    context = steps.Context(wire.channel(3))  # also where a terminal's master goes
+    # The status is also where a terminal's master goes.
+    context = steps.Context(wire.channel(3), None if parent < 0 else wire.channel(parent))
     context.container = 4
     failure = _run(plan, context, lesson)
     wire.tell(3, {"error": failure})

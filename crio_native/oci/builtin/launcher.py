@@ -31,10 +31,35 @@ REFILL_DELAY = 15  # ms; a new spare is cloned when the container that took the 
 
 
 class Exec:
-    """A running exec: its pid and the daemon's reply socket, on which `kill` may come and the end is told."""
+    """An exec: its pid, and the daemon's reply socket, on which `kill` may come and the end is told.
+
+    Until it is born, its pid is its spare's, whose process group it is in when it is born.
+    """
 
     def __init__(self, pid: int, reply: _socket.socket) -> None:
         self.pid, self.reply = pid, reply
+        self.born = self.killed = False
+
+    def kill(self) -> None:
+        """What was born is not reaped yet, so the pid and the group are still this one; it may be before its setsid."""
+        self.killed = True
+        for send in (os.killpg, os.kill) if self.born else (os.killpg,):
+            try:
+                send(self.pid, _signal.SIGKILL)
+                return
+            except ProcessLookupError:
+                pass
+
+    def outlives(self, pid: int, code: int) -> bool:
+        """Whether the end of a process of its group is not its own.  code: negative for a signal, by which a spare ends
+        that gave its life (see `linux.donation`)."""
+        if self.born or pid != self.pid:
+            return self.born and pid != self.pid
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return code < 0
 
 
 class Spare:
@@ -156,10 +181,22 @@ class Launcher:
                 self.emptied(self.spares[rest[0]])
             elif what == "pages":
                 self.spares[rest[0]].runs = rest[1]
-            else:
+            elif what == "asked":
                 self.emptied(self.spares["exec"])
                 self.execs[rest[0]] = Exec(rest[0], wire.channel(descriptors[0]))
                 self.poll.register(descriptors[0], select.POLLIN)
+            else:
+                self.born(*rest)
+
+    def born(self, spare: int, pid: int) -> None:
+        running = self.execs.pop(spare, None)
+        if running is None:
+            os.kill(pid, _signal.SIGKILL)  # the spare was killed, and its end told
+            return
+        running.pid, running.born = pid, True
+        self.execs[pid] = running
+        if running.killed:
+            running.kill()
 
     def clone(self, flags: int) -> int:
         """clone3; in the child Python's signal handling is detached from our wakeup pipe."""
@@ -197,35 +234,36 @@ class Launcher:
                 except OSError:
                     pass
                 self.poll.unregister(fd)  # one command is all there is; a closed peer would poll ready for ever
-                try:
-                    os.kill(-running.pid, _signal.SIGKILL)  # not reaped yet, so the group is still this one
-                except ProcessLookupError:
-                    os.kill(running.pid, _signal.SIGKILL)  # before its setsid
+                running.kill()
                 return
 
     def reap(self) -> None:
         os.read(self.wakeup, 512)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if found is None:
                 return
-            if pid not in self.execs:
-                self.hear()  # it may be an exec that has ended already, which said that it was born before it did
-            for kind in self.spares.values():
-                if pid == kind.pid:
-                    self.emptied(kind)  # somebody killed it
-            ended = self.execs.pop(pid, None)
-            if ended is not None:
-                try:
-                    self.poll.unregister(ended.reply)
-                except KeyError:
-                    pass
-                code = os.waitstatus_to_exitcode(status)
-                wire.tell(ended.reply.fileno(), {"exited": code if code >= 0 else 128 - code, "signal": max(-code, 0)})
-                ended.reply.close()
+            self.hear()  # it may be an exec that has ended already, which said that it was born before it did
+            self.end(found.si_pid)
+
+    def end(self, pid: int) -> None:
+        running = self.execs.get(pid) or self.execs.get(os.getpgid(pid))  # by its group: it ended before it said a word
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for kind in self.spares.values():
+            if pid == kind.pid:
+                self.emptied(kind)  # somebody killed it
+        if running is None or running.outlives(pid, code):
+            return
+        del self.execs[running.pid]
+        try:
+            self.poll.unregister(running.reply)
+        except KeyError:
+            pass
+        wire.tell(running.reply.fileno(), {"exited": code if code >= 0 else 128 - code, "signal": max(-code, 0)})
+        running.reply.close()
 
 
 def pin_namespaces(request: dict[str, Any], reply: int) -> NoReturn:
@@ -282,6 +320,7 @@ def main() -> None:
         os.set_inheritable(channel.fileno(), False)
     os.setsid()  # a Ctrl-C on the daemon's terminal is the daemon's business
     _prctl.prctl(_prctl.PR_SET_NAME, "crio-launcher")
+    _prctl.prctl(_prctl.PR_SET_CHILD_SUBREAPER, 1)  # for execs whose parent goes when they are born
     syscalls.hide_command_line(b"crio-launcher")
     _prctl.prctl(_prctl.PR_SET_DUMPABLE, 0)  # no process of a container may look into a clone of us (CVE-2019-5736)
     if len(os.listdir("/proc/self/task")) != 1:

@@ -181,8 +181,9 @@ def exec_plan(
     state: Mapping[str, Any] = MappingProxyType({"ociVersion": "1.3.0", "id": "", "status": "running", "bundle": ""}),
     linux: Mapping[str, Any] = MappingProxyType({}),
 ) -> Plan:
-    """The plan of one more process in a running container, whose PID namespace it is born in; but for who has not
-    the privileges to enter that from outside, whose child is (step `enter_pid_namespace`).
+    """The plan of one more process in a running container, whose PID namespace it is born in.  Two have a child there
+    that goes on: who has not the privileges to enter it from outside (step `enter_pid_namespace`), and who may be
+    traced by the processes in there, see `watched` (step `appear`).
 
     namespaces: CLONE_NEW* bits of those that are not ours (`linux.namespaces.differing`).  state: the container's, for
     the listener of a seccomp filter.  linux: of the container's spec; its personality and memory policy hold for every
@@ -194,10 +195,11 @@ def exec_plan(
     notice = processes.notice_of(request.seccomp or {}, seccomp, state)
     command = processes.Command(process, host, seccomp, notice, own_user)
     rootless = own_user and not host.permitted >> capabilities.NUMBER["CAP_SYS_ADMIN"] & 1
-    born_inside = not (rootless and namespaces & syscalls.CLONE_NEWPID)
+    from_inside = rootless and bool(namespaces & syscalls.CLONE_NEWPID)
+    apart = watched(request, namespaces)
     out = Steps()
-    if born_inside:
-        out.add("new_session", RULE + "kill reaches the whole group")
+    if not from_inside and not apart:
+        _session_step(out)
     if cgroup_files:
         processes.affinity_step(out, process, "initial")
         out.add("join_cgroup", "linux.cgroupsPath", files=cgroup_files)
@@ -208,25 +210,52 @@ def exec_plan(
         out.add("connect_listener", "linux.seccomp.listenerPath", path=request.seccomp["listenerPath"])
     if own_user:
         processes.raise_limits_step(out, process)
-    if not born_inside:
+    if from_inside:
         out.add("enter_pid_namespace", RULE + "who is not root may, from its user namespace")
-        out.add("new_session", RULE + "kill reaches the whole group")
+        _session_step(out)
         namespaces &= ~syscalls.CLONE_NEWUSER
+    if not apart:
+        namespaces &= ~syscalls.CLONE_NEWPID
     processes.label_step(out, process)
-    if notice:
+    if notice and not apart:
         out.add("find_own_pid", RULE + "the listener is told the pid that the host knows")
     out.add("enter_container", RULE + "exec enters all namespaces of the init", flags=namespaces)
     if process.get("terminal"):
         size = process.get("consoleSize") or {}
-        out.add("exec_console", "process.terminal", height=size.get("height", 0), width=size.get("width", 0))
+        late = {"leader": False} if apart else {}
+        out.add("exec_console", "process.terminal", height=size.get("height", 0), width=size.get("width", 0), **late)
     out.add("reopen_null", RULE + "no descriptor of the host's files stays open")
     processes.user_step(out, process, None)
     processes.machine_steps(out, linux)
     command.steps(out)
     command.find_step(out)
+    if apart and notice:
+        _appear_steps(out, process)  # its listener is to hear of the one that the filter is for
     command.last_steps(out)
+    if apart and not notice:
+        _appear_steps(out, process)
     out.add("execute", "process.args", args=list(process["args"]))
     return Plan(False, "", tuple(out.all), {})
+
+
+def watched(request: ExecSpec, namespaces: int) -> bool:
+    """Whether a process of the container may trace any other in the PID namespace that is entered, whatever that is:
+    by CAP_SYS_PTRACE in our user namespace.  What of it comes from another container that is in there, nobody knows."""
+    if not namespaces & syscalls.CLONE_NEWPID or namespaces & syscalls.CLONE_NEWUSER:
+        return False
+    bounding = (request.process.get("capabilities") or {}).get("bounding") or ()
+    return request.shared_pids or "CAP_SYS_PTRACE" in bounding
+
+
+def _session_step(out: Steps) -> None:
+    out.add("new_session", RULE + "kill reaches the whole group")
+
+
+def _appear_steps(out: Steps, process: Mapping[str, Any]) -> None:
+    out.add("appear", RULE + "who may trace it sees it only when it is no more than the command")
+    _session_step(out)
+    if process.get("terminal"):
+        out.add("control_terminal", "process.terminal")
 
 
 def state_of(container: ContainerSpec) -> dict[str, Any]:

@@ -33,7 +33,15 @@ from crio_native.oci import spec as specs
 from crio_native.oci.builtin import late_hooks, restoring, wire
 from crio_native.oci.builtin.execs import BuiltinExec, ExecPackets, Target, Targets, start_exec, stdio_of
 from crio_native.oci.builtin.launchers import Launchers
-from crio_native.oci.builtin.plan import DEFAULT_DEVICE_RULES, Host, Plan, container_plan, exec_plan, state_of
+from crio_native.oci.builtin.plan import (
+    DEFAULT_DEVICE_RULES,
+    Host,
+    Plan,
+    container_plan,
+    exec_plan,
+    state_of,
+    watched,
+)
 from crio_native.oci.monitored import Monitored, monitor_arguments
 from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, ResolvedUser
 
@@ -253,7 +261,7 @@ class BuiltinRuntime(Monitored):
         target = self._targets.of(container_id, process_, lambda: self._cgroup(cgroups_path))
         if target.frozen():
             raise FailedPrecondition(f"cannot exec in a paused container: {container_id}; unpause it first")
-        asked = (container_id, cgroups_path, target.namespaces)
+        asked = (container_id, cgroups_path, target.namespaces, request.shared_pids)
         packet = self._exec_packets.packet(asked, request, lambda: self._exec_packet(container_id, target, request))
         return start_exec(self._launchers.hand_on, container_id, packet, request, target)
 
@@ -272,6 +280,7 @@ class BuiltinRuntime(Monitored):
             "op": "exec",
             "stdio": stdio_of(request),
             "cgroup": target.group >= 0,
+            "apart": watched(request, target.namespaces),
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
         }
         return wire.pack(message)

@@ -4,12 +4,14 @@ A spare gives its life and its memory to the process that it makes (see `linux.d
 
 - for `create`, a pair: the C monitor, waiting for its container, and its child, the donor of the init.  When the donor
   dies, the init is the monitor's, which is the nearest subreaper.
-- for `exec`, a donor alone, a child of the launcher, as the exec'ed process will be (CLONE_PARENT).
+- for `exec`, a donor alone, a child of the launcher, as the exec'ed process will be (CLONE_PARENT).  One that could be
+  traced there has a parent until it is known, see `_serve_apart`.
 - for `external`, no donor: it runs an OCI runtime's program itself (see `oci.external.runner`).
 
 What it tells its launcher: ("taken", kind, flags) when it waits no more, with CLONE_NEW* of the namespaces that its
-plan makes, for the next one to have them ready: who runs pods wants none, for a pod's are made once; instead of it
-("born", pid) of an exec'ed process, with the daemon's reply socket; ("pages", kind, runs), see `warmth`.
+plan makes, for the next one to have them ready: who runs pods wants none, for a pod's are made once; for an exec
+("asked", its own pid) with the daemon's reply socket, and later ("born", its own pid, pid) of the exec'ed process;
+("pages", kind, runs), see `warmth`.
 """
 
 from __future__ import annotations
@@ -163,7 +165,10 @@ def _receive(kind: str, requests: _socket.socket, news: _socket.socket) -> tuple
         os._exit(0)  # the daemon has ended
     request = wire.unpack(data)
     if kind == "exec":
-        return request, descriptors  # the launcher learns it when the process is born
+        # Now: a process that is in the container may be stopped by those that are there before it says a word.
+        wire.send(news, marshal.dumps(("asked", os.getpid())), [descriptors[0]])
+        os.close(descriptors.pop(0))
+        return request, descriptors
     try:
         wire.send(news, marshal.dumps(("taken", kind, _unshared(request.get("steps", ())))))
     except OSError:
@@ -197,6 +202,8 @@ def _serve_create(
         made = namespaces.keep(0 if request["duties"] else _unshared(plan))
         if request["duties"]:
             _bear_with_duties(donor, request, flags, born_in, sync, stdio, gates)
+        if request["join_pid"]:
+            _bear_a_copy(donor, plan, born_in, sync, stdio, gates, made)
     except BaseException as error:
         _give_up(sync, error)
     try:
@@ -272,27 +279,90 @@ def _bear_with_duties(
     os._exit(0)
 
 
+def _bear_a_copy(
+    donor: Donor,
+    plan: steps.Plan,
+    cgroup: int,
+    sync: _socket.socket,
+    stdio: list[int],
+    gates: list[int],
+    made: int,
+) -> NoReturn:
+    """An init that processes of other containers may trace shares no memory with a process of the host."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    pid = syscalls.clone3(0, exit_signal=_signal.SIGCHLD, cgroup=None if cgroup < 0 else cgroup)
+    if pid == 0:
+        try:
+            ours.close()
+            if theirs.recv(1) == b"k":
+                donor.parcel.pack(stdio, [sync.detach(), *gates], [])
+                donor.parcel.unpack([])
+                init.run_init(plan, [3], bool(gates), None, made)
+        finally:  # what the donor does when this fails is not the init's
+            os._exit(1)
+    sync.send(b"B%d" % pid)
+    ours.send(b"k")
+    os._exit(0)
+
+
 def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -> NoReturn:
-    """Descriptors: reply, status, the container's pidfd, the standard streams that there are, and its cgroup on a v2
-    host."""
-    reply, status, container, *rest = descriptors
-    plan = request["steps"]
+    """Descriptors: status, the container's pidfd, the standard streams that there are, and its cgroup on a v2 host."""
+    status, container, *rest = descriptors
+    stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
+    cgroup = rest[-1] if request["cgroup"] else -1
+    if request["apart"]:
+        _serve_apart(donor, request, status, container, stdio, cgroup)
     try:
         syscalls.setns(container, syscalls.CLONE_NEWPID)
     except OSError as error:
         _refuse_exec(status, error)
-    stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
-    others = [status, container, reply, donor.news.detach()]
+    spare = os.getpid()
     try:
-        pid = donor.bear(plan, 0, rest[-1] if request["cgroup"] else -1, stdio, others)
+        pid = donor.bear(request["steps"], 0, cgroup, stdio, [status, container, donor.news.detach()])
     except OSError as error:
         _refuse_exec(3, error)
     wire.tell(3, {"started": pid})
-    news = wire.channel(6)
-    wire.send(news, marshal.dumps(("born", pid)), [5])
+    news = wire.channel(5)
+    _tell_birth(news, spare, pid)
     news.close()
-    os.close(5)
-    init.run_exec(plan, donor.lesson)
+    init.run_exec(request["steps"], donor.lesson)
+
+
+def _serve_apart(
+    donor: Donor, request: dict[str, Any], status: int, container: int, stdio: list[int], cgroup: int
+) -> NoReturn:
+    """For a process that others may trace as soon as it is in their PID namespace: nothing that it has may reach the
+    host then, so it shares no memory, and it has no channel to us but one.
+
+    A first child prepares, out of their sight; its own child, which is ours, goes on there (step `appear`).  What the
+    channel brings may be the tracer's word: it is believed only where it names a child of ours.
+    """
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        first = syscalls.clone3(0, exit_signal=_signal.SIGCHLD, cgroup=None if cgroup < 0 else cgroup)
+    except OSError as error:
+        _refuse_exec(status, error)
+    if first == 0:
+        try:
+            donor.parcel.pack(stdio, [status, container, theirs.detach()], [])
+            donor.parcel.unpack([])
+            init.run_exec(request["steps"], None, parent=5)
+        finally:  # what is further up the stack is the donor's
+            os._exit(127)
+    try:
+        theirs.close()
+        word = ours.recv(16)
+        os.waitpid(first, 0)
+        if word[:1] == b"B" and process.is_child(pid := int(word[1:])):
+            wire.tell(status, {"started": pid})
+            _tell_birth(donor.news, os.getpid(), pid)
+            ours.send(b"k%d" % pid)
+    finally:
+        os._exit(127)  # who was not born has said why
+
+
+def _tell_birth(news: _socket.socket, spare: int, pid: int) -> None:
+    wire.send(news, marshal.dumps(("born", spare, pid)))
 
 
 def _refuse_exec(status: int, error: OSError) -> NoReturn:

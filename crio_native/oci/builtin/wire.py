@@ -52,14 +52,16 @@ def send_stream(to: _socket.socket, message: bytes, descriptors: Sequence[int]) 
     to.sendall(message[sent:], _socket.MSG_NOSIGNAL)
 
 
-def receive(source: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
-    """The next packet and its descriptors (close-on-exec); (b"", []) at the end of the connection."""
+def receive(source: _socket.socket, flags: int = 0, *, large: bool = True) -> tuple[bytes, list[int]]:
+    """The next packet and its descriptors (close-on-exec); (b"", []) at the end of the connection.
+
+    large: False where who sends may be a stranger, whose memfd could be anything."""
     space = _socket.CMSG_LEN(MAX_DESCRIPTORS * 4)
     data, ancillary, _, _ = source.recvmsg(MAX_PACKET, space, flags | _socket.MSG_CMSG_CLOEXEC)
     found: list[int] = []
     for _, _, payload in ancillary:
         found += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
-    if data == b"memfd":
+    if large and data == b"memfd":
         memory = found.pop()
         data = os.pread(memory, os.fstat(memory).st_size, 0)
         os.close(memory)

@@ -231,13 +231,14 @@ def console(height: int, width: int) -> list[str]:
         *_terminal(height, width),
         "tree = open_tree(slave, OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_EMPTY_PATH)",
         *attached("tree", "/dev/console", False),
-        *_taken_terminal(),
+        *control_terminal(),
+        *_ON_STREAMS,
     ]
 
 
 @describes
-def exec_console(height: int, width: int) -> list[str]:
-    return [*_terminal(height, width), *_taken_terminal()]
+def exec_console(height: int, width: int, leader: bool = True) -> list[str]:
+    return [*_terminal(height, width), *(control_terminal() if leader else ()), *_ON_STREAMS]
 
 
 def _terminal(height: int, width: int) -> list[str]:
@@ -251,8 +252,12 @@ def _terminal(height: int, width: int) -> list[str]:
     ]
 
 
-def _taken_terminal() -> list[str]:
-    return ["ioctl(slave, TIOCSCTTY, 0)", "dup2(slave, 0), dup2(slave, 1), dup2(slave, 2)"]
+@describes
+def control_terminal() -> list[str]:
+    return ["ioctl(slave, TIOCSCTTY, 0)"]
+
+
+_ON_STREAMS = ["dup2(slave, 0), dup2(slave, 1), dup2(slave, 2)"]
 
 
 @describes

@@ -273,7 +273,7 @@ def write_labels(labels: Mapping[str, str]) -> list[str]:
 
 @describes
 def enter_container(flags: int) -> list[str]:
-    lines = ["prctl(PR_SET_DUMPABLE, 0)", f"setns(pidfd, {clone_flags(flags & ~syscalls.CLONE_NEWPID)})"]
+    lines = ["prctl(PR_SET_DUMPABLE, 0)", f"setns(pidfd, {clone_flags(flags)})"]
     if flags & syscalls.CLONE_NEWUSER:
         lines += ["setgroups([])", "setresgid(0, 0, 0)", "setresuid(0, 0, 0)"]
     return lines
@@ -287,6 +287,13 @@ def enter_pid_namespace() -> list[str]:
         "setgroups([])",
         "setresgid(0, 0, 0)",
         "setresuid(0, 0, 0)",
+        *appear(),
+    ]
+
+
+@describes
+def appear() -> list[str]:
+    return [
         "clone3(flags=CLONE_PARENT, exit_signal=0), the child goes on",
         "_exit(0), in the parent, when it has told its own parent the child's pid",
     ]

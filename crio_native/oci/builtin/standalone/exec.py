@@ -6,8 +6,9 @@ import _socket
 import os
 from types import SimpleNamespace
 
-from crio_native.errors import FailedPrecondition, InvalidArgument
+from crio_native.errors import FailedPrecondition, InvalidArgument, StepFailed
 from crio_native.linux import capabilities, namespaces, syscalls
+from crio_native.linux import process as kernel
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin import plan as plans
@@ -105,6 +106,13 @@ def _with_capabilities(sets: Mapping[str, Any], more: list[str]) -> dict[str, An
     return {**sets, **widened, "ambient": ambient}
 
 
+def _is_watched(spec: Mapping[str, Any]) -> bool:
+    """Whether another process in its PID namespace may trace any there, as far as its config.json tells: one of another
+    container, or one with the capability that the new one need not have."""
+    joined = any(each["type"] == "pid" and each.get("path") for each in spec["linux"].get("namespaces") or ())
+    return joined or "CAP_SYS_PTRACE" in ((spec["process"].get("capabilities") or {}).get("bounding") or ())
+
+
 def _check_terminal(options: SimpleNamespace, process: Mapping[str, Any]) -> None:
     if process.get("terminal") and options.detach and not options.console_socket:
         raise InvalidArgument("--console-socket", "", "must be given with --detach and a terminal")
@@ -135,12 +143,13 @@ class Exec:
         self.options, self.preserved = options, preserved
         self.laboratory = laboratory.of(options.trace, options.fail)
         self.pid, self.pidfd, self.master = 0, -1, -1
+        self.appeared = False
         self.container = found.open_process()
         self.namespaces = namespaces.differing(found.pid)
         self.membership = Membership(found.cgroup, options.cgroup)
         linux = spec.get("linux") or {}
         seccomp = child.compiled(linux.get("seccomp"), options.root)
-        request: Any = SimpleNamespace(process=process, seccomp=linux.get("seccomp"))
+        request: Any = SimpleNamespace(process=process, seccomp=linux.get("seccomp"), shared_pids=_is_watched(spec))
         plan = plans.exec_plan(
             request,
             child.host(),
@@ -164,7 +173,7 @@ class Exec:
     def _clone(self, plan: Plan) -> None:
         self.status, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         descriptor = self.membership.descriptor()
-        by_itself = any(step.name == "enter_pid_namespace" for step in plan.steps)
+        by_itself = any(step.name in ("enter_pid_namespace", "appear") for step in plan.steps)
         if self.namespaces & syscalls.CLONE_NEWPID and not by_itself:
             syscalls.setns(self.container, syscalls.CLONE_NEWPID)  # takes effect in children only
         child.clone(self, 0, descriptor, lambda: _become_exec(plan, theirs.detach(), self))
@@ -173,11 +182,15 @@ class Exec:
             os.close(descriptor)
 
     def _born(self, pid: int) -> None:
-        """Our child has had another for us, see `enter_pid_namespace`, which waits until we know it."""
+        """Our child has had another for us, which waits until we know it, see steps.surroundings.  Once: that one may
+        speak for a tracer in the container."""
+        if self.appeared or not kernel.is_child(pid):
+            raise StepFailed("exec", 0, "", f"what came of it is not to be believed: pid {pid}")
+        self.appeared = True
         os.waitpid(self.pid, 0)
         os.close(self.pidfd)
         self.pid, self.pidfd = pid, os.pidfd_open(pid)
-        self.status.send(b"k", _socket.MSG_NOSIGNAL)
+        self.status.send(b"k%d" % pid, _socket.MSG_NOSIGNAL)
 
     def hand_over(self) -> None:
         """Tell the engine: pid file, pidfd, terminal."""

@@ -112,14 +112,18 @@ def console(context: Context, height: int, width: int) -> None:
     _open_terminal(context, height, width)
     context.trees["console"] = trees.clone(context.terminal, "")
     attach_bind(context, "console", "/dev/console")
-    _take_terminal(context)
+    control_terminal(context)
+    _put_on_streams(context)
 
 
-def exec_console(context: Context, height: int, width: int) -> None:
-    """The same for a process that is exec'ed into a container, which has its console already."""
+def exec_console(context: Context, height: int, width: int, leader: bool = True) -> None:
+    """The same for a process that is exec'ed into a container, which has its console already.  leader: of a session;
+    else `control_terminal` comes when we are."""
     context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     _open_terminal(context, height, width)
-    _take_terminal(context)
+    if leader:
+        control_terminal(context)
+    _put_on_streams(context)
     os.close(context.root)
     context.root = -1
 
@@ -137,8 +141,11 @@ def _open_terminal(context: Context, height: int, width: int) -> None:
     os.close(master)
 
 
-def _take_terminal(context: Context) -> None:
+def control_terminal(context: Context) -> None:
     fcntl.ioctl(context.terminal, _TIOCSCTTY, 0)
+
+
+def _put_on_streams(context: Context) -> None:
     for number in (0, 1, 2):
         os.dup2(context.terminal, number)
 
@@ -159,4 +166,14 @@ def reopen_null(context: Context) -> None:
     os.close(fd)
 
 
-STEPS = (make_devices, open_devices, prepare_devices, bind_devices, link_devices, console, exec_console, reopen_null)
+STEPS = (
+    make_devices,
+    open_devices,
+    prepare_devices,
+    bind_devices,
+    link_devices,
+    console,
+    exec_console,
+    control_terminal,
+    reopen_null,
+)

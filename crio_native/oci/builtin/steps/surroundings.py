@@ -251,10 +251,10 @@ def connect_listener(context: Context, path: str) -> None:
 
 
 def enter_container(context: Context, flags: int) -> None:
-    """Namespaces of the init all at once, by its pidfd: none can be swapped in between.  flags: see
-    `namespaces.differing`; but its PID namespace, which we were born in."""
+    """Namespaces of the init all at once, by its pidfd: none can be swapped in between.  flags: CLONE_NEW*; with
+    CLONE_NEWPID our children are born in that."""
     _hide()
-    syscalls.setns(context.container, flags & ~syscalls.CLONE_NEWPID)
+    syscalls.setns(context.container, flags)
     os.close(context.container)
     if flags & syscalls.CLONE_NEWUSER:
         _become_root()
@@ -264,18 +264,31 @@ def enter_pid_namespace(context: Context) -> None:
     """The init's user and PID namespace, for who is not the host's root: the second wants CAP_SYS_ADMIN not only in
     itself, but in the caller's own user namespace, so that it can be entered from the first alone.
 
-    Only children are born there: one goes on with the plan as our parent's child, once the parent knows it.
+    Only children are born there.
     """
     _hide()
     syscalls.setns(context.container, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID)
     _become_root()
+    _go_on_in_a_child(context)
+
+
+def appear(context: Context) -> None:
+    """Be born in the container's PID namespace, at last.  Who may trace any process there (CAP_SYS_PTRACE) can make us
+    do what we are able to, so we were elsewhere while that was more than what the command is."""
+    _go_on_in_a_child(context)
+
+
+def _go_on_in_a_child(context: Context) -> None:
+    """A copy of us, our parent's child like ourselves, goes on with the plan as soon as the parent knows it."""
     assert context.parent is not None
     child = syscalls.clone3(syscalls.CLONE_PARENT, exit_signal=0)
     if child:
         context.parent.send(b"B%d" % child)
         os._exit(0)
-    if context.parent.recv(16) != b"k":
+    word = context.parent.recv(16)
+    if word[:1] != b"k":
         os._exit(0)  # the parent is gone
+    context.own_pid = int(word[1:])
 
 
 def _hide() -> None:
@@ -312,4 +325,5 @@ STEPS = (
     connect_listener,
     enter_container,
     enter_pid_namespace,
+    appear,
 )
