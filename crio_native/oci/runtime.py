@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from crio_native.errors import InvalidArgument
+from crio_native.errors import FailedPrecondition, InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +228,12 @@ class Freezer(Protocol):
     def freeze(self) -> None: ...
 
     def thaw(self) -> None: ...
+
+
+def check_not_paused(container_id: str, group: Freezer) -> None:
+    """Raises FailedPrecondition for a paused container: a command in it would be stopped as it is born."""
+    if group.frozen():
+        raise FailedPrecondition(f"cannot exec in a paused container: {container_id}; unpause it first")
 
 
 class Runtime(Protocol):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from crio_native.errors import CrioError, FailedPrecondition
-from crio_native.oci.runtime import Freezer
+import contextlib
+
+from crio_native.errors import CrioError, FailedPrecondition, NotFound
+from crio_native.oci.runtime import Freezer, check_not_paused
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState
 
@@ -40,13 +42,9 @@ def thaw(node: Node, container: Container) -> bool:
 
 
 def check_runs(node: Node, container: Container) -> None:
-    """Raises FailedPrecondition for a paused container, in which a command would be stopped as it is born."""
-    try:
-        frozen = _group(node, container).frozen()
-    except CrioError:
-        return  # its group has gone, as the command will find out
-    if frozen:
-        raise FailedPrecondition(f"cannot exec in a paused container: {container.id}; unpause it first")
+    """Raises FailedPrecondition for a paused container, and what asking a shim raises."""
+    with contextlib.suppress(NotFound):  # it has ended, as the command will find out
+        check_not_paused(container.id, _group(node, container))
 
 
 def _group(node: Node, container: Container) -> Freezer:

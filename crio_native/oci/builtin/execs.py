@@ -69,11 +69,7 @@ class Target:
             group = cgroup.descriptor()
             self.group = -1 if group is None else group
         self.join_files = cgroup.join_files() if cgroup is not None else []
-        self._cgroup = cgroup
-
-    def frozen(self) -> bool:
-        """Whether who joins its group stops there."""
-        return self._cgroup is not None and self._cgroup.frozen()
+        self.cgroup = cgroup
 
     def __del__(self) -> None:
         """When nobody sends the descriptors any more."""

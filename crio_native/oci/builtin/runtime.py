@@ -43,7 +43,15 @@ from crio_native.oci.builtin.plan import (
     watched,
 )
 from crio_native.oci.monitored import Monitored, monitor_arguments
-from crio_native.oci.runtime import Abilities, CheckpointSpec, ContainerSpec, ExecSpec, Process, ResolvedUser
+from crio_native.oci.runtime import (
+    Abilities,
+    CheckpointSpec,
+    ContainerSpec,
+    ExecSpec,
+    Process,
+    ResolvedUser,
+    check_not_paused,
+)
 
 log = logging.getLogger(__name__)
 
@@ -259,8 +267,8 @@ class BuiltinRuntime(Monitored):
 
     def exec(self, container_id: str, process_: Process, cgroups_path: str, request: ExecSpec) -> BuiltinExec:
         target = self._targets.of(container_id, process_, lambda: self._cgroup(cgroups_path))
-        if target.frozen():
-            raise FailedPrecondition(f"cannot exec in a paused container: {container_id}; unpause it first")
+        if target.cgroup is not None:
+            check_not_paused(container_id, target.cgroup)
         asked = (container_id, cgroups_path, target.namespaces, request.shared_pids)
         packet = self._exec_packets.packet(asked, request, lambda: self._exec_packet(container_id, target, request))
         return start_exec(self._launchers.hand_on, container_id, packet, request, target)
