@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.api.runtime.v1 import api_pb2_grpc as rpc
 from crio_native.cli import busybox
 from crio_native.cli.scratch import MESSAGE_SIZE, ScratchDaemon
+
+from ..waiting import T, wait_for
 
 SECONDS = 30.0
 _numbers = itertools.count()
@@ -133,12 +134,8 @@ class Client:
         return list(self.call("ListContainers", filter=pb.ContainerFilter(**filter_)).containers)
 
     @staticmethod
-    def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < deadline, "the condition did not come true in time"
-            time.sleep(0.01)
-        return value
+    def until(condition: Callable[[], T], seconds: float = 10) -> T:
+        return wait_for(condition, seconds=seconds)
 
     def stop_daemon(self, number: int = signal.SIGTERM) -> int:
         assert self.daemon.process is not None

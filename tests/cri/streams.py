@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -172,10 +171,3 @@ def http_get(url: str, headers: str = "Connection: close", method: str = "GET") 
         while data := sock.recv(65536):
             answer += data
     return answer
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)

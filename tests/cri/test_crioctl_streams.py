@@ -21,8 +21,8 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.pods.host import Host
 
+from ..waiting import wait_for
 from .conftest import Client
-from .streams import eventually
 
 pytestmark = pytest.mark.root
 COMMAND = [sys.executable, "-m", "crio_native.cli.crioctl"]
@@ -137,7 +137,7 @@ def test_exec_on_a_terminal(cri: Client, container: str) -> None:
     terminal.type(b"stty size\n")
     terminal.until(rb"40 100")
     terminal.resize(33, 77)
-    eventually(lambda: os.kill(terminal.pid, signal.SIGWINCH) or True)
+    wait_for(lambda: os.kill(terminal.pid, signal.SIGWINCH) or True)
     terminal.type(b"sleep 0.3; stty size\n")
     terminal.until(rb"33 77")
     terminal.type(b"sleep 300\n")
@@ -150,10 +150,10 @@ def test_exec_on_a_terminal(cri: Client, container: str) -> None:
 def test_ctrl_c_ends_an_exec_without_a_terminal(cri: Client, container: str) -> None:
     environment = {**os.environ, "CRIO_NATIVE_SOCKET": str(cri.daemon.socket)}
     running = subprocess.Popen([*COMMAND, "exec", "-i", container, "cat"], env=environment, stdin=subprocess.PIPE)
-    eventually(lambda: b"cat" in cri.exec(container, "ps", "-o", "comm").stdout.split())
+    wait_for(lambda: b"cat" in cri.exec(container, "ps", "-o", "comm").stdout.split())
     running.send_signal(signal.SIGINT)
     assert running.wait(10) == 130
-    eventually(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
+    wait_for(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
 
 
 def test_attach_shows_output_until_the_end(cri: Client) -> None:
@@ -186,7 +186,7 @@ def test_a_terminal_is_given_back_when_the_container_is_killed(cri: Client) -> N
     terminal.until(rb"# ")
     (container,) = (c.id for c in cri.containers() if c.state == pb.CONTAINER_RUNNING)
     cri.call("StopContainer", container_id=container, timeout=0)
-    eventually(lambda: not terminal.is_raw())
+    wait_for(lambda: not terminal.is_raw())
     assert terminal.end() == 137
     assert crioctl(cri, "rm", "victim").returncode == 0  # its logs too
 
@@ -195,7 +195,7 @@ def test_port_forward(cri: Client) -> None:
     pod = cri.pod(name="web")
     script = "mkdir /tmp/w; echo hello > /tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w"
     container = cri.start(pod, "sh", "-c", script)
-    eventually(lambda: b":1F90 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
+    wait_for(lambda: b":1F90 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
     environment = {**os.environ, "CRIO_NATIVE_SOCKET": str(cri.daemon.socket)}
     running = subprocess.Popen(
         [*COMMAND, "port-forward", "web", "0:8080", "0:81"],

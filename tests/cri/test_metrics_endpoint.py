@@ -149,7 +149,7 @@ def test_a_port_that_is_taken(fresh: Client) -> None:
             f"[crio.metrics]\nenable_metrics = true\nmetrics_port = {other.getsockname()[1]}\n"
         )
         fresh.stop_daemon()
-        with pytest.raises(AssertionError, match="did not come true"):
+        with pytest.raises(AssertionError, match="the condition did not come"):
             start_quickly(fresh)
         assert fresh.daemon.process is not None and fresh.daemon.process.wait(10) == 1
         assert "metrics cannot be served on 127.0.0.1" in fresh.daemon.log_tail()

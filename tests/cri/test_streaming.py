@@ -19,8 +19,9 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli.ctl.streams import Link
 from crio_native.errors import Unavailable
 
+from ..waiting import wait_for
 from .conftest import Client, refused
-from .streams import Forward, Spdy, attach_url, eventually, exec_url, exit_code, http_get
+from .streams import Forward, Spdy, attach_url, exec_url, exit_code, http_get
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -112,9 +113,9 @@ def test_a_terminal(cri: Client, container: str) -> None:
 def test_a_terminal_that_loses_its_client_hangs_up(cri: Client, container: str) -> None:
     session = Spdy(exec_url(cri, container, "sleep", "411", stdin=True, tty=True), "stdin", "stdout", "resize")
     session.until(lambda: "error" in session.numbers)
-    eventually(lambda: "sleep 411" in processes(cri, container))
+    wait_for(lambda: "sleep 411" in processes(cri, container))
     session.link.close()
-    eventually(lambda: "sleep 411" not in processes(cri, container))
+    wait_for(lambda: "sleep 411" not in processes(cri, container))
 
 
 def test_a_command_that_loses_its_client_sees_the_end_of_its_streams(cri: Client, container: str) -> None:
@@ -122,10 +123,10 @@ def test_a_command_that_loses_its_client_sees_the_end_of_its_streams(cri: Client
     reader = Spdy(exec_url(cri, container, "sh", "-c", "cat; exec sleep 1", stdin=True), "stdin", "stdout", "stderr")
     writer = Spdy(exec_url(cri, container, "yes", "no"), "stdout", "stderr")
     quiet = Spdy(exec_url(cri, container, "sleep", "412"), "stdout", "stderr")
-    eventually(lambda: {"cat", "yes no", "sleep 412"} <= set(processes(cri, container).splitlines()))
+    wait_for(lambda: {"cat", "yes no", "sleep 412"} <= set(processes(cri, container).splitlines()))
     for session in (reader, writer, quiet):
         session.link.close()
-    eventually(lambda: not {"cat", "yes no"} & set(processes(cri, container).splitlines()))
+    wait_for(lambda: not {"cat", "yes no"} & set(processes(cri, container).splitlines()))
     assert "sleep 412" in processes(cri, container)
 
 
@@ -217,9 +218,9 @@ def test_noise_at_the_door(cri: Client, container: str, noise: bytes) -> None:
 
 def test_noise_after_the_upgrade_ends_the_session_and_its_command_is_let_go(cri: Client, container: str) -> None:
     session = Spdy(exec_url(cri, container, "cat", stdin=True), "stdin", "stdout", "stderr")
-    eventually(lambda: "cat" in processes(cri, container).splitlines())
+    wait_for(lambda: "cat" in processes(cri, container).splitlines())
     session.link._socket.sendall(b"\xff" * 1000)
-    eventually(lambda: "cat" not in processes(cri, container).splitlines())
+    wait_for(lambda: "cat" not in processes(cri, container).splitlines())
 
 
 def test_a_stream_that_nobody_asked_for_is_reset(cri: Client, container: str) -> None:
@@ -354,7 +355,7 @@ def test_the_daemon_keeps_no_descriptor_of_a_session(cri: Client, container: str
             session.send("stdin", b"\x04" if number % 2 else b"")
             session.end()
             session.link.close()
-    eventually(lambda: len(os.listdir(directory)) <= before + 2)
+    wait_for(lambda: len(os.listdir(directory)) <= before + 2)
 
 
 @pytest.fixture
@@ -365,7 +366,7 @@ def web(cri: Client) -> Iterator[str]:
         "mkdir /tmp/w; echo hello > /tmp/w/index.html; httpd -p 127.0.0.1:8080 -h /tmp/w; exec nc -ll -p 9000 -e cat"
     )
     container = cri.start(pod, "sh", "-c", script)
-    eventually(lambda: b":2328 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)  # 9000
+    wait_for(lambda: b":2328 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)  # 9000
     yield pod
 
 
@@ -413,7 +414,7 @@ def test_port_forward_that_is_reset_by_its_client(cri: Client, web: str) -> None
     container = cri.containers(pod_sandbox_id=web)[0].id
     assert "cat" in processes(cri, container).splitlines()
     forward.link.reset(data)
-    eventually(lambda: "cat" not in processes(cri, container).splitlines())
+    wait_for(lambda: "cat" not in processes(cri, container).splitlines())
 
 
 def test_port_forwards_end_with_their_client(cri: Client, web: str) -> None:
@@ -424,7 +425,7 @@ def test_port_forwards_end_with_their_client(cri: Client, web: str) -> None:
         forward.until(lambda data=data: forward.output[data] == b"x")
     container = cri.containers(pod_sandbox_id=web)[0].id
     forward.link.close()
-    eventually(lambda: "cat" not in processes(cri, container).splitlines())
+    wait_for(lambda: "cat" not in processes(cri, container).splitlines())
 
 
 def test_streams_without_a_request_id(cri: Client, web: str) -> None:
@@ -453,7 +454,7 @@ def test_port_forward_into_the_hosts_network(cri: Client) -> None:
 def test_port_forward_to_ipv6(cri: Client) -> None:
     pod = cri.pod()
     container = cri.start(pod, "httpd", "-f", "-p", "[::1]:8081")
-    eventually(lambda: b":1F91 " in cri.exec(container, "cat", "/proc/net/tcp6").stdout)
+    wait_for(lambda: b":1F91 " in cri.exec(container, "cat", "/proc/net/tcp6").stdout)
     forward = Forward(cri, pod)
     data, _ = forward.open(8081)
     forward.link.send(data, b"GET / HTTP/1.0\r\n\r\n")
@@ -475,7 +476,7 @@ def test_a_pod_that_goes_away_ends_its_forwards(cri: Client, web: str) -> None:
 def test_stopping_the_daemon_ends_sessions_and_their_commands(fresh: Client) -> None:
     container = fresh.start(fresh.pod(), "sleep", "600")
     session = Spdy(exec_url(fresh, container, "sleep", "415"), "stdout", "stderr")
-    eventually(lambda: "sleep 415" in processes(fresh, container))
+    wait_for(lambda: "sleep 415" in processes(fresh, container))
     start = time.monotonic()
     fresh.restart()
     assert time.monotonic() - start < 15
@@ -558,5 +559,5 @@ def test_a_client_that_vanishes_behind_unread_input_is_noticed(fresh: Client) ->
             session.send("stdin", bytes(65536))
     assert len(os.listdir(directory)) > before + 3
     session.link._socket.close()
-    eventually(lambda: len(os.listdir(directory)) <= before + 1, 25)  # one is the command's, which lives on
+    wait_for(lambda: len(os.listdir(directory)) <= before + 1, seconds=25)  # one is the command's, which lives on
     assert "sleep 417" in processes(fresh, container)

@@ -12,8 +12,9 @@ import pytest
 
 from crio_native.streaming import spdy
 
+from ..waiting import wait_for
 from .conftest import Client
-from .streams import WebSocket, attach_url, eventually, exec_url, exit_code
+from .streams import WebSocket, attach_url, exec_url, exit_code
 
 pytestmark = pytest.mark.root
 V5, V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
@@ -58,7 +59,7 @@ def test_v4_has_no_close_signal(cri: Client, container: str) -> None:
     session.send(STDIN, b"still open")
     session.until(lambda: session.channel(STDOUT) == b"still open")
     session.socket.close()
-    eventually(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
+    wait_for(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
 
 
 def test_base64(cri: Client, container: str) -> None:
@@ -82,7 +83,7 @@ def test_bad_base64_ends_the_session(cri: Client, container: str, text: str) -> 
             pass
     except ConnectionError:
         pass
-    eventually(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
+    wait_for(lambda: b"cat" not in cri.exec(container, "ps", "-o", "comm").stdout.split())
 
 
 def test_a_terminal(cri: Client, container: str) -> None:
@@ -135,7 +136,7 @@ def echo(cri: Client) -> Iterator[str]:
     """A pod that echoes on 9000."""
     pod = cri.pod()
     container = cri.start(pod, "nc", "-ll", "-p", "9000", "-e", "cat")
-    eventually(lambda: b":2328 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
+    wait_for(lambda: b":2328 " in cri.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
     yield pod
 
 

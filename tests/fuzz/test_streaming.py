@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +21,8 @@ from crio_native.streaming import spdy
 from crio_native.streaming.portforward import Ports
 from crio_native.streaming.server import StreamServer
 from crio_native.streaming.settings import Settings
+
+from ..waiting import wait_for
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
@@ -100,10 +101,7 @@ class Served:
         return len(self.server._service._sessions)
 
     def close(self) -> None:
-        deadline = time.monotonic() + 10
-        while self.sessions():
-            assert time.monotonic() < deadline, "sessions are left"
-            time.sleep(0.01)
+        wait_for(lambda: not self.sessions(), "the end of its sessions")
         self.server.close()
         self.echo.close()
 

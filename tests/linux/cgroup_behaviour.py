@@ -20,6 +20,7 @@ from crio_native.linux import syscalls
 from crio_native.linux.cgroup import Cgroup, Hierarchy, hierarchy
 
 from ..apart import MARK
+from ..waiting import wait_for
 
 MIB = 1 << 20
 DENY_ALL = {"allow": False, "access": "rwm"}
@@ -71,15 +72,6 @@ class Member:
 
 def sleep_long() -> None:
     time.sleep(60)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def try_open(path: str, flags: int = os.O_RDWR) -> int:
@@ -223,7 +215,7 @@ def test_forks_end_at_the_limit_of_pids(group: Cgroup) -> None:
     assert Member(group, forks).wait() == 3
     assert len(group.processes()) == 3 == group.stats()["pids"]
     group.kill()
-    assert eventually(lambda: group.processes() == [])
+    wait_for(lambda: group.processes() == [])
 
 
 def test_the_cpu_quota_throttles(group: Cgroup) -> None:
@@ -308,10 +300,10 @@ def test_kill_reaches_those_that_fork_and_those_below(group: Cgroup) -> None:
         members = [Member(below, breed), Member(below, sleep_long)]
     else:
         members = [Member(group, breed), Member(below, sleep_long)]
-    assert eventually(lambda: len(group.processes()) > 2)
+    wait_for(lambda: len(group.processes()) > 2)
     group.kill()
     assert [member.wait() for member in members] == [-signal.SIGKILL] * 2
-    assert eventually(lambda: group.processes() == [])
+    wait_for(lambda: group.processes() == [])
     group.remove()
 
 
@@ -331,14 +323,16 @@ def test_a_frozen_group_stands_still_and_can_be_killed(group: Cgroup) -> None:
             return False
 
     member = Member(group, run)
-    assert eventually(moved) and not group.frozen()
+    wait_for(moved)
+    assert not group.frozen()
     group.freeze()
     assert group.frozen()
     moved()  # what was written before
     time.sleep(0.1)
     assert not moved()
     group.thaw()
-    assert eventually(moved) and eventually(lambda: not group.frozen())
+    wait_for(moved)
+    wait_for(lambda: not group.frozen())
     group.freeze()
     group.kill()
     assert member.wait() == -signal.SIGKILL

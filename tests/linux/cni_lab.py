@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +140,6 @@ class Lab:
             with contextlib.suppress(FileNotFoundError):
                 found[path.name] = json.loads(path.read_text())
         return found
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def processes_of(directory: Path) -> list[str]:

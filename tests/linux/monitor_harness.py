@@ -26,6 +26,8 @@ from typing import Any
 from crio_native.monitor import client
 from crio_native.oci.runtime import ExitStatus
 
+from ..waiting import wait_for
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LINE = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z) (stdout|stderr) ([PF]) ([^\n]*)\n")
 
@@ -56,13 +58,6 @@ def parse_log(data: bytes) -> list[Record]:
 def content(records: Sequence[Record], stream: str) -> bytes:
     """A stream's bytes as the container wrote them."""
     return b"".join(r.content + (b"\n" if r.tag == "F" else b"") for r in records if r.stream == stream)
-
-
-def wait_until(true: Callable[[], object], what: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s: {what}"
-        time.sleep(0.005)
 
 
 def failing(**error: Any) -> Callable[[socket.socket], None]:
@@ -275,7 +270,7 @@ class Container:
                 found = os.waitstatus_to_exitcode(status)
             return bool(pid)
 
-        wait_until(ended, "the monitor's end", seconds)
+        wait_for(ended, "the monitor's end", seconds)
         return found
 
     def log(self) -> list[Record]:

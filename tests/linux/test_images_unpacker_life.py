@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +17,7 @@ from crio_native.images.unpacking import unpack
 
 from ..images_support import member, tar
 from ..machine import reap_orphans
+from ..waiting import wait_for
 
 pytestmark = pytest.mark.root
 
@@ -61,14 +60,6 @@ def link(path: str) -> str:
         return os.readlink(path)
     except FileNotFoundError:
         return ""  # closed meanwhile
-
-
-def wait_for(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 20
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return value
 
 
 def test_errors_of_the_source_come_through_and_no_child_is_left(target: Path) -> None:

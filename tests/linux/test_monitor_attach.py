@@ -13,7 +13,8 @@ import pytest
 
 from crio_native.errors import ResourceExhausted, StepFailed
 from crio_native.monitor import client
-from tests.linux.monitor_harness import Container, content, wait_until
+from tests.linux.monitor_harness import Container, content
+from tests.waiting import wait_for
 
 
 def read_all(sock: socket.socket) -> tuple[bytes, bytes]:
@@ -67,7 +68,7 @@ def test_output_goes_to_all_and_to_the_log(tmp_path: Path) -> None:
 def test_late_client_gets_what_comes_later(tmp_path: Path) -> None:
     with Container(tmp_path / "c", "echo early; read x; echo late", stdin=True) as container:
         container.run()
-        wait_until(lambda: container.log(), "the first line")
+        wait_for(lambda: container.log(), "the first line")
         sock = client.attach(container.run_dir)
         sock.send(b"go\n")
         assert read_all(sock) == (b"late\n", b"")
@@ -142,7 +143,7 @@ def test_too_many_clients(tmp_path: Path) -> None:
                 return False
             return True
 
-        wait_until(another_can, "a place is free again")
+        wait_for(another_can, "a place is free again")
         with container.raw(b"kill 9"):
             assert container.wait().code == 137
         for sock in attached + others:
@@ -262,7 +263,7 @@ def test_without_stdin_there_is_none(tmp_path: Path) -> None:
 def test_container_that_closed_its_stdin(tmp_path: Path) -> None:
     with Container(tmp_path / "c", f"exec <&-; touch {tmp_path}/closed; exec sleep 100", stdin=True) as container:
         container.run()
-        wait_until(lambda: (tmp_path / "closed").exists(), "stdin is closed")
+        wait_for(lambda: (tmp_path / "closed").exists(), "stdin is closed")
         with client.attach(container.run_dir) as sock, container.connection() as connection:
             for _ in range(20):
                 sock.send(b"x" * 8192)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.monitor_harness import Container, content, wait_until
+from tests.linux.monitor_harness import Container, content
+from tests.waiting import wait_for
 
 MEMORY_GOAL = 0.15  # of conmon's proportional set size
 
@@ -66,7 +67,7 @@ class Conmon:
         return peer
 
     def wait(self, peer: Peer) -> None:
-        wait_until(lambda: self._ended(peer), "conmon's end")
+        wait_for(lambda: self._ended(peer), "conmon's end")
 
     def _ended(self, peer: Peer) -> bool:
         try:
@@ -126,8 +127,8 @@ def test_memory_beside_conmon(tmp_path: Path, conmon: Conmon, count: int) -> Non
     try:
         for container in ours:
             container.run()
-        wait_until(lambda: all(os.stat(str(c.log_path)).st_size > 100_000 for c in ours), "our output is logged")
-        wait_until(lambda: all(os.stat(p.log).st_size > 100_000 for p in peers), "conmon's output is logged")
+        wait_for(lambda: all(os.stat(str(c.log_path)).st_size > 100_000 for c in ours), "our output is logged")
+        wait_for(lambda: all(os.stat(p.log).st_size > 100_000 for p in peers), "conmon's output is logged")
         time.sleep(0.1)
         our_size = sum(proportional_kib(c.monitor) for c in ours) / count
         peer_size = sum(proportional_kib(p.pid) for p in peers) / count

@@ -16,8 +16,9 @@ from crio_native.errors import FailedPrecondition, Internal, NotFound, StartFail
 from crio_native.monitor import client
 from crio_native.oci.runtime import ExitStatus
 from tests.apart import MARK
-from tests.linux.monitor_harness import Container, alive, children, ending, executing, failing, running, wait_until
+from tests.linux.monitor_harness import Container, alive, children, ending, executing, failing, running
 from tests.machine import machine_state
+from tests.waiting import wait_for
 
 
 def left_in(run_dir: Path) -> set[str]:
@@ -102,7 +103,7 @@ def test_kill_of_an_ended_init_is_refused(tmp_path: Path) -> None:
         container.create()
         with container.connection() as connection, container.raw() as raw:
             container.start()
-            wait_until(lambda: not alive(container.created["pid"]), "the init's end")
+            wait_for(lambda: not alive(container.created["pid"]), "the init's end")
             with pytest.raises(NotFound, match="it has ended"):
                 connection.kill(signal.SIGTERM)
             raw.send(b"kill 15")
@@ -126,15 +127,15 @@ def test_child_that_floods_the_output_does_not_hold_the_end(tmp_path: Path) -> N
         container.run()
         child = children(container.monitor)
         assert container.wait(5).code == 3
-        wait_until(lambda: not any(alive(pid) for pid in child), "the end of the flood, by SIGPIPE")
+        wait_for(lambda: not any(alive(pid) for pid in child), "the end of the flood, by SIGPIPE")
 
 
 def test_orphans_are_reaped(tmp_path: Path) -> None:
     command = "for i in 1 2 3 4 5; do (sh -c 'sleep 0.01; echo $$' & ); done; exec sleep 100"
     with Container(tmp_path / "c", command) as container:
         container.run()
-        wait_until(lambda: len(container.log()) == 5, "the orphans have lived")
-        wait_until(lambda: children(container.monitor).keys() == {container.created["pid"]}, "only the init is left")
+        wait_for(lambda: len(container.log()) == 5, "the orphans have lived")
+        wait_for(lambda: children(container.monitor).keys() == {container.created["pid"]}, "only the init is left")
 
 
 def test_outlives_signals(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_settles_as_a_process_of_its_own(tmp_path: Path) -> None:
             return sorted(link.partition(":")[0] for link in links if not link.startswith("/"))
 
         # signalfd, stdout and stderr, the control socket
-        wait_until(lambda: kinds() == ["anon_inode", "pipe", "pipe", "socket"], "nothing else is open")
+        wait_for(lambda: kinds() == ["anon_inode", "pipe", "pipe", "socket"], "nothing else is open")
         assert os.readlink(f"/proc/{container.monitor}/cwd") == str(container.run_dir)
         assert "NoNewPrivs:\t1" in Path(f"/proc/{container.monitor}/status").read_text()
 
@@ -368,7 +369,7 @@ def test_daemon_that_leaves_during_create_takes_the_container_along(tmp_path: Pa
         running("exec sleep 100")(sync)
 
     with Container(tmp_path / "c", init) as container:
-        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the init's birth")
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the init's birth")
         container.reply.close()
         assert container.reap() == 1
         assert not alive(int((tmp_path / "pid").read_text()))
@@ -496,10 +497,10 @@ def test_pause_reaps_and_ends(number: int) -> None:
     script = "sleep 0.05 & sleep 0.1 & exec $0 pause"
     pause = subprocess.Popen(["unshare", "--pid", "--fork", "sh", "-c", script, str(client.binary_path())])
     try:
-        wait_until(lambda: children(pause.pid), "the pause process")
+        wait_for(lambda: children(pause.pid), "the pause process")
         (pid,) = children(pause.pid)
-        wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "crio-pause\n", "its name")
-        wait_until(lambda: not children(pid), "its children are reaped")
+        wait_for(lambda: Path(f"/proc/{pid}/comm").read_text() == "crio-pause\n", "its name")
+        wait_for(lambda: not children(pid), "its children are reaped")
         os.kill(pid, signal.SIGHUP)
         time.sleep(0.05)
         assert alive(pid)

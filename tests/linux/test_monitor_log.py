@@ -19,7 +19,8 @@ import pytest
 
 from crio_native.errors import StepFailed
 from crio_native.linux import mounts, syscalls
-from tests.linux.monitor_harness import Container, Record, content, parse_log, wait_until
+from tests.linux.monitor_harness import Container, Record, content, parse_log
+from tests.waiting import wait_for
 
 Journal = tuple[socket.socket, Callable[[], None]]
 
@@ -241,7 +242,7 @@ def test_full_disk_and_room_again(tmp_path: Path, small_disk: Path) -> None:
     command = f"seq 1 20000; touch {tmp_path}/full; while [ -e {small_disk}/ballast ]; do sleep 0.01; done; echo end"
     with Container(tmp_path / "c", command, log=str(small_disk / "log")) as container:
         container.run()
-        wait_until(lambda: (tmp_path / "full").exists(), "the container is not held up")
+        wait_for(lambda: (tmp_path / "full").exists(), "the container is not held up")
         time.sleep(0.05)
         (small_disk / "ballast").unlink()
         assert container.wait().code == 0

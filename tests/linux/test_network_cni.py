@@ -22,7 +22,8 @@ from crio_native.network import PortMapping, nftables
 from crio_native.network.cni.chores import FIRST_PAUSE
 from crio_native.network.cni.protocol import PluginFailed
 
-from .cni_lab import DEBIAN, SHORT, Lab, processes_of, wait_until
+from ..waiting import wait_for
+from .cni_lab import DEBIAN, SHORT, Lab, processes_of
 from .network_lab import OUTSIDE_IPS, Namespace, Outside, Server, ask, ip, on_a_node, ping
 from .network_lab import links as link_names
 from .pod_lab import Pod
@@ -328,10 +329,10 @@ def test_readiness_follows_the_plugins_status(lab: Lab, monkeypatch: pytest.Monk
     network = lab.opened()
     assert network.status() == (True, "")
     (lab.programs / "not-ready").write_text("the controller has no route")
-    wait_until(lambda: not network.status()[0])
+    wait_for(lambda: not network.status()[0])
     assert "cni STATUS plugins[0]" in network.status()[1] and "the controller has no route" in network.status()[1]
     (lab.programs / "not-ready").unlink()
-    wait_until(lambda: network.status() == (True, ""))
+    wait_for(lambda: network.status() == (True, ""))
     network.shutdown()
 
 
@@ -344,7 +345,7 @@ def test_a_grace_period_bridges_a_short_unreadiness(lab: Lab, monkeypatch: pytes
     assert network.status()[0]
     (lab.programs / "not-ready").write_text("restarting")
     began = time.monotonic()
-    wait_until(lambda: not network.status()[0])
+    wait_for(lambda: not network.status()[0])
     assert time.monotonic() - began > 0.8
     network.shutdown()
 
@@ -358,7 +359,7 @@ def test_a_plugin_that_hangs_does_not_hold_the_status(lab: Lab) -> None:
     ready, reason = network.status()
     assert time.monotonic() - began < 1.5
     assert not ready and "plugins of network 'test' have not told their state" in reason
-    wait_until(lambda: "cni STATUS plugins[0]" in network.status()[1])
+    wait_for(lambda: "cni STATUS plugins[0]" in network.status()[1])
     assert processes_of(lab.directory) == []
     network.shutdown()
 
@@ -372,7 +373,7 @@ def test_a_running_daemon_takes_another_network(lab: Lab) -> None:
     with pytest.raises(FailedPrecondition, match=r"the pod network is not ready.*'mine'"):
         Pod(network, lab.directory, "a")
     lab.write({"type": "ptp", "ipam": lab.ipam("10.55.0.0/24")}, name="mine")
-    wait_until(lambda: network.status()[0])
+    wait_for(lambda: network.status()[0])
     a = Pod(network, lab.directory, "a")
     (lab.programs / "ptp").unlink()
     assert "'ptp' is not built in here, and no directory" in network.status()[1]

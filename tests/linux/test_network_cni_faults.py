@@ -20,7 +20,8 @@ from crio_native.errors import (
 from crio_native.network import PortMapping
 from crio_native.network.cni.protocol import PluginFailed
 
-from .cni_lab import DEBIAN, SHORT, Lab, processes_of, wait_until
+from ..waiting import wait_for
+from .cni_lab import DEBIAN, SHORT, Lab, processes_of
 from .network_lab import Namespace, Server, ask, on_a_node
 from .network_lab import links as link_names
 from .pod_lab import Pod
@@ -139,7 +140,7 @@ def test_a_plugin_that_lacks_a_version(lab: Lab, version: str, kind: type[CrioEr
     with pytest.raises(kind, match=words):
         Pod(network, lab.directory, "a")
     assert lab.called() == [], "it is never asked to ADD"
-    wait_until(lambda: network.status()[1].find("told their state") < 0)
+    wait_for(lambda: network.status()[1].find("told their state") < 0)
     ready, reason = network.status()
     assert not ready and ("VERSION own" in reason or "does not serve" in reason)
     network.shutdown()
@@ -175,9 +176,9 @@ def test_a_pod_goes_while_its_plugin_fails_and_the_plugin_hears_of_it_later(
     pod.close()
     assert network.attachment("sandbox-a") is None and len(lab.results()) == 1
     with Pod(network, lab.directory, "b", ports=[PortMapping(8080, 80)]):
-        wait_until(lambda: lab.called().count("DEL sandbox-a") >= 3)
+        wait_for(lambda: lab.called().count("DEL sandbox-a") >= 3)
         (lab.programs / "broken").unlink()
-        wait_until(lambda: list(lab.results()) == ["test-sandbox-b-eth0"])
+        wait_for(lambda: list(lab.results()) == ["test-sandbox-b-eth0"])
     assert network.shutdown(remove=True)
 
 
@@ -225,7 +226,7 @@ def test_del_after_the_namespace_the_plugin_and_the_list_are_gone(lab: Lab, monk
     network.teardown("sandbox-b")
     assert network.attachment("sandbox-b") is None and len(lab.results()) == 1
     (lab.programs / "ptp").symlink_to(DEBIAN / "ptp")
-    wait_until(lambda: lab.results() == {})
+    wait_for(lambda: lab.results() == {})
     assert lab.leased() == set()
     network.shutdown(remove=True)
 
@@ -256,7 +257,7 @@ def test_a_new_daemon_detaches_what_is_gone_and_keeps_the_rest(lab: Lab) -> None
     network.shutdown()
     network = lab.open()
     network.collect({"sandbox-a"})
-    wait_until(lambda: lab.calls("CHECK") != [])
+    wait_for(lambda: lab.calls("CHECK") != [])
     assert list(lab.results()) == ["test-sandbox-a-eth0"] and lab.leased() == {"10.55.0.2", "fd55::2"}
     (collected,) = lab.calls("GC")[1:]
     assert collected["config"]["cni.dev/valid-attachments"] == [{"containerID": "sandbox-a", "ifname": "eth0"}]
@@ -283,7 +284,7 @@ def test_a_reboot_gives_the_programs_addresses_back(lab: Lab) -> None:
     network = lab.open()
     assert network.attachment("sandbox-a") is None
     network.collect(())
-    wait_until(lambda: lab.results() == {})
+    wait_for(lambda: lab.results() == {})
     assert lab.leased() == set()
     network.shutdown()
 
@@ -312,16 +313,16 @@ def test_what_a_killed_daemon_had_started_ends_before_its_del(lab: Lab, monkeypa
         fd = pod.netlink.fileno()
         arguments = [sys.executable, "-c", KILLED, str(lab.directory), str(pod.path), str(fd)]
         daemon = subprocess.Popen(arguments, pass_fds=[fd])
-        wait_until((lab.programs / "began").exists)
+        wait_for((lab.programs / "began").exists)
         daemon.send_signal(signal.SIGKILL)
         assert daemon.wait() == -signal.SIGKILL
         network = lab.open()
         began = time.monotonic()
         network.collect(())
         assert time.monotonic() - began < 0.5, "a start waits for no plugin"
-        wait_until(lambda: "DEL sandbox-a" in lab.called())
+        wait_for(lambda: "DEL sandbox-a" in lab.called())
         assert (lab.programs / "ended").exists(), "its ADD still ran, and would have made things after the DEL"
-        wait_until(lambda: lab.results() == {})
+        wait_for(lambda: lab.results() == {})
         network.shutdown()
 
 
@@ -396,9 +397,9 @@ def test_kill_9_at_any_point_leaves_nothing_after_the_next_start(lab: Lab, first
             assert killed.returncode == -signal.SIGKILL
         network = lab.open()
         network.collect(())
-        wait_until(lambda: lab.results() == {})
+        wait_for(lambda: lab.results() == {})
         assert network.attachment("sandbox-a") is None and lab.leased() == set()
-        wait_until(lambda: link_names() <= {"lo", "br9"})
+        wait_for(lambda: link_names() <= {"lo", "br9"})
         with (
             Pod(network, lab.directory, "b", ports=[PortMapping(8080, 80)]) as other,
             Server(other, "0.0.0.0", 80, "web"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,20 +37,26 @@ class Oci:
             (self.root / "bin" / applet).symlink_to("busybox")
         (self.root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
 
-    def bundle(self, *args: str, **changes: Any) -> Path:
-        """A bundle whose container runs args; changes: to the process object."""
+    def spec(self, *args: str, **changes: Any) -> dict[str, Any]:
+        """The configuration of a container that runs args in a group of its own; changes: to the process object."""
         spec = spec_of(str(self.root), args)
         spec["linux"]["cgroupsPath"] = f"/{self.name}/c"
         spec["process"] |= changes
-        return self.write(spec)
+        return spec
+
+    def bundle(self, *args: str, **changes: Any) -> Path:
+        return self.write(self.spec(*args, **changes))
 
     def write(self, spec: Mapping[str, Any]) -> Path:
         path = Path(tempfile.mkdtemp(dir=self.directory, prefix="bundle-"))
         (path / "config.json").write_text(json.dumps(spec))
         return path
 
+    def line(self, *words: str | Path) -> list[str]:
+        return [str(PROGRAM), "--root", str(self.state), *map(str, words)]
+
     def call(self, *words: str | Path, given: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
-        line = [str(PROGRAM), "--root", str(self.state), *map(str, words)]
+        line = self.line(*words)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             # Files, not pipes: a container that is left running would keep a pipe open.
             stdin = {"input": given} if given else {"stdin": subprocess.DEVNULL}
@@ -116,3 +124,9 @@ class Receiver:
             fds.frombytes(rights[0][2])
         self._listener.close()
         return fds[0]
+
+
+def end(pid: int) -> None:
+    """An exec'ed process is an orphan, so ours; until it is reaped its PID namespace's init cannot end."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)

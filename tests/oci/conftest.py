@@ -72,7 +72,7 @@ def spec_of(root: str, args: Sequence[str]) -> dict[str, Any]:
             "cwd": "/",
             "user": {"uid": 0, "gid": 0},
             "noNewPrivileges": True,
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
+            "capabilities": {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")},
         },
         "mounts": copy.deepcopy(MOUNTS),
         "linux": {

@@ -14,6 +14,7 @@ from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.oci.runtime import ExecSpec
 
 from ..machine import assert_machine_unchanged, machine_state
+from ..waiting import wait_for
 from .conftest import Box, Container
 
 PARENT = "/crio-native-test-oci"
@@ -79,10 +80,7 @@ def killing_all_reaches_every_process(box: Box) -> None:
         time.sleep(0.01)
     Cgroup(container.cgroup).kill()
     assert container.wait().signal == 9
-    deadline = time.monotonic() + 10
-    while Cgroup(container.cgroup).processes():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not Cgroup(container.cgroup).processes())
 
 
 def an_update_changes_the_live_limit(box: Box) -> None:

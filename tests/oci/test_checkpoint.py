@@ -11,8 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from crio_native.linux import syscalls
 from crio_native.oci import criu, seccomp_profile
 
 from ..conftest import criu_trouble
+from ..waiting import wait_for
 from .command_line import PROGRAM, SECONDS, Oci, oci
 from .conftest import CAPABILITIES, spec_of
 
@@ -371,13 +371,6 @@ def test_joined_namespaces(engine: Engine, kinds: tuple[str, ...]) -> None:
             engine.delete()
         finally:
             keeper.kill()
-
-
-def wait_for(true: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_in_the_foreground(engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -70,7 +69,7 @@ def steps_of(trace: Path) -> Iterator[str]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_step_fails_once(oci: Oci, plan: str) -> None:
     os.chmod(oci.directory, 0o755)  # the user of a user namespace must get to his root
-    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec = oci.spec("true")
     PLANS[plan](spec)
     bundle, trace, pid_file = oci.write(spec), oci.directory / "trace", oci.directory / "pid"
     words = ["run", "--pid-file", pid_file, "-b", bundle]
@@ -102,7 +101,7 @@ def test_a_trace_tells_every_step_in_its_order(oci: Oci) -> None:
 
 
 def test_a_trace_of_a_failure_ends_with_it(oci: Oci) -> None:
-    spec = json.loads((oci.bundle("true") / "config.json").read_text())
+    spec = oci.spec("true")
     spec["mounts"].append({"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]})
     trace = oci.directory / "trace"
     error = oci.refused("--trace", trace, "create", "-b", oci.write(spec), "c")
@@ -189,7 +188,7 @@ BAD = {
 
 @pytest.mark.parametrize("field", BAD)
 def test_a_config_that_is_wrong_is_refused_by_its_path(oci: Oci, field: str) -> None:
-    spec = copy.deepcopy(json.loads((oci.bundle("true") / "config.json").read_text()))
+    spec = oci.spec("true")
     *parents, last = field.split(".")
     inner = spec
     for name in parents:
@@ -215,7 +214,7 @@ HALF = "\ud800"
     ],
 )
 def test_half_of_a_surrogate_pair_is_refused_by_its_path(oci: Oci, change: dict[str, Any], field: str) -> None:
-    spec = json.loads((oci.bundle("true") / "config.json").read_text()) | change
+    spec = oci.spec("true") | change
     assert f"crio-oci: {field}: may not contain half of" in oci.refused("create", "-b", oci.write(spec), "c")
     assert not list(oci.state.glob("*"))
 
@@ -233,7 +232,7 @@ def test_half_of_a_surrogate_pair_in_other_files(oci: Oci) -> None:
 
 
 def test_a_seccomp_filter_is_compiled_once(oci: Oci) -> None:
-    spec = json.loads((oci.bundle("sh", "-c", "grep Seccomp: /proc/self/status") / "config.json").read_text())
+    spec = oci.spec("sh", "-c", "grep Seccomp: /proc/self/status")
     spec["linux"]["seccomp"] = SECCOMP
     bundle = oci.write(spec)
     assert oci.ok("run", "-b", bundle, "c").split() == ["Seccomp:", "2"]

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from crio_native.oci.isolation import Finding, Verdict, report
 
 from ..apart import MARK
 from ..cri.conftest import Client, cri, shared  # noqa: F401  fixtures
+from ..waiting import wait_for
 from .conftest import Box, Container
 
 pytestmark = pytest.mark.root
@@ -325,13 +325,13 @@ def test_a_process_that_is_ending(box: Box) -> None:
     container = box.create(box.spec("sh", "-c", "sleep 1000 & wait")).start()
     pid = container.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    wait_until(lambda: children.read_text())
+    wait_for(lambda: children.read_text())
     child = children.read_text().split()[0]
     try:
         (group / "cgroup.procs").write_text(child)
         (group / "freezer.state").write_text("FROZEN")
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{pid}/ns/net").exists())
+        wait_for(lambda: not Path(f"/proc/{pid}/ns/net").exists())
         assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
         with pytest.raises(NotFound, match="it has ended"):
             report(pid, container.spec.spec)
@@ -339,13 +339,6 @@ def test_a_process_that_is_ending(box: Box) -> None:
         (group / "freezer.state").write_text("THAWED")
         container.wait()
         group.rmdir()
-
-
-def wait_until(happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_wrong_config_is_refused(full: Container) -> None:

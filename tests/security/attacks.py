@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from crio_native.errors import CrioError
 from crio_native.oci.runtime import Process, UserRequest
 
 from ..oci.conftest import CAPABILITIES, status_of
+from ..waiting import wait_for
 from .conftest import Lab
 from .weaknesses import LEAK
 
@@ -66,7 +66,7 @@ def overwrite_the_interpreter(lab: Lab) -> bool:
         "  for n in 3 4 5 6 7 8 9; do echo evil 2>/dev/null >>/proc/self/fd/$n; done; sleep 0.05; done\n"
     )
     container = lab.create(lab.spec("/proc/self/exe")).start()
-    wait_for(lambda: "holding" in container.output(), "the attacker's linker did not run")
+    wait_for(lambda: "holding" in container.output(), "the attacker's linker")
     lab.launchers.stop()
     (lab.root / "go").touch()
     container.wait()
@@ -79,7 +79,7 @@ def look_into_an_exec(lab: Lab) -> bool:
     image's PATH keeps it busy for a while."""
     spec = lab.spec("hostile", "watch", "2")
     container = lab.create(spec).start()
-    wait_for(lambda: "watching" in container.output(), "the attacker does not run")
+    wait_for(lambda: "watching" in container.output(), "the attacker")
     detour = "PATH=" + ":".join(f"/no/such/directory/{number}" for number in range(3000)) + ":/bin"
     while "caught" not in container.output() and lab.runtime.is_alive(container.process):
         try:
@@ -109,7 +109,7 @@ def trace_an_exec(lab: Lab) -> bool:
 def exec_into_another_process(lab: Lab) -> bool:
     """The container has ended, and a process of the host has its pid by now."""
     with subprocess.Popen(["unshare", "--uts", "sleep", "100"]) as neighbour:
-        wait_for(lambda: Path(f"/proc/{neighbour.pid}/comm").read_text() == "sleep\n", "no process to exec into")
+        wait_for(lambda: Path(f"/proc/{neighbour.pid}/comm").read_text() == "sleep\n", "a process to exec into")
         try:
             container = lab.run("true")
             container.process = Process(neighbour.pid, 1)
@@ -408,11 +408,3 @@ def leave_the_primary_group(lab: Lab) -> bool:
     """A file that denies its group would let in who leaves that group for another."""
     status = status_of(lab.output_of("cat", "/proc/self/status", user=UserRequest("web", "extra", [7])))
     return "99" not in status["Groups"].split()
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(what)
-        time.sleep(0.005)
