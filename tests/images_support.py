@@ -27,9 +27,10 @@ from typing import Any
 
 import pytest
 
-from crio_native.images import Image, ImageStore
+from crio_native.images import Image, ImageStore, Settings
 from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from crio_native.images.model import Platform
+from crio_native.images.registries_conf import Paths
 
 GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -379,3 +380,13 @@ def skopeo(*arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextlib.contextmanager
+def store_with(tmp_path: Path, conf: str = "", **settings: Any) -> Iterator[ImageStore]:
+    """A store whose registries.conf says this."""
+    file = tmp_path / "registries.conf"
+    file.write_text(conf)
+    made = Settings(Paths(file, tmp_path / "none", tmp_path / "none"), **{"certificate_directories": (), **settings})
+    with contextlib.closing(ImageStore(tmp_path / "store", settings=made)) as store:
+        yield store
