@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc import ServicerContext as Context
 
 from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.api.runtime.v1 import api_pb2_grpc
@@ -31,7 +32,7 @@ class Container:
         self.id, self.pod_id, self.config = id_, request.pod_sandbox_id, request.config
         self.log = str(Path(request.sandbox_config.log_directory) / request.config.log_path)
         self.state, self.created = api.CONTAINER_CREATED, time.time_ns()
-        self.exit_code, self.reason = 0, ""
+        self.exit_code = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.waiter = threading.Thread(target=self._wait)
         self.lock = threading.Lock()
@@ -86,8 +87,9 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
         self.requests: list[Any] = []
         self.fail: dict[str, tuple[grpc.StatusCode, str]] = {}
         self.delays: dict[str, float] = {}
+        self.reason = ""  # why containers end
 
-    def check(self, request: Any, context: Any) -> None:
+    def check(self, request: Any, context: Context) -> None:
         self.requests.append(request)
         name = type(request).__name__.removesuffix("Request")
         time.sleep(self.delays.get(name, 0))
@@ -97,18 +99,18 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
     def asked(self, kind: type) -> list[Any]:
         return [request for request in self.requests if isinstance(request, kind)]
 
-    def container(self, id_: str, context: Any) -> Container:
+    def container(self, id_: str, context: Context) -> Container:
         if id_ not in self.containers:
             context.abort(grpc.StatusCode.NOT_FOUND, f"container {id_!r} not found")
         return self.containers[id_]
 
-    def Version(self, request, context):
+    def Version(self, request: api.VersionRequest, context: Context) -> api.VersionResponse:
         self.check(request, context)
         return api.VersionResponse(
             version="0.1.0", runtime_name="fake", runtime_version="9.8.7", runtime_api_version="v1"
         )
 
-    def Status(self, request, context):
+    def Status(self, request: api.StatusRequest, context: Context) -> api.StatusResponse:
         self.check(request, context)
         return api.StatusResponse(
             status=api.RuntimeStatus(
@@ -121,11 +123,11 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             info={"config": '{"root": "/var/lib"}', "broken": "{"},
         )
 
-    def RuntimeConfig(self, request, context):
+    def RuntimeConfig(self, request: api.RuntimeConfigRequest, context: Context) -> api.RuntimeConfigResponse:
         self.check(request, context)
         return api.RuntimeConfigResponse(linux=api.LinuxRuntimeConfiguration(cgroup_driver=api.CGROUPFS))
 
-    def RunPodSandbox(self, request, context):
+    def RunPodSandbox(self, request: api.RunPodSandboxRequest, context: Context) -> api.RunPodSandboxResponse:
         self.check(request, context)
         id_ = uuid.uuid4().hex * 2
         self.pods[id_] = api.PodSandbox(
@@ -137,7 +139,7 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
         )
         return api.RunPodSandboxResponse(pod_sandbox_id=id_)
 
-    def StopPodSandbox(self, request, context):
+    def StopPodSandbox(self, request: api.StopPodSandboxRequest, context: Context) -> api.StopPodSandboxResponse:
         self.check(request, context)
         for container in list(self.containers.values()):
             if container.pod_id == request.pod_sandbox_id:
@@ -146,7 +148,7 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             self.pods[request.pod_sandbox_id].state = api.SANDBOX_NOTREADY
         return api.StopPodSandboxResponse()
 
-    def RemovePodSandbox(self, request, context):
+    def RemovePodSandbox(self, request: api.RemovePodSandboxRequest, context: Context) -> api.RemovePodSandboxResponse:
         self.check(request, context)
         self.pods.pop(request.pod_sandbox_id, None)
         for container in list(self.containers.values()):
@@ -154,7 +156,7 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
                 del self.containers[container.id]
         return api.RemovePodSandboxResponse()
 
-    def PodSandboxStatus(self, request, context):
+    def PodSandboxStatus(self, request: api.PodSandboxStatusRequest, context: Context) -> api.PodSandboxStatusResponse:
         self.check(request, context)
         if request.pod_sandbox_id not in self.pods:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such pod")
@@ -164,20 +166,20 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             status=api.PodSandboxStatus(id=pod.id, metadata=pod.metadata, state=pod.state, network=network)
         )
 
-    def ListPodSandbox(self, request, context):
+    def ListPodSandbox(self, request: api.ListPodSandboxRequest, context: Context) -> api.ListPodSandboxResponse:
         self.check(request, context)
         wanted = request.filter.label_selector.items()
         return api.ListPodSandboxResponse(
             items=[pod for pod in self.pods.values() if wanted <= dict(pod.labels).items()]
         )
 
-    def CreateContainer(self, request, context):
+    def CreateContainer(self, request: api.CreateContainerRequest, context: Context) -> api.CreateContainerResponse:
         self.check(request, context)
         id_ = uuid.uuid4().hex * 2
         self.containers[id_] = Container(id_, request)
         return api.CreateContainerResponse(container_id=id_)
 
-    def StartContainer(self, request, context):
+    def StartContainer(self, request: api.StartContainerRequest, context: Context) -> api.StartContainerResponse:
         self.check(request, context)
         container = self.container(request.container_id, context)
         try:
@@ -186,17 +188,17 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             context.abort(grpc.StatusCode.UNKNOWN, f"step 'exec' failed\non {error.filename}")
         return api.StartContainerResponse()
 
-    def StopContainer(self, request, context):
+    def StopContainer(self, request: api.StopContainerRequest, context: Context) -> api.StopContainerResponse:
         self.check(request, context)
         self.container(request.container_id, context).end(request.timeout)
         return api.StopContainerResponse()
 
-    def RemoveContainer(self, request, context):
+    def RemoveContainer(self, request: api.RemoveContainerRequest, context: Context) -> api.RemoveContainerResponse:
         self.check(request, context)
         self.containers.pop(request.container_id, None)
         return api.RemoveContainerResponse()
 
-    def ListContainers(self, request, context):
+    def ListContainers(self, request: api.ListContainersRequest, context: Context) -> api.ListContainersResponse:
         self.check(request, context)
         return api.ListContainersResponse(
             containers=[
@@ -213,7 +215,7 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             ]
         )
 
-    def ContainerStatus(self, request, context):
+    def ContainerStatus(self, request: api.ContainerStatusRequest, context: Context) -> api.ContainerStatusResponse:
         self.check(request, context)
         item = self.container(request.container_id, context)
         status = api.ContainerStatus(
@@ -221,17 +223,19 @@ class Runtime(api_pb2_grpc.RuntimeServiceServicer):
             metadata=item.config.metadata,
             state=item.state,
             exit_code=item.exit_code,
-            reason=item.reason,
+            reason=self.reason,
             log_path=item.log,
         )
         return api.ContainerStatusResponse(status=status, info={"info": '{"pid": 12}'} if request.verbose else {})
 
-    def ExecSync(self, request, context):
+    def ExecSync(self, request: api.ExecSyncRequest, context: Context) -> api.ExecSyncResponse:
         self.check(request, context)
         done = subprocess.run(list(request.cmd), capture_output=True, timeout=30, check=False)
         return api.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.returncode)
 
-    def ListContainerStats(self, request, context):
+    def ListContainerStats(
+        self, request: api.ListContainerStatsRequest, context: Context
+    ) -> api.ListContainerStatsResponse:
         self.check(request, context)
         return api.ListContainerStatsResponse(
             stats=[
@@ -261,28 +265,28 @@ class Images(api_pb2_grpc.ImageServiceServicer):
     def find(self, name: str) -> api.Image | None:
         return next((image for key, image in self.images.items() if name in (key, image.id)), None)
 
-    def ListImages(self, request, context):
+    def ListImages(self, request: api.ListImagesRequest, context: Context) -> api.ListImagesResponse:
         self.runtime.check(request, context)
         wanted = request.filter.image.image
         return api.ListImagesResponse(
             images=[image for key, image in self.images.items() if wanted in ("", key, image.id)]
         )
 
-    def ImageStatus(self, request, context):
+    def ImageStatus(self, request: api.ImageStatusRequest, context: Context) -> api.ImageStatusResponse:
         self.runtime.check(request, context)
         return api.ImageStatusResponse(image=self.find(request.image.image))
 
-    def PullImage(self, request, context):
+    def PullImage(self, request: api.PullImageRequest, context: Context) -> api.PullImageResponse:
         self.runtime.check(request, context)
         self.images[request.image.image] = api.Image(id="sha256:" + "c" * 64, size=1)
         return api.PullImageResponse(image_ref="sha256:" + "c" * 64)
 
-    def RemoveImage(self, request, context):
+    def RemoveImage(self, request: api.RemoveImageRequest, context: Context) -> api.RemoveImageResponse:
         self.runtime.check(request, context)
         self.images = {key: image for key, image in self.images.items() if request.image.image not in (key, image.id)}
         return api.RemoveImageResponse()
 
-    def ImageFsInfo(self, request, context):
+    def ImageFsInfo(self, request: api.ImageFsInfoRequest, context: Context) -> api.ImageFsInfoResponse:
         usage = api.FilesystemUsage(
             fs_id=api.FilesystemIdentifier(mountpoint="/var/lib/images"), used_bytes=api.UInt64Value(value=5 * 2**30)
         )

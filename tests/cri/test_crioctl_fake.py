@@ -1,4 +1,4 @@
-"""crioctl against a small CRI runtime over a real gRPC socket: its commands, its exit codes, its errors."""
+"""crioctl against a small CRI runtime over a real gRPC socket: its other commands, its exit codes, its errors."""
 
 from __future__ import annotations
 
@@ -8,260 +8,26 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tarfile
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as api
-from crio_native.cli import crioctl
-from tests.cri.fake_runtime import BUSYBOX, FakeRuntime
 
-COMMAND = [sys.executable, "-m", "crio_native.cli.crioctl"]
+from ..waiting import wait_for
+from .crioctl_support import COMMAND, Crioctl, Result, ctl, fake, leftovers
+from .fake_runtime import BUSYBOX, FakeRuntime
 
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    socket = tmp_path / "cri.sock"
-    monkeypatch.setenv("CRIO_NATIVE_SOCKET", f"unix://{socket}")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with FakeRuntime(socket) as runtime:
-        yield runtime
-
-
-@pytest.fixture
-def ctl(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def invoke(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as leaving:
-            crioctl.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return Result(leaving.value.code, out, err)
-
-    yield invoke
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true"
-        time.sleep(0.01)
-
-
-def leftovers(tmp_path: Path) -> list[Path]:
-    return list(tmp_path.glob("crioctl-*/*"))
-
-
-# run
-
-
-def test_run_passes_output_and_exit_code_on_and_leaves_nothing(ctl, fake, tmp_path) -> None:
-    result = ctl("run", "--rm", "busybox", "sh", "-c", "echo one; printf two; echo three >&2; exit 7")
-    assert (result.code, result.out, result.err) == (7, "one\ntwo", "three\n")
-    assert fake.runtime.pods == {} and fake.runtime.containers == {}
-    assert leftovers(tmp_path) == []
-
-
-def test_run_without_rm_keeps_container_and_logs_but_stops_the_pod(ctl, fake, tmp_path) -> None:
-    assert ctl("run", "--name", "web", "busybox", "echo", "hello").code == 0
-    (pod,) = fake.runtime.pods.values()
-    assert pod.state == api.SANDBOX_NOTREADY
-    assert ctl("logs", "web").out == "hello\n"
-    assert ctl("rm", "web").code == 0
-    assert fake.runtime.pods == {}
-    assert leftovers(tmp_path) == []
-
-
-def test_a_container_that_a_signal_ended_gives_128_plus_its_number(ctl, fake) -> None:
-    assert ctl("run", "--rm", "busybox", "sh", "-c", "kill -9 $$").code == 137
-
-
-def test_run_translates_options(ctl, fake) -> None:
-    result = ctl(
-        "run", "-d", "--name", "all", "--handler", "kata", "-e", "A=b=c", "-v", "/etc:/c:ro", "--cap-add", "net_admin",
-        "--memory", "64m", "--cpus", "0.5", "--pids", "10", "--user", "1000:1001", "--workdir", "/w", "--host-pid",
-        "--host-ipc", "--read-only", "--no-new-privs", "--seccomp", "localhost//p.json", "--sysctl", "net.a=1",
-        "--label", "k=v", "--annotation", "x=y", "-p", "8080:80/udp", "-t", "-i",
-        "--entrypoint", "echo", "busybox", "-n",
-    )  # fmt: skip
-    assert result.code == 0
-    pod = fake.runtime.asked(api.RunPodSandboxRequest)[0]
-    container = fake.runtime.asked(api.CreateContainerRequest)[0].config
-    assert (pod.runtime_handler, pod.config.hostname, pod.config.labels["k"]) == ("kata", "all", "v")
-    assert pod.config.linux.sysctls["net.a"] == "1"
-    assert pod.config.port_mappings[0] == api.PortMapping(protocol=api.UDP, container_port=80, host_port=8080)
-    assert (list(container.command), list(container.args)) == (["echo"], ["-n"])
-    assert (container.tty, container.stdin, container.working_dir) == (True, True, "/w")
-    assert container.image.image == BUSYBOX
-    assert container.annotations["x"] == "y"
-    assert container.envs[0] == api.KeyValue(key="A", value=b"b=c")
-    assert container.mounts[0] == api.Mount(host_path="/etc", container_path="/c", readonly=True)
-    limits = container.linux.resources
-    assert (limits.memory_limit_in_bytes, limits.cpu_quota, limits.cpu_period) == (64 * 2**20, 50_000, 100_000)
-    assert (limits.cpu_shares, limits.unified["pids.max"]) == (512, "10")
-    security = container.linux.security_context
-    assert (security.run_as_user.value, security.run_as_group.value) == (1000, 1001)
-    assert (security.readonly_rootfs, security.no_new_privs) == (True, True)
-    assert security.capabilities.add_capabilities == ["NET_ADMIN"]
-    assert security.seccomp.localhost_ref == "/p.json"
-    assert security.namespace_options == pod.config.linux.security_context.namespace_options
-    assert security.namespace_options == api.NamespaceOption(network=api.POD, pid=api.NODE, ipc=api.NODE)
-
-
-def test_an_empty_entrypoint_sets_the_images_aside(ctl, fake) -> None:
-    assert ctl("run", "--rm", "--entrypoint", "", "busybox", "echo", "-n").code == 0
-    container = fake.runtime.asked(api.CreateContainerRequest)[0].config
-    assert (list(container.command), list(container.args)) == (["echo", "-n"], [])
-    result = ctl("run", "--rm", "--entrypoint", "", "busybox")
-    assert result.code == 2 and "needs a COMMAND" in result.err
-    assert len(fake.runtime.asked(api.RunPodSandboxRequest)) == 1
-
-
-def test_the_default_container_is_confined(ctl, fake) -> None:
-    assert ctl("run", "--rm", "busybox", "true").code == 0
-    security = fake.runtime.asked(api.CreateContainerRequest)[0].config.linux.security_context
-    assert security.seccomp.profile_type == api.SecurityProfile.RuntimeDefault
-    assert security.HasField("seccomp")
-    assert security.namespace_options.pid == api.CONTAINER
-    assert not security.privileged
-
-
-def test_pull_policies(ctl, fake) -> None:
-    assert ctl("run", "--rm", "--pull", "never", "busybox", "true").code == 0
-    refused = ctl("run", "--pull", "never", "other", "true")
-    assert (refused.code, fake.runtime.asked(api.PullImageRequest)) == (1, [])
-    assert "pull it first" in refused.err
-    assert ctl("run", "--rm", "other", "true").code == 0
-    assert ctl("run", "--rm", "other", "true").code == 0
-    assert len(fake.runtime.asked(api.PullImageRequest)) == 1
-    assert ctl("run", "--rm", "--pull", "always", "other", "true").code == 0
-    assert len(fake.runtime.asked(api.PullImageRequest)) == 2
-
-
-@pytest.mark.parametrize("failing", ["RunPodSandbox", "CreateContainer", "StartContainer"])
-def test_a_run_that_fails_leaves_nothing(ctl, fake, tmp_path, failing: str) -> None:
-    fake.runtime.fail[failing] = (grpc.StatusCode.INTERNAL, "step 'mount' failed\non /proc")
-    result = ctl("run", "busybox", "true")
-    assert (result.code, result.out) == (1, "")
-    assert result.err.splitlines()[-1] == f"crioctl: {failing}: step 'mount' failed on /proc"
-    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
-
-
-def test_a_volume_whose_source_is_missing_is_refused(ctl, fake, tmp_path) -> None:
-    """The runtime would make it as a directory, as the CRI has it, and leave it there."""
-    source = tmp_path / "missing"
-    result = ctl("run", "-v", f"{source}:/m", "busybox", "true")
-    assert (result.code, result.out) == (1, "")
-    assert result.err == f"crioctl: volume source {str(source)!r} not found: make it first\n"
-    assert fake.runtime.pods == {} and not source.exists() and leftovers(tmp_path) == []
-
-
-def test_a_command_that_does_not_exist_is_one_line(ctl, fake) -> None:
-    result = ctl("run", "busybox", "/no/such/program")
-    assert (result.code, len(result.err.splitlines())) == (1, 1)
-    assert "/no/such/program" in result.err
-
-
-def test_a_cleanup_that_fails_does_not_hide_the_cause(ctl, fake) -> None:
-    fake.runtime.fail["CreateContainer"] = (grpc.StatusCode.INVALID_ARGUMENT, "config.image: no such image")
-    fake.runtime.fail["RemovePodSandbox"] = (grpc.StatusCode.INTERNAL, "device or resource busy")
-    left, cause = ctl("run", "--name", "web", "busybox", "true").err.splitlines()
-    assert left == "crioctl: pod web may be left: RemovePodSandbox: device or resource busy"
-    assert cause == "crioctl: CreateContainer: config.image: no such image"
-
-
-def test_a_container_that_the_runtime_lost_does_not_hang_the_client(fake) -> None:
-    arguments = [*COMMAND, "run", "busybox", "sh", "-c", "echo a; exec sleep 60"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"a\n"
-        (item,) = fake.runtime.containers.values()
-        item.state = api.CONTAINER_UNKNOWN
-        assert process.wait(15) == 1
-        assert process.stderr and b"lost track" in process.stderr.read()
-
-
-def test_a_taken_name_is_refused(ctl, fake) -> None:
-    assert ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").code == 0
-    result = ctl("run", "--name", "web", "busybox", "true")
-    assert result.code == 1 and "crioctl rm web" in result.err
-    assert len(fake.runtime.pods) == 1
-
-
-def test_out_of_memory_is_said(ctl, fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = fake.runtime.CreateContainer
-
-    def create(request, context):
-        answer = original(request, context)
-        fake.runtime.containers[answer.container_id].reason = "OOMKilled"
-        return answer
-
-    fake.stop()
-    fake.runtime.CreateContainer = create
-    fake.start()
-    assert "--memory" in ctl("run", "--rm", "busybox", "true").err
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_stops_and_removes(fake, tmp_path, number: signal.Signals) -> None:
-    script = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
-    with subprocess.Popen([*COMMAND, "run", "--rm", "busybox", "sh", "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        process.send_signal(number)
-        assert process.stdout.read() == b"bye\n"
-        assert process.wait(15) == 9
-    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
-
-
-def test_a_pod_that_appears_after_the_client_gave_up_is_removed(ctl, fake, tmp_path) -> None:
-    fake.runtime.delays["RunPodSandbox"] = 1
-    with subprocess.Popen([*COMMAND, "run", "busybox", "true"], stderr=subprocess.PIPE) as process:
-        wait_for(lambda: fake.runtime.asked(api.RunPodSandboxRequest))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 130
-    wait_for(lambda: fake.runtime.asked(api.RemovePodSandboxRequest))
-    assert fake.runtime.pods == {} and leftovers(tmp_path) == []
-
-
-def test_run_outlasts_a_restart_of_the_daemon(fake) -> None:
-    arguments = [*COMMAND, "run", "--rm", "busybox", "sh", "-c", "echo a; sleep 1.5; echo b; exit 4"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.readline() == b"a\n"
-        fake.stop()
-        time.sleep(0.3)
-        fake.start()
-        assert (process.stdout.read(), process.wait(20)) == (b"b\n", 4)
-
-
-def test_a_log_root_that_others_can_write_to_is_refused(ctl, fake, tmp_path) -> None:
-    root = tmp_path / f"crioctl-{os.geteuid()}"
-    root.mkdir()
-    root.chmod(0o777)
-    result = ctl("run", "busybox", "true")
-    assert result.code == 1 and str(root) in result.err
-    assert fake.runtime.pods == {}
+__all__ = ["ctl", "fake"]
 
 
 # pods and containers
 
 
-def test_lists_for_people_and_scripts(ctl, fake) -> None:
+def test_lists_for_people_and_scripts(ctl: Crioctl, fake: FakeRuntime) -> None:
     id_ = ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").out.strip()
     table = ctl("ps").out.splitlines()
     assert re.split(r"\s{2,}", table[0].strip()) == ["CONTAINER", "NAME", "IMAGE", "STATE", "AGE", "POD"]
@@ -274,19 +40,19 @@ def test_lists_for_people_and_scripts(ctl, fake) -> None:
     assert ctl("ps", "--pod", "web", "-q").out == f"{id_}\n"
 
 
-def test_an_empty_list_is_empty(ctl, fake) -> None:
+def test_an_empty_list_is_empty(ctl: Crioctl, fake: FakeRuntime) -> None:
     assert ctl("ps", "-q").out == "" and ctl("pods", "-q").out == ""
     assert json.loads(ctl("pods", "-o", "json").out) == {"items": []}
 
 
-def test_ended_containers_need_a(ctl, fake) -> None:
+def test_ended_containers_need_a(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "--name", "done", "busybox", "true")
     assert ctl("ps", "-q").out == ""
     assert "exited" in ctl("ps", "-a").out
 
 
 @pytest.mark.parametrize("reference", ["container", "short", "name", "pod", "pod/name", "namespace/pod"])
-def test_what_run_made_goes_as_a_whole_by_any_name(ctl, fake, reference: str) -> None:
+def test_what_run_made_goes_as_a_whole_by_any_name(ctl: Crioctl, fake: FakeRuntime, reference: str) -> None:
     id_ = ctl("run", "-d", "--name", "web", "busybox", "sleep", "60").out.strip()
     (pod_id,) = fake.runtime.pods
     names = {"container": id_, "short": id_[:8], "name": "web", "pod": pod_id}
@@ -315,7 +81,7 @@ def make_pod(fake: FakeRuntime, tmp_path: Path, name: str, *containers: str) -> 
     return pod_id
 
 
-def test_containers_of_a_kubelets_pod_go_one_by_one(ctl, fake, tmp_path) -> None:
+def test_containers_of_a_kubelets_pod_go_one_by_one(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     make_pod(fake, tmp_path, "web", "app", "proxy")
     assert ctl("start", "app").code == 0
     assert ctl("stop", "-t", "1", "web/app").code == 0
@@ -326,7 +92,7 @@ def test_containers_of_a_kubelets_pod_go_one_by_one(ctl, fake, tmp_path) -> None
     assert fake.runtime.containers == {} and fake.runtime.pods == {}
 
 
-def test_an_ambiguous_name_lists_the_choices_and_does_nothing(ctl, fake, tmp_path) -> None:
+def test_an_ambiguous_name_lists_the_choices_and_does_nothing(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     make_pod(fake, tmp_path, "one", "app")
     make_pod(fake, tmp_path, "two", "app")
     result = ctl("rm", "-f", "app")
@@ -335,7 +101,7 @@ def test_an_ambiguous_name_lists_the_choices_and_does_nothing(ctl, fake, tmp_pat
     assert len(fake.runtime.containers) == 2
 
 
-def test_one_failure_among_several_is_told_and_the_rest_done(ctl, fake, tmp_path) -> None:
+def test_one_failure_among_several_is_told_and_the_rest_done(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     make_pod(fake, tmp_path, "one", "a")
     make_pod(fake, tmp_path, "two", "b")
     result = ctl("rm", "one", "nothing", "two")
@@ -344,20 +110,20 @@ def test_one_failure_among_several_is_told_and_the_rest_done(ctl, fake, tmp_path
     assert fake.runtime.pods == {}
 
 
-def test_rm_force_kills(ctl, fake) -> None:
+def test_rm_force_kills(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
     assert ctl("rm", "-f", "web").code == 0
     assert fake.runtime.containers == {}
 
 
-def test_exec_passes_output_and_exit_code_on(ctl, fake) -> None:
+def test_exec_passes_output_and_exit_code_on(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
     result = ctl("exec", "--timeout", "5", "web", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (result.code, result.out, result.err) == (3, "out\n", "err\n")
     assert fake.runtime.asked(api.ExecSyncRequest)[0].timeout == 5
 
 
-def test_inspect_finds_container_then_pod_then_image(ctl, fake) -> None:
+def test_inspect_finds_container_then_pod_then_image(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
     container = json.loads(ctl("inspect", "web").out)
     assert container["status"]["state"] == "CONTAINER_RUNNING"
@@ -371,7 +137,7 @@ def test_inspect_finds_container_then_pod_then_image(ctl, fake) -> None:
 # logs
 
 
-def test_logs_select(ctl, fake) -> None:
+def test_logs_select(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "--name", "web", "busybox", "sh", "-c", "echo 1; echo 2; echo 3")
     assert ctl("logs", "--tail", "2", "web").out == "2\n3\n"
     assert ctl("logs", "--tail", "0", "web").out == ""
@@ -380,13 +146,13 @@ def test_logs_select(ctl, fake) -> None:
     assert re.fullmatch(r"(\d{4}-\d\d-\d\dT[\d:.]+Z \d\n){3}", ctl("logs", "--timestamps", "web").out)
 
 
-def test_logs_follow_ends_with_the_container(ctl, fake) -> None:
+def test_logs_follow_ends_with_the_container(ctl: Crioctl, fake: FakeRuntime) -> None:
     script = "for i in 1 2 3 4; do echo $i; sleep 0.1; done"
     ctl("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
     assert ctl("logs", "-f", "web").out == "1\n2\n3\n4\n"
 
 
-def test_a_closed_pipe_ends_quietly(fake, ctl) -> None:
+def test_a_closed_pipe_ends_quietly(fake: FakeRuntime, ctl: Crioctl) -> None:
     ctl("run", "--name", "web", "busybox", "sh", "-c", "seq 4000 | sed s/$/$(printf %0500d)/")
     logs = subprocess.Popen([*COMMAND, "logs", "web"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert logs.stdout and logs.stdout.readline() == b"1" + b"0" * 500 + b"\n"
@@ -395,7 +161,7 @@ def test_a_closed_pipe_ends_quietly(fake, ctl) -> None:
     assert logs.wait(10) == 1
 
 
-def test_a_log_that_cannot_be_read_is_one_line(ctl, fake, tmp_path) -> None:
+def test_a_log_that_cannot_be_read_is_one_line(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     ctl("run", "--name", "web", "busybox", "true")
     (item,) = fake.runtime.containers.values()
     item.log = str(tmp_path)
@@ -405,7 +171,7 @@ def test_a_log_that_cannot_be_read_is_one_line(ctl, fake, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("follow", [(), ("-f",)])
-def test_a_log_that_is_gone_is_said(ctl, fake, tmp_path, follow: tuple[str, ...]) -> None:
+def test_a_log_that_is_gone_is_said(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path, follow: tuple[str, ...]) -> None:
     ctl("run", "--name", "web", "busybox", "true")
     (item,) = fake.runtime.containers.values()
     item.log = str(tmp_path / "gone")
@@ -414,7 +180,7 @@ def test_a_log_that_is_gone_is_said(ctl, fake, tmp_path, follow: tuple[str, ...]
     )
 
 
-def test_output_that_nobody_can_take_is_one_line(ctl, fake) -> None:
+def test_output_that_nobody_can_take_is_one_line(ctl: Crioctl, fake: FakeRuntime) -> None:
     ctl("run", "--name", "web", "busybox", "true")
     with open("/dev/full", "wb") as full:
         for arguments in (["ps", "-a"], ["--help"]):
@@ -425,7 +191,7 @@ def test_output_that_nobody_can_take_is_one_line(ctl, fake) -> None:
 # images
 
 
-def test_images_and_rmi(ctl, fake) -> None:
+def test_images_and_rmi(ctl: Crioctl, fake: FakeRuntime) -> None:
     table = ctl("images").out
     assert "docker.io/library/busybox:latest" in table and "4.3 MiB" in table
     assert "\x1b" not in table, "an image's name must not reach the terminal as an escape"
@@ -436,21 +202,21 @@ def test_images_and_rmi(ctl, fake) -> None:
     assert missing.code == 1 and "'busybox' not found" in missing.err
 
 
-def test_pull_passes_credentials(ctl, fake) -> None:
+def test_pull_passes_credentials(ctl: Crioctl, fake: FakeRuntime) -> None:
     result = ctl("pull", "--creds", "user:pa:ss", "registry/x:1")
     assert result.code == 0 and result.out.startswith("sha256:ccc")
     auth = fake.runtime.asked(api.PullImageRequest)[0].auth
     assert (auth.username, auth.password) == ("user", "pa:ss")
 
 
-def make_tar(path: Path, *names: str, mode: str = "w") -> Path:
+def make_tar(path: Path, *names: str, mode: Literal["w", "w:gz"] = "w") -> Path:
     with tarfile.open(path, mode) as archive:
         for name in names:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     return path
 
 
-def test_load_tells_the_kinds_apart(ctl, fake, tmp_path) -> None:
+def test_load_tells_the_kinds_apart(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     layout.mkdir()
     (layout / "oci-layout").write_text("{}")
@@ -470,7 +236,7 @@ def test_load_tells_the_kinds_apart(ctl, fake, tmp_path) -> None:
     ]
 
 
-def test_load_refuses_what_is_no_image(ctl, fake, tmp_path) -> None:
+def test_load_refuses_what_is_no_image(ctl: Crioctl, fake: FakeRuntime, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     cut = make_tar(tmp_path / "cut.tgz", "manifest.json", mode="w:gz")
     cut.write_bytes(cut.read_bytes()[:20])
@@ -493,7 +259,7 @@ def test_load_refuses_what_is_no_image(ctl, fake, tmp_path) -> None:
 # the node
 
 
-def test_version_info_and_stats(ctl, fake) -> None:
+def test_version_info_and_stats(ctl: Crioctl, fake: FakeRuntime) -> None:
     assert "9.8.7" in ctl("version").out
     assert json.loads(ctl("version", "-o", "json").out)["runtime"]["runtimeName"] == "fake"
     table = ctl("info").out
@@ -507,14 +273,14 @@ def test_version_info_and_stats(ctl, fake) -> None:
     assert len(json.loads(ctl("stats", "-o", "json").out)["stats"]) == 1
 
 
-def test_info_of_a_runtime_older_than_runtime_config(ctl, fake) -> None:
+def test_info_of_a_runtime_older_than_runtime_config(ctl: Crioctl, fake: FakeRuntime) -> None:
     fake.runtime.fail["RuntimeConfig"] = (grpc.StatusCode.UNIMPLEMENTED, "unknown method RuntimeConfig")
     table = ctl("info")
     assert table.code == 0 and "RuntimeReady" in table.out and "cgroup driver" not in table.out
     assert json.loads(ctl("info", "-o", "json").out)["config"] is None
 
 
-def test_stats_watch_repeats_until_interrupted(fake, ctl) -> None:
+def test_stats_watch_repeats_until_interrupted(fake: FakeRuntime, ctl: Crioctl) -> None:
     ctl("run", "-d", "--name", "web", "busybox", "sleep", "60")
     fake.runtime.requests.clear()
     watch = subprocess.Popen([*COMMAND, "stats", "--watch", "--interval", "0.1"], stdout=subprocess.PIPE)
@@ -530,21 +296,23 @@ def test_stats_watch_repeats_until_interrupted(fake, ctl) -> None:
 @pytest.mark.parametrize(
     ("arguments", "call"), [(["events"], "GetContainerEvents"), (["stats", "-o", "json"], "ListContainerStats")]
 )
-def test_a_call_the_runtime_does_not_have_is_named(ctl, fake, arguments: list[str], call: str) -> None:
+def test_a_call_the_runtime_does_not_have_is_named(
+    ctl: Crioctl, fake: FakeRuntime, arguments: list[str], call: str
+) -> None:
     if call == "ListContainerStats":
         fake.runtime.fail[call] = (grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
     result = ctl(*arguments)
     assert (result.code, result.err) == (1, f"crioctl: the runtime at {fake.path} does not implement {call}\n")
 
 
-def test_what_the_runtime_cannot_do_with_a_call_is_in_its_own_words(ctl, fake) -> None:
+def test_what_the_runtime_cannot_do_with_a_call_is_in_its_own_words(ctl: Crioctl, fake: FakeRuntime) -> None:
     words = "config.port_mappings[0]: this version does not implement the field"
     fake.runtime.fail["RunPodSandbox"] = (grpc.StatusCode.UNIMPLEMENTED, words)
     result = ctl("run", "-p", "1:2", "busybox")
     assert result.err == f"crioctl: RunPodSandbox: {words}\n"
 
 
-def test_no_daemon(ctl, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_daemon(ctl: Crioctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CRIO_NATIVE_SOCKET", raising=False)
     for socket, word in (
         (tmp_path / "none.sock", "no such file"),
@@ -556,7 +324,7 @@ def test_no_daemon(ctl, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.err.count("\n") == 1
 
 
-def test_a_socket_that_nobody_serves(ctl, fake) -> None:
+def test_a_socket_that_nobody_serves(ctl: Crioctl, fake: FakeRuntime) -> None:
     fake.stop()
     fake.path.touch()
     result = ctl("ps")
@@ -565,13 +333,13 @@ def test_a_socket_that_nobody_serves(ctl, fake) -> None:
     fake.start()
 
 
-def test_a_silent_daemon_runs_into_the_timeout(ctl, fake) -> None:
+def test_a_silent_daemon_runs_into_the_timeout(ctl: Crioctl, fake: FakeRuntime) -> None:
     fake.runtime.delays["Version"] = 1
     result = ctl("--timeout", "0.3", "version")
     assert result.code == 1 and "raise it with --timeout" in result.err
 
 
-def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl, fake) -> None:
+def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl: Crioctl, fake: FakeRuntime) -> None:
     fake.runtime.fail["Version"] = (grpc.StatusCode.INTERNAL, "bad \x1b]0;title\x07\nsecond line")
     result = ctl("version")
     assert result.err == "crioctl: Version: bad \\x1b]0;title\\x07 second line\n"
@@ -591,19 +359,21 @@ def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl, fake) -> 
         (["stats", "--watch", "-o", "json"], "--watch"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_code_2(ctl, fake, arguments: list[str], word: str) -> None:
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    ctl: Crioctl, fake: FakeRuntime, arguments: list[str], word: str
+) -> None:
     result = ctl(*arguments)
     assert (result.code, result.out) == (2, "")
     assert word in result.err and result.err.count("\n") == 1 and "--help" in result.err
     assert fake.runtime.requests == []
 
 
-def test_a_command_line_that_is_not_utf8_is_refused(fake, tmp_path) -> None:
+def test_a_command_line_that_is_not_utf8_is_refused(fake: FakeRuntime, tmp_path: Path) -> None:
     done = subprocess.run([*map(os.fsencode, COMMAND), b"run", b"busybox", b"echo", b"\xff"], capture_output=True)
     assert done.returncode == 2 and b"UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
     assert fake.runtime.pods == {} and leftovers(tmp_path) == []
 
 
-def test_help_needs_no_daemon(ctl) -> None:
+def test_help_needs_no_daemon(ctl: Crioctl) -> None:
     for arguments in (["--help"], ["run", "--help"], ["--version"]):
         assert ctl(*arguments).code == 0
