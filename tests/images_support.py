@@ -31,6 +31,7 @@ from crio_native.images import Image, ImageStore, Settings
 from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from crio_native.images.model import Platform
 from crio_native.images.registries_conf import Paths
+from crio_native.oci.runtime import Overlay
 
 GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -359,11 +360,17 @@ def assert_nothing_left(root: Path, layers: int = 0) -> None:
     assert len(list((root / "layers").iterdir())) == layers + 1
 
 
-def lower_of(store: ImageStore, image: Image, container: Path, layer: int = 0) -> Path:
-    """The directory of an image's layer, counted from the top; container: where to prepare a root."""
+def root_of(store: ImageStore, image: Image, container: Path) -> Overlay:
+    """The image's root file system, to be mounted; container: a directory that is made for it."""
     overlay = store.prepare_root(image.id, made_directory(container))
     assert overlay is not None
-    return Path(overlay.base) / overlay.lowers[layer]
+    return overlay
+
+
+def layers_of(store: ImageStore, image: Image, container: Path) -> list[Path]:
+    """The directories of the image's layers, the top first; container as for `root_of`."""
+    overlay = root_of(store, image, container)
+    return [Path(overlay.base) / lower for lower in overlay.lowers]
 
 
 def made_directory(directory: Path) -> Path:

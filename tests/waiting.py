@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str = "the condition", seconds: float = 20) -> T:
+def wait_for(condition: Callable[[], T | None], what: str = "the condition", seconds: float = 20) -> T:
     """The condition's first value that is true.  Raises AssertionError with what did not come."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -134,7 +134,7 @@ class Client:
         return list(self.call("ListContainers", filter=pb.ContainerFilter(**filter_)).containers)
 
     @staticmethod
-    def until(condition: Callable[[], T], seconds: float = 10) -> T:
+    def until(condition: Callable[[], T | None], seconds: float = 10) -> T:
         return wait_for(condition, seconds=seconds)
 
     def stop_daemon(self, number: int = signal.SIGTERM) -> int:

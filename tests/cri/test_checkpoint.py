@@ -186,10 +186,16 @@ def test_what_is_no_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) -> N
         ({"deleted_files": b'{"a": 1}'}, Code.INVALID_ARGUMENT, "deleted.files"),
         ({"deleted_files": b'["../../../../etc"]'}, Code.INVALID_ARGUMENT, ".."),
     ]
-    for path, code, words in [*files, *((change, code, words) for change, code, words in changes)]:
+
+    def refuse(path: Path, code: Any, words: str) -> None:
         with refused(code, words):
-            cri.create(pod, image=str(path if isinstance(path, Path) else rewritten(target, **path)))
+            cri.create(pod, image=str(path))
         assert cri.containers() == [], words
+
+    for path, code, words in files:
+        refuse(path, code, words)
+    for change, code, words in changes:
+        refuse(rewritten(target, **change), code, words)
     cri.remove_pod(pod)
 
 

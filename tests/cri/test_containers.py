@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from .conftest import Client, refused
 pytestmark = pytest.mark.root
 
 
-def shell(cri: Client, script: str, **fields: object) -> str:
+def shell(cri: Client, script: str, **fields: Any) -> str:
     """The output of a script in a container of a pod of its own; the script must succeed."""
     code, output = cri.run("sh", "-c", script, **fields)
     assert code == 0, output

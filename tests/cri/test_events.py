@@ -66,8 +66,8 @@ def ready(cri: Client, *listeners: Listener) -> None:
     while not all(listener.events for listener in listeners):
         cri.remove_pod(cri.pod())
         time.sleep(0.05)
+    cri.until(lambda: all(each.events[-1].container_event_type == pb.CONTAINER_DELETED_EVENT for each in listeners))
     for listener in listeners:
-        cri.until(lambda each=listener: each.events[-1].container_event_type == pb.CONTAINER_DELETED_EVENT)
         listener.events.clear()
 
 
@@ -101,8 +101,8 @@ def test_a_whole_life(cri: Client, listener: Listener) -> None:
 def test_a_container_that_ends_at_once_has_started(cri: Client, listener: Listener) -> None:
     pod = cri.pod()
     containers = [cri.start(pod, "true") for _ in range(20)]
+    cri.until(lambda: all(len(listener.words(container)) == 3 for container in containers))
     for number, container in enumerate(containers):
-        cri.until(lambda c=container: len(listener.words(c)) == 3)
         assert listener.words(container) == [(0, "created"), (0, "started"), (0, "stopped")], number
 
 

@@ -131,7 +131,7 @@ def test_an_exec_fails_in_the_runtimes_own_words(cri: Client) -> None:
 
 def test_the_status_verb(cri: Client) -> None:
     program = Path(sys.executable).with_name("crio-native")
-    line = [program, "status", "--socket", str(cri.daemon.socket)]
+    line = [str(program), "status", "--socket", str(cri.daemon.socket)]
     output = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     lines = {text.split(" ")[1]: text for text in output.splitlines() if text.startswith("handler ")}
     assert set(lines) == set(told(cri))

@@ -39,9 +39,10 @@ pytestmark = pytest.mark.root
 Code = grpc.StatusCode
 
 del test_output_at_its_bound_does_not_stay_in_the_daemon  # noqa: F821  # it is about the daemon, whoever runs the command
+del test_version_and_status, test_command_and_environment  # noqa: F821  # others stand for them below
 
 
-def test_version_and_status(cri: Client, handler: str) -> None:
+def test_version_and_status_of_a_handler(cri: Client, handler: str) -> None:
     """The handler is the default, and what it tells of itself is told; a shim cannot tell what its runtime can do."""
     status = cri.call("Status", verbose=True)
     assert {c.type: c.status for c in status.status.conditions} == {"RuntimeReady": True, "NetworkReady": True}
@@ -81,7 +82,7 @@ def test_a_limit_that_the_kernel_refuses_is_the_callers_mistake(cri: Client) -> 
         )
 
 
-def test_command_and_environment(cri: Client) -> None:
+def test_command_and_environment_in_utf8(cri: Client) -> None:
     """But for bytes that are no UTF-8: a config.json cannot hold them."""
     pod = cri.pod()
     greeting = pb.KeyValue(key="GREETING", value='h\xe9 "q"'.encode())

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .external import PROGRAMS, OfHandler, close, new_client_of_handlers, prepare_host, table
+from .conftest import close
+from .external import PROGRAMS, OfHandler, new_client_of_handlers, prepare_host, table
 from .test_streaming import (
     container,
     test_a_command_that_does_not_exist,

@@ -19,8 +19,8 @@ import grpc
 import pytest
 
 from . import test_user_namespaces as users
-from .conftest import Client, refused
-from .external import PROGRAMS, OfHandler, close, new_client_of_handlers, prepare_host
+from .conftest import Client, close, refused
+from .external import PROGRAMS, OfHandler, new_client_of_handlers, prepare_host
 from .test_user_namespaces import (
     test_a_shared_pid_namespace,
     test_an_ephemeral_container_in_anothers_pid_namespace,

@@ -20,7 +20,7 @@ from .conftest import Client
 pytestmark = pytest.mark.root
 
 
-def state(client: Client, method: str, **fields: str) -> dict[str, Any]:
+def state(client: Client, method: str, **fields: Any) -> dict[str, Any]:
     info = json.loads(client.call(method, verbose=True, **fields).info["info"])
     return dict(info.get("state", info))
 

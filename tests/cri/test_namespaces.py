@@ -168,7 +168,9 @@ def shared_mount(tmp_path: Path) -> Iterator[Path]:
     ],
     ids=["private", "host-to-container", "bidirectional"],
 )
-def test_mount_propagation(cri: Client, shared_mount: Path, propagation: int, in_: bool, out: bool) -> None:
+def test_mount_propagation(
+    cri: Client, shared_mount: Path, propagation: pb.MountPropagation, in_: bool, out: bool
+) -> None:
     pod = cri.pod(privileged=True)
     mount = pb.Mount(host_path=str(shared_mount), container_path="/volume", propagation=propagation)
     container = cri.start(pod, "sleep", "60", mounts=[mount], security={"privileged": True})

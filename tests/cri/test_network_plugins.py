@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -265,6 +266,6 @@ def test_without_host_ports_of_ours_the_networks_plugins_have_them(lab: Lab) -> 
             pod = client.pod(port_mappings=[port])
             client.start(pod, "httpd", "-f", "-p", "80", "-h", "/")
             address = client.call("PodSandboxStatus", pod_sandbox_id=pod).status.network.ip
-            client.until(lambda address=address: answers(address, 80))
+            client.until(functools.partial(answers, address, 80))
             assert answers("127.0.0.1", 8080) is not disabled
             client.remove_pod(pod)

@@ -211,8 +211,7 @@ def gpu(value: str = "0") -> dict[str, Any]:
 def test_a_cdi_device_by_field_and_by_annotation(cri: Client) -> None:
     cdi(cri, "cdi", "gpu.json", gpu())
     script = "echo $GPU $GPU_COMMON; test -s /etc/gpu && head -c 3 /dev/gpu0 | wc -c; id -G"
-    asked = {"CDI_devices": [pb.CDIDevice(name="example.com/gpu=0")]}
-    assert shell(cri, script, **asked) == "0 1\n3\n0 4242\n"
+    assert shell(cri, script, CDI_devices=[pb.CDIDevice(name="example.com/gpu=0")]) == "0 1\n3\n0 4242\n"
     assert shell(cri, script, annotations={"cdi.k8s.io/plugin": "example.com/gpu=0"}) == "0 1\n3\n0 4242\n"
 
 

@@ -315,8 +315,7 @@ def test_a_damaged_record_costs_its_own_object_only(fresh: Client) -> None:
         assert not (fresh.daemon.directory / "run/containers" / gone).exists()
     assert cgroups(fresh, pods[0]) and cgroups(fresh, containers[2])
     assert len(list((root / "damaged").iterdir())) == 4
-    for pid in pids:
-        fresh.until(lambda pid=pid: not alive(pid))
+    fresh.until(lambda: not any(map(alive, pids)))
 
 
 def test_a_config_json_that_is_cut_off(fresh: Client) -> None:

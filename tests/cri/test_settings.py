@@ -113,14 +113,14 @@ def test_restores_are_switched_off(cri: Client) -> None:
         cri.call("RestorePod", checkpoint_path="/tmp/none")
 
 
-VOLUMES = {"/data/inner": {}, "/etc": {}, "//tmp/../link/made/": {}, "/mounted": {}, "/outer": {}}
+PLACES = ("/data/inner", "/etc", "//tmp/../link/made/", "/mounted", "/outer")
 LOOK = "stat -c '%u %a %F' /data /data/inner /link/made; [ -e /etc/passwd ] && echo image; ls /mounted /outer/in"
 
 
 @pytest.mark.parametrize("handler", ["builtin", "runc"])
 def test_declared_volumes_are_made(cri: Client, handler: str) -> None:
     """In the root file system, owned by the command's user, where the image has none and the caller mounts nothing."""
-    image = variant(cri, f"declaring-{handler}", Volumes=VOLUMES, User="nobody")
+    image = variant(cri, f"declaring-{handler}", Volumes={path: {} for path in PLACES}, User="nobody")
     source = cri.daemon.directory / "source"
     source.mkdir(exist_ok=True)
     (source / "file").touch()

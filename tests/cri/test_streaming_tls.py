@@ -55,10 +55,10 @@ def subject(url: str, context: ssl.SSLContext) -> str:
     """The name in the server's certificate."""
     parts = urlsplit(url)
     assert parts.scheme == "https"
-    with socket.create_connection((parts.hostname, parts.port), 10) as sock:  # type: ignore[arg-type]
+    with socket.create_connection((parts.hostname, parts.port), 10) as sock:
         with context.wrap_socket(sock, server_hostname=parts.hostname) as secured:
             certificate = secured.getpeercert() or {}
-            return str(certificate["subject"][0][0][1])  # type: ignore[index]
+            return str(certificate["subject"][0][0][1])
 
 
 def test_a_session_by_tls(fresh: Client, files: Path) -> None:
@@ -75,7 +75,7 @@ def test_without_tls_there_is_no_answer(fresh: Client, files: Path) -> None:
     configure(fresh, files)
     container = fresh.start(fresh.pod(), "sleep", "600")
     parts = urlsplit(exec_url(fresh, container, "true"))
-    with socket.create_connection((parts.hostname, parts.port), 10) as sock:  # type: ignore[arg-type]
+    with socket.create_connection((parts.hostname, parts.port), 10) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
             answer = sock.recv(100)
@@ -141,7 +141,7 @@ def test_files_that_are_no_good_stop_the_start(fresh: Client, files: Path, conte
     )
     fresh.stop_daemon()
     program = Path(sys.executable).with_name("crio-native")
-    command = [program, "--config", directory / "crio.conf", "--config-dir", directory / "crio.conf.d"]
+    command = [str(program), "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/crio.conf.d"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and field in done.stderr and "server.pem" in done.stderr, done.stderr
     drop_in.unlink()

@@ -101,10 +101,10 @@ def test_a_volume_shows_its_own_ids_or_nobodys(cri: Client, tmp_path: Path) -> N
     for name in ("mapped", "plain"):
         (tmp_path / name).mkdir()
     os.chown(tmp_path / "mapped", 1000, 1001)
-    maps = {"uidMappings": [mapping()], "gidMappings": [mapping()]}
+    mapped, plain = str(tmp_path / "mapped"), str(tmp_path / "plain")
     mounts = [
-        pb.Mount(host_path=str(tmp_path / "mapped"), container_path="/mapped", **maps),
-        pb.Mount(host_path=str(tmp_path / "plain"), container_path="/plain"),
+        pb.Mount(host_path=mapped, container_path="/mapped", uidMappings=[mapping()], gidMappings=[mapping()]),
+        pb.Mount(host_path=plain, container_path="/plain"),
     ]
     script = "stat -c %u:%g /mapped /plain; touch /mapped/new; chown 3:4 /mapped/new; touch /plain/x || echo refused"
     script = f"exec 2>/dev/null; {script}"

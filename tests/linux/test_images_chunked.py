@@ -24,7 +24,7 @@ from ..images_support import (
     HostileRegistry,
     Picture,
     assert_nothing_left,
-    lower_of,
+    layers_of,
     member,
     picture,
     reply,
@@ -42,7 +42,9 @@ Change = Callable[[dict[str, Any]], Any]
 
 def chunked(layer: bytes, change_toc: Change = lambda toc: None) -> tuple[bytes, dict[str, str]]:
     """A layer's archive as a zstd:chunked blob, and its annotations."""
-    blob, split, entries, at = io.BytesIO(), [], [], 0
+    blob, at = io.BytesIO(), 0
+    split: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
 
     def segment(end: int) -> None:
         nonlocal at
@@ -133,7 +135,7 @@ def test_only_what_is_not_here_is_fetched(store: ImageStore, hostile: HostileReg
     assert fetched(hostile, "one", len(first)) > 1_900_000
     assert 100_000 < fetched(hostile, "two", len(second)) < 150_000
     assert whole_requests(hostile) == 0
-    assert (lower_of(store, two, tmp_path / "c") / "d/file7").read_bytes() == noise(1002, 100_000)
+    assert (layers_of(store, two, tmp_path / "c")[0] / "d/file7").read_bytes() == noise(1002, 100_000)
 
 
 def whole_requests(hostile: HostileRegistry) -> int:
@@ -144,7 +146,7 @@ def whole_requests(hostile: HostileRegistry) -> int:
 def test_a_local_file_that_was_changed_is_not_used(store: ImageStore, hostile: HostileRegistry, tmp_path: Path) -> None:
     one = store.pull(serve(hostile, "one", version(1), *chunked(version(1))))
     for at in (3, 4):
-        path = lower_of(store, one, tmp_path / str(at)) / f"d/file{at}"
+        path = layers_of(store, one, tmp_path / str(at))[0] / f"d/file{at}"
         data = path.read_bytes()
         path.unlink()
         if at == 3:
@@ -153,8 +155,8 @@ def test_a_local_file_that_was_changed_is_not_used(store: ImageStore, hostile: H
             path.symlink_to("/etc/passwd")
     blob, notes = chunked(version(2))
     two = store.pull(serve(hostile, "two", version(2), blob, notes))
-    assert (lower_of(store, two, tmp_path / "c") / "d/file3").read_bytes() == noise(3, 100_000)
-    assert (lower_of(store, two, tmp_path / "d") / "d/file4").read_bytes() == noise(4, 100_000)
+    assert (layers_of(store, two, tmp_path / "c")[0] / "d/file3").read_bytes() == noise(3, 100_000)
+    assert (layers_of(store, two, tmp_path / "d")[0] / "d/file4").read_bytes() == noise(4, 100_000)
     assert fetched(hostile, "two", len(blob)) > 300_000
 
 

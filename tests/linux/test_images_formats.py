@@ -28,7 +28,7 @@ from ..images_support import (
     Picture,
     Registry,
     assert_nothing_left,
-    made_directory,
+    layers_of,
     member,
     picture,
     reply,
@@ -49,8 +49,7 @@ SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+json"
 
 def content(store: ImageStore, image: Image, container: Path) -> list[dict[str, Any]]:
     """What the image's directories hold, the top first."""
-    overlay = store.prepare_root(image.id, made_directory(container))
-    return [tree(Path(overlay.base) / lower) for lower in overlay.lowers]
+    return [tree(layer) for layer in layers_of(store, image, container)]
 
 
 def two_layers() -> Picture:
@@ -356,11 +355,9 @@ def test_an_artifact_becomes_its_files(store: ImageStore, registry: Registry, tm
     pulled = store.pull(registry.push("models/small", "v1", made, document=document))
     assert pulled.config["artifactType"] == "application/vnd.example.model"
     assert pulled.manifest_digest == sha256(json.dumps(document).encode())
-    overlay = store.prepare_root(pulled.id, made_directory(tmp_path / "c"))
     found = {
         str(path.relative_to(base)): path.read_bytes()
-        for lower in overlay.lowers
-        for base in [Path(overlay.base) / lower]
+        for base in layers_of(store, pulled, tmp_path / "c")
         for path in base.rglob("*")
         if path.is_file()
     }

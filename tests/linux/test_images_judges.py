@@ -66,7 +66,7 @@ def of_gnu_tar(directory: Path, *options: str) -> bytes:
     os.setxattr(directory / "usr/empty", "user.note", b"of the file")
     os.setxattr(directory / "usr/share", "user.note", bytes(range(1, 256)))
     os.chmod(directory / "usr/share", 0o3777)
-    command = ["tar", "-C", directory, *options, "-c", "."]
+    command = ["tar", "-C", str(directory), *options, "-c", "."]
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 

@@ -22,7 +22,7 @@ from ..images_support import (
     BASE,
     TOP,
     assert_nothing_left,
-    lower_of,
+    layers_of,
     member,
     picture,
     sha256,
@@ -99,7 +99,7 @@ def test_a_layout_of_several_images(store: ImageStore, tmp_path: Path) -> None:
 
 def test_an_image_without_layers(store: ImageStore, tmp_path: Path) -> None:
     (image,) = store.load(f"oci:{write_layout(tmp_path / 'layout', picture())}")
-    assert list(lower_of(store, image, tmp_path / "c").iterdir()) == []
+    assert list(layers_of(store, image, tmp_path / "c")[0].iterdir()) == []
 
 
 def spoil_layout(directory: Path, name: str, data: bytes | None) -> None:

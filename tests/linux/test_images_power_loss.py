@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def lose_power(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def mounted(image: Path, target: Path) -> object:
+def mounted(image: Path, target: Path) -> Iterator[None]:
     subprocess.run(["mount", "-o", "loop,nodiscard", image, target], check=True)
     try:
         yield

@@ -42,7 +42,7 @@ from ..images_support import (
     assert_nothing_left,
     blob_path,
     in_turn,
-    lower_of,
+    layers_of,
     member,
     picture,
     reply,
@@ -79,7 +79,7 @@ def test_an_image_comes_from_a_real_registry(
     assert pulled.size > 2 * 4096
     done = [report for report in reports if report.stage == "done"]
     assert len(done) == 2 and all(report.current == report.total for report in done)
-    assert (lower_of(store, pulled, tmp_path / "c") / "etc/issue").read_text() == "new"
+    assert (layers_of(store, pulled, tmp_path / "c")[0] / "etc/issue").read_text() == "new"
     for ref in (name, pulled.id, pulled.id[7:], pulled.id[7:20], f"sha256:{pulled.id[7:20]}", *pulled.digests):
         assert store.get(ref) is pulled
     assert list(store.list()) == [pulled]
@@ -162,7 +162,7 @@ def test_what_comes_out_is_what_skopeo_and_gnu_tar_make(store: ImageStore, regis
     peer.mkdir()
     blob = copy / manifest["layers"][0]["digest"].removeprefix("sha256:")
     subprocess.run(["tar", "-C", peer, "-xpzf", blob], check=True)
-    assert tree(lower_of(store, pulled, tmp_path / "c")) == tree(peer)
+    assert tree(layers_of(store, pulled, tmp_path / "c")[0]) == tree(peer)
 
 
 def test_one_pull_serves_all_who_want_the_same(store: ImageStore, hostile: HostileRegistry) -> None:
@@ -312,7 +312,7 @@ def test_a_layer_with_a_device_is_kept_and_the_device_works_nowhere_on_the_way(
 ) -> None:
     layer = tar(member("dev/zero", tarfile.CHRTYPE, devmajor=1, devminor=5, mode=0o666))
     pulled = store.pull(registry.push("team/device", "v1", picture(layer)))
-    node = lower_of(store, pulled, tmp_path / "c") / "dev/zero"
+    node = layers_of(store, pulled, tmp_path / "c")[0] / "dev/zero"
     assert stat.S_ISCHR(node.stat().st_mode) and node.stat().st_rdev == os.makedev(1, 5)
 
 

@@ -28,6 +28,7 @@ from ..images_support import (
     made_directory,
     member,
     picture,
+    root_of,
     tar,
     write_layout,
 )
@@ -93,7 +94,7 @@ def test_mount_options_reach_the_kernel(tmp_path: Path) -> None:
     options = roots.parse("overlay", ["overlay.mountopt=nodev,metacopy=on,volatile"])
     with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
         image = load(store, tmp_path, "one", BASE)
-        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        overlay = root_of(store, image, tmp_path / "c")
         line = seen_in(overlay, tmp_path / "root", 'grep " $PWD " /proc/self/mounts')
     words = set(line.split()[3].split(","))
     assert {"nodev", "metacopy=on"} <= words and words & {"volatile", "fsync=volatile"}  # newer kernels name it so
@@ -235,7 +236,7 @@ def test_a_program_that_does_not_mount_is_told_and_leaves_nothing(tmp_path: Path
 def test_a_root_of_100_layers(tmp_path: Path) -> None:
     with contextlib.closing(ImageStore(tmp_path / "store", layers_in_parallel=4)) as store:
         image = load(store, tmp_path, "one", *[tar(member(f"f{n}")) for n in range(100)])
-        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        overlay = root_of(store, image, tmp_path / "c")
         assert len(seen_in(overlay, tmp_path / "root", "ls").split()) == 100
 
 
@@ -252,7 +253,7 @@ def test_a_store_of_ours_is_used_where_it_is(tmp_path: Path) -> None:
     with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
         found = store.get("localhost/one:latest")
         assert (found.id, found.layers, found.size) == (image.id, image.layers, image.size) and found.pinned
-        overlay = store.prepare_root(found.id, made_directory(tmp_path / "c"))
+        overlay = root_of(store, found, tmp_path / "c")
         assert seen_in(overlay, tmp_path / "root", "ls etc; stat -c '%a %u %g' .").split() == "issue 711 5 6".split()
         single = store.view(store.get("localhost/single:latest").id)
         assert seen_in(single, tmp_path / "view", "cat etc/motd") == "old"
@@ -301,7 +302,7 @@ def test_a_storage_of_podman_and_skopeo_is_used_where_it_is(tmp_path: Path) -> N
     options = roots.parse("overlay", [f"overlay.imagestore={storage}/root"])
     with contextlib.closing(ImageStore(tmp_path / "store", options=options)) as store:
         image = store.get("localhost/app:v1")
-        overlay = store.prepare_root(image.id, made_directory(tmp_path / "c"))
+        overlay = root_of(store, image, tmp_path / "c")
         assert seen_in(overlay, tmp_path / "root", "find . -type f | sort").split() == ["./etc/issue", "./keep"]
         assert image.config["config"]["Cmd"] == ["/bin/true"] and image.pinned
 

@@ -16,8 +16,8 @@ from crio_native.images.work import Stop
 from ..images_support import (
     BASE,
     TOP,
+    layers_of,
     load,
-    made_directory,
     member,
     skopeo,
     tar,
@@ -48,8 +48,7 @@ SAVED = ["oci", "oci-archive", "docker-archive", "dir"]
 
 def directories(store: ImageStore, image: Image, container: Path) -> list[dict[str, Any]]:
     """What each layer holds, but for the times of whiteouts and of the layer's own directory: no archive has them."""
-    overlay = store.prepare_root(image.id, made_directory(container))
-    found = [tree(Path(overlay.base) / lower) for lower in overlay.lowers]
+    found = [tree(layer) for layer in layers_of(store, image, container)]
     return [
         {name: (*row[:4], 0, *row[5:]) if name == "." or row[0] == "0o20000" else row for name, row in layer.items()}
         for layer in found
@@ -93,7 +92,7 @@ def test_a_root_that_hides_all_below_stays_so(store: ImageStore, tmp_path: Path)
     image = load(store, tmp_path, "opaque", BASE, tar(member(".wh..wh..opq"), member("x", data=b"1")))
     store.save(image.id, f"oci:{tmp_path}/saved")
     (loaded,) = store.load(f"oci:{tmp_path}/saved")
-    assert len(store.prepare_root(loaded.id, made_directory(tmp_path / "c")).lowers) == 1
+    assert len(layers_of(store, loaded, tmp_path / "c")) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from crio_native.errors import CrioError, InvalidArgument, NotFound, Unavailable
 from crio_native.images import ImageStore
 
-from ..images_support import BASE, TOP, assert_nothing_left, lower_of, member, picture, sha256, tar, write_layout
+from ..images_support import BASE, TOP, assert_nothing_left, layers_of, member, picture, sha256, tar, write_layout
 from ..images_support import store as store
 from .test_images_save import EVERYTHING
 
@@ -49,7 +49,7 @@ def test_all_images_come_with_names_and_digests(store: ImageStore, storage: Path
 def test_one_image_comes_by_its_name(store: ImageStore, storage: Path, tmp_path: Path) -> None:
     (image,) = store.load(f"containers-storage:{storage}/root:localhost/app:v1")
     assert image.names == ("localhost/app:v1",)
-    assert (lower_of(store, image, tmp_path / "c") / "etc/issue").read_text() == "new"
+    assert (layers_of(store, image, tmp_path / "c")[0] / "etc/issue").read_text() == "new"
     with pytest.raises(NotFound, match="the storage does not have it"):
         store.load(f"containers-storage:{storage}/root:localhost/none")
 

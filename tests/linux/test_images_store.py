@@ -35,12 +35,13 @@ from ..images_support import (
     HostileRegistry,
     assert_nothing_left,
     in_private_mounts,
+    layers_of,
     load,
-    lower_of,
     made_directory,
     member,
     picture,
     reply,
+    root_of,
     tar,
     write_layout,
 )
@@ -114,8 +115,7 @@ def test_usage_looks_at_no_file(store: ImageStore, tmp_path: Path) -> None:
 
 def mounted(store: ImageStore, image: Image, container: Path, look: str) -> str:
     """What a shell sees in the image's root file system, really mounted."""
-    container.mkdir()
-    overlay = store.prepare_root(image.id, container)
+    overlay = root_of(store, image, container)
     (container / "root").mkdir()
     return in_private_mounts(
         """
@@ -195,7 +195,7 @@ def test_a_restart_finds_everything(tmp_path: Path) -> None:
         image = load(store, tmp_path, "one", BASE, TOP)
     with contextlib.closing(ImageStore(root)) as store:
         assert list(store.list()) == [image]
-        assert (lower_of(store, image, tmp_path / "c", 1) / "bin/sh").read_bytes() == b"shell"
+        assert (layers_of(store, image, tmp_path / "c")[1] / "bin/sh").read_bytes() == b"shell"
         with pytest.raises(FailedPrecondition, match="in use by another process"):
             ImageStore(root)
         store.remove(image.id)
@@ -207,7 +207,7 @@ def test_what_a_crash_left_is_removed(tmp_path: Path, caplog: pytest.LogCaptureF
     root = tmp_path / "store"
     with contextlib.closing(ImageStore(root)) as store:
         kept, damaged = load(store, tmp_path, "one", BASE), load(store, tmp_path, "two", TOP)
-        lost = Path(store.prepare_root(damaged.id, made_directory(tmp_path / "c")).lowers[0]).parent
+        lost = layers_of(store, damaged, tmp_path / "c")[0].parent
     (root / "tmp/half/fs/x").mkdir(parents=True)
     (root / "layers/strange/fs").mkdir(parents=True)
     subprocess.run(["cp", "-a", root / "layers" / lost, root / "layers/copy"], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def spoil(gpg: Gpg, digest: str, name: str, how: str) -> bytes:
         return gpg.sign(ALICE, bytes(20 << 20), "--compress-algo", "zlib")
     if how == "truncated":
         return gpg.sign(ALICE, good)[:-20]
-    return {
+    others: dict[str, Callable[[], bytes]] = {
         "another digest": lambda: gpg.sign(ALICE, payload("sha256:" + "0" * 64, name)),
         "another name": lambda: gpg.sign(ALICE, payload(digest, name.replace("signed/", "other/"))),
         "another tag": lambda: gpg.sign(ALICE, payload(digest, name[:-1] + "2")),
@@ -195,7 +195,8 @@ def spoil(gpg: Gpg, digest: str, name: str, how: str) -> bytes:
         "by another": lambda: gpg.sign(BOB, good),
         "junk": lambda: b"\xff" * 100,
         "unknown kind": lambda: b"\0something-new\nX",
-    }[how]()
+    }
+    return others[how]()
 
 
 @pytest.mark.parametrize(

@@ -344,15 +344,15 @@ def unknown_curve(text: bytes) -> bytes:
 )
 def test_fulcios_certificates(registry: Registry, node: Node, app: tuple[str, str], how: str, why: str) -> None:
     authority, log, key, text = Authority(), Log(), new_key(), claim(app)
-    issue: dict[str, Any] = {
+    issued: dict[str, dict[str, Any]] = {
         "another email": {"email": "other@example.com"},
         "no email": {"email": "", "host": "example.com"},
         "another issuer": {"issuer": "https://evil.example"},
         "two issuers": {"contradiction": "https://evil.example"},
         "not for code": {"usage": ExtendedKeyUsageOID.SERVER_AUTH},
         "critical and unknown": {"unknown": True},
-    }.get(how, {})
-    leaf = authority.issue(key, **issue)
+    }
+    leaf = authority.issue(key, **issued.get(how, {}))
     chain = [authority.intermediate]
     if how == "another authority":
         leaf, chain = (other := Authority()).issue(key), [other.intermediate, other.root]

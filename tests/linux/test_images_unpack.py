@@ -107,7 +107,7 @@ def test_sparse_files_come_out_as_gnu_tar_makes_them(
     (work / "source/after").write_bytes(b"the next entry")
     for path in (*(work / "source").iterdir(), work / "source"):
         os.utime(path, (77, 77))  # the old format knows whole seconds
-    command = ["tar", "-C", work / "source", f"--format={format}", "--sparse", "-c", "."]
+    command = ["tar", "-C", f"{work}/source", f"--format={format}", "--sparse", "-c", "."]
     data = subprocess.run(command, check=True, capture_output=True).stdout
     made = unpack(target, [data])
     assert tree(target) == tree(work / "source")

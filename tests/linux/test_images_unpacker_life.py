@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -97,7 +98,7 @@ def test_several_at_once_are_siblings_without_each_others_descriptors(tmp_path: 
         try:
             (server,) = children() - before
             unpackers = wait_for(lambda: pids if len(pids := children_of(server)) == 2 else None)
-            ends = [wait_for(lambda pid=pid: ends_of(pid)) for pid in unpackers]
+            ends = [wait_for(functools.partial(ends_of, pid)) for pid in unpackers]
             assert ends[0].isdisjoint(ends[1])
         finally:
             enough.set()
@@ -109,8 +110,12 @@ def test_what_bears_the_children_is_killed_and_made_anew(target: Path) -> None:
     before = children()
 
     def murder(server: int, pid: int) -> None:
+        def gone() -> bool:
+            reap_orphans()
+            return not Path(f"/proc/{pid}").exists()
+
         os.kill(server, signal.SIGKILL)
-        wait_for(lambda: reap_orphans() or not Path(f"/proc/{pid}").exists())
+        wait_for(gone)
 
     with pytest.raises(Internal, match="layer: the unpacker died with status unknown"):
         unpack(target, interrupted(target, murder))

@@ -93,7 +93,6 @@ def test_the_command_finds_and_mends(tmp_path: Path) -> None:
 
 
 def run(directory: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("crio-native"), "--config", directory / "crio.conf"]
-    return subprocess.run(
-        [*command, "--config-dir", directory / "none", "check", *flags], capture_output=True, text=True, timeout=60
-    )
+    program = str(Path(sys.executable).with_name("crio-native"))
+    line = [program, "--config", f"{directory}/crio.conf", "--config-dir", f"{directory}/none", "check", *flags]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)

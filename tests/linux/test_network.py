@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import signal
@@ -67,7 +68,7 @@ def test_pods_reach_each_other_and_the_node_in_both_families(tmp_path: Path) -> 
     network = open_network(tmp_path)
     with Pod(network, tmp_path, "a") as a, Pod(network, tmp_path, "b") as b:
         for target in (b.ip4, b.ip6, "10.87.0.1", "fd63:7269:6f6e::1", "127.0.0.1", "::1"):
-            a.run(lambda target=target: ping(target))
+            a.run(functools.partial(ping, target))
         with Server(b, "0.0.0.0", 80, "b4"), Server(b, "::", 81, "b6"), Server(None, "::", 82, "node"):
             assert a.run(lambda: ask(b.ip4, 80)) == ("b4", a.ip4)
             assert a.run(lambda: ask(b.ip6, 81)) == ("b6", a.ip6)

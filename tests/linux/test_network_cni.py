@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import socket
@@ -157,8 +158,8 @@ def test_a_pod_on_the_nodes_own_link(lab: Lab) -> None:
 def test_an_old_single_plugin_file(lab: Lab) -> None:
     """No list and no version: the plugin is run at 0.2.0, whose results look different."""
     lab.debian()
-    data = {"name": "old", "type": "ptp", "ipam": {"type": "host-local", "subnet": "10.5.0.0/24", "dataDir": "/tmp/x"}}
-    data["ipam"]["dataDir"] = str(lab.ipam_dir)
+    ipam = {"type": "host-local", "subnet": "10.5.0.0/24", "dataDir": str(lab.ipam_dir)}
+    data = {"name": "old", "type": "ptp", "ipam": ipam}
     (lab.network_dir / "10-old.conf").write_text(json.dumps(data))
     network = lab.opened()
     with Pod(network, lab.directory, "a") as a:
@@ -299,7 +300,7 @@ def test_a_network_of_ipv6_only(lab: Lab) -> None:
         assert a.attachment.ips == ("fd55::2",)
         with Server(a, "::", 80, "a6"):
             for port in (8080, 8081):
-                assert outside.run(lambda port=port: ask("2001:db8::1", port)) == ("a6", OUTSIDE_IPS[6])
+                assert outside.run(functools.partial(ask, "2001:db8::1", port)) == ("a6", OUTSIDE_IPS[6])
             assert a.run(lambda: ask("2001:db8::1", 8080))[0] == "a6"
             with pytest.raises(OSError):
                 a.run(lambda: ask("fd55::1", 8081))

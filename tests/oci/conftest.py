@@ -90,7 +90,6 @@ class Container:
     runtime: BuiltinRuntime
     spec: ContainerSpec
     process: Process
-    status: ExitStatus | None = None
     exec_output: list[bytes] = field(default_factory=list)
 
     @property
@@ -107,7 +106,6 @@ class Container:
         while (status := self.runtime.exit_status(self.spec.run_dir)) is None:
             assert time.monotonic() < deadline, f"still running; output: {self.output()!r}"
             time.sleep(0.005)
-        self.status = status
         return status
 
     def output(self, stream: str = "stdout") -> str:

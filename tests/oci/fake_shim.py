@@ -23,11 +23,12 @@ HEADER = struct.Struct(">IIBB")
 METHODS = task_pb2.DESCRIPTOR.services_by_name["Task"].methods_by_name
 
 
-def behaviour() -> dict:
+def behaviour() -> dict[str, str]:
     """What the test wants now: {"METHOD": "how", ...}; read anew for every call."""
     path = Path.cwd().parents[1] / "behaviour"
     try:
-        return json.loads(path.read_text())
+        wanted: dict[str, str] = json.loads(path.read_text())
+        return wanted
     except FileNotFoundError:
         return {}
 
@@ -35,7 +36,7 @@ def behaviour() -> dict:
 class Shim:
     def __init__(self, listener: socket.socket) -> None:
         self.listener = listener
-        self.processes: dict[str, subprocess.Popen] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ends: dict[str, int] = {}
         self.sending = threading.Lock()
 

@@ -47,7 +47,7 @@ def observe(path: str) -> None:
     syscalls.close_range = sparing_notes(syscalls.close_range)
     for name, called in OF_OS.items():
         setattr(os, name, noted("call", called, getattr(os, name)))
-    _socket.sethostname = noted("call", "sethostname", _socket.sethostname)  # type: ignore[assignment]
+    _socket.sethostname = noted("call", "sethostname", _socket.sethostname)
     for name, act in list(steps.STEPS.items()):
         steps.STEPS[name] = noted("step", name, act)
 

@@ -142,14 +142,14 @@ def test_masking_cannot_reach_the_hosts_null_device(box: Box) -> None:
     before = os.stat("/dev/null").st_mode
     spec = box.spec("sh", "-c", "chmod 0 /proc/keys")
     spec["process"]["capabilities"] = {kind: ["CAP_FOWNER"] for kind in ("bounding", "effective", "permitted")}
-    assert box.run(spec=spec).status.code == 1  # type: ignore[union-attr]
+    assert box.run(spec=spec).wait().code == 1
     assert os.stat("/dev/null").st_mode == before
 
 
 def test_read_only_paths(box: Box) -> None:
     spec = box.spec("sh", "-c", "echo other > /proc/sys/kernel/hostname")
     container = box.run(spec=spec)
-    assert container.status.code == 1 and "Read-only" in container.output("stderr")  # type: ignore[union-attr]
+    assert container.wait().code == 1 and "Read-only" in container.output("stderr")
 
 
 def test_read_only_root(box: Box) -> None:

@@ -183,7 +183,7 @@ def test_actions_that_end_the_process(box: Box, action: str, signal: int) -> Non
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": action}],
     }
-    assert box.run(spec=spec).status.signal == signal  # type: ignore[union-attr]
+    assert box.run(spec=spec).wait().signal == signal
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_other_actions(box: Box, rule: dict[str, Any], code: int) -> None:
     spec = box.spec("mkdir", "/tmp/x")
     rules = [{"names": ["mkdir"], **rule}]
     spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}
-    assert box.run(spec=spec).status.code == code  # type: ignore[union-attr]
+    assert box.run(spec=spec).wait().code == code

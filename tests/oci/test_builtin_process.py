@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 
 def io_priority(pid: int) -> int:
     number = {"x86_64": 252, "aarch64": 31}[os.uname().machine]
-    return ctypes.CDLL(None).syscall(number, 1, pid)
+    return int(ctypes.CDLL(None).syscall(number, 1, pid))
 
 
 def attributes(pid: int) -> dict[str, int]:

@@ -315,8 +315,8 @@ def test_binds(engine: Engine) -> None:
         assert exec_in(engine, "ls", "/rw/hidden") == ""
         assert exec_in(engine, "touch", "/rw/touched") == ""
         assert (sources["rw"] / "touched").exists()
-        for path in ("/ro/touched", "/etc/file"):
-            assert "Read-only" in engine.oci.refused("exec", "c", "touch", path)
+        for protected in ("/ro/touched", "/etc/file"):
+            assert "Read-only" in engine.oci.refused("exec", "c", "touch", protected)
         engine.delete()
         missing = {**spec, "mounts": [mount for mount in spec["mounts"] if mount["destination"] != "/ro"]}
         assert "mounts: is missing: the checkpoint needs a mount there (got '/ro')" in engine.refused(missing)

@@ -38,7 +38,7 @@ class Containerd:
         self.directory = directory
         (directory / "config.toml").write_text(CONFIG.format(directory))
         with (directory / "log").open("wb") as log:
-            line = ["unshare", "--mount", "--propagation", "private", "containerd", "-c", directory / "config.toml"]
+            line = ["unshare", "--mount", "--propagation", "private", "containerd", "-c", f"{directory}/config.toml"]
             self.process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_for((directory / "sock").exists, 30, "containerd's socket")
 

@@ -57,9 +57,11 @@ def test_without_state_and_config_no_group_is_touched(oci: Oci) -> None:
     assert "its control group is left" in oci.call("delete", "--force", "c").stderr
     assert not list(oci.state.glob("c")) and (oci.root / "bin").is_dir()
     os.kill(pid, signal.SIGKILL)  # it was let live
-    for directory in Path("/sys/fs/cgroup").glob(f"*/{oci.name}/c"):
-        wait_for(lambda directory=directory: not (directory / "cgroup.procs").read_text())
-        directory.rmdir(), directory.parent.rmdir()
+    groups = list(Path("/sys/fs/cgroup").glob(f"*/{oci.name}/c"))
+    wait_for(lambda: not any((group / "cgroup.procs").read_text() for group in groups))
+    for group in groups:
+        group.rmdir()
+        group.parent.rmdir()
 
 
 @pytest.mark.parametrize("filled", [True, False], ids=["state.json", "config.json"])

@@ -44,7 +44,7 @@ class Copy:
         self.make()
 
     def make(self) -> None:
-        line = ["make", "-C", self.directory / "helpers", f"PYTHON={sys.executable}", "crio-oci", "modules"]
+        line = ["make", "-C", f"{self.directory}/helpers", f"PYTHON={sys.executable}", "crio-oci", "modules"]
         subprocess.run(line, check=True, capture_output=True, timeout=60)
 
     def file(self, module: str) -> Path:
@@ -56,8 +56,15 @@ class Copy:
         program = process.unwritable_executable(INTERPRETER)
         line = [INTERPRETER, "-I", "-S", "-X", "importtime", "-c", code, *map(str, words)]
         with tempfile.TemporaryFile("w+") as output:  # a pipe would be kept open by the container
-            given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "pass_fds": [program]}
-            done = subprocess.run(line, executable=f"/proc/self/fd/{program}", **given, timeout=30)
+            done = subprocess.run(
+                line,
+                executable=f"/proc/self/fd/{program}",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[program],
+                timeout=30,
+            )
             os.close(program)
             output.seek(0)
             said = output.read()
@@ -104,7 +111,7 @@ def test_a_changed_file_counts_and_not_its_copy(oci: Oci, copy: Copy, module: st
 
 
 def listed(oci: Oci, copy: Copy) -> str:
-    line = [copy.program, "--root", oci.state, "list"]
+    line = [str(copy.program), "--root", str(oci.state), "list"]
     return subprocess.run(line, check=True, capture_output=True, text=True, timeout=30).stdout
 
 

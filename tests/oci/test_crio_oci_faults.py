@@ -72,7 +72,7 @@ def test_every_step_fails_once(oci: Oci, plan: str) -> None:
     spec = oci.spec("true")
     PLANS[plan](spec)
     bundle, trace, pid_file = oci.write(spec), oci.directory / "trace", oci.directory / "pid"
-    words = ["run", "--pid-file", pid_file, "-b", bundle]
+    words: list[str | Path] = ["run", "--pid-file", pid_file, "-b", bundle]
     oci.ok("--trace", trace, *words, "whole")
     pid_file.unlink()
     steps = list(dict.fromkeys(steps_of(trace)))

@@ -26,7 +26,7 @@ def test_the_command_line_in_runcs_words(oci: Oci) -> None:
 def test_a_checkpoint_without_criu_leaves_nothing(oci: Oci) -> None:
     oci.running("c")
     images, work = oci.directory / "images", oci.directory / "work"
-    words = ["checkpoint", "--image-path", images, "--work-path", work, "c"]
+    words: list[str | Path] = ["checkpoint", "--image-path", images, "--work-path", work, "c"]
     assert "no program `criu`" in oci.refused(*words, env={**os.environ, "PATH": "/no/such"})
     assert not images.exists() and not work.exists()
 

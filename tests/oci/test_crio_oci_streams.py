@@ -76,7 +76,7 @@ def test_exec_in_a_terminal_by_console_socket(oci: Oci) -> None:
     oci.running("c")
     receiver = Receiver(oci.directory / "console")
     pid_file = oci.directory / "pid"
-    words = ["-d", "-t", "--console-socket", receiver.path, "--pid-file", pid_file]
+    words: list[str | Path] = ["-d", "-t", "--console-socket", receiver.path, "--pid-file", pid_file]
     oci.ok("exec", *words, "c", "sh", "-c", "test -t 1 && echo yes")
     assert "yes" in read_all(receiver.take())
     os.waitpid(int(pid_file.read_text()), 0)
@@ -133,7 +133,8 @@ def test_descriptors_are_passed_on_and_no_others(oci: Oci) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], pass_fds=[read, other], capture_output=True, text=True, timeout=30
     )
-    os.close(read), os.close(other)
+    os.close(read)
+    os.close(other)
     numbers, rest = done.stdout.split("\n", 1)
     assert set(numbers.split()) <= {"0", "1", "2", "3", "4"}  # 4: the shell's own, of the directory
     assert rest == "passed"

@@ -130,7 +130,7 @@ def refused(box: Box, kind: type[CrioError], *said: str, **more: Any) -> str:
 def test_a_container_from_its_creation_to_its_end(boxes: Boxes) -> None:
     box = boxes()
     container = box.run("sh", "-c", "echo out; echo err >&2; exit 7", spec=None)
-    assert (container.status.code, container.output(), container.output("stderr")) == (7, "out\n", "err\n")  # type: ignore[union-attr]
+    assert (container.wait().code, container.output(), container.output("stderr")) == (7, "out\n", "err\n")
     box.remove_containers()
     assert leftovers(box) == []
 

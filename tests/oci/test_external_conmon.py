@@ -90,7 +90,7 @@ def test_exit_files_and_log(boxes: Boxes) -> None:
     box = boxes()
     container = box.run("sh", "-c", "echo out; exit 7")
     finished(container)
-    assert container.status is not None and container.status.code == 7
+    assert container.wait().code == 7
     assert container.output() == "out\n"
     assert (box.directory / "exits" / container.spec.id).read_text() == "7"
     box.remove_containers()

@@ -212,7 +212,7 @@ def test_the_log_is_reopened(cri: Client) -> None:
 
 
 @pytest.mark.parametrize("pid", [pb.POD, pb.CONTAINER, pb.NODE], ids=["pod", "container", "node"])
-def test_pid_namespaces(cri: Client, pid: int) -> None:
+def test_pid_namespaces(cri: Client, pid: pb.NamespaceMode) -> None:
     pod = cri.pod(cri.pod_config(namespaces={"pid": pid}), handler="shim")
     security = {"namespace_options": pb.NamespaceOption(pid=pid)}
     container = cri.start(pod, "sleep", "1000", security=security)

@@ -13,7 +13,7 @@ from crio_native.api import generate
 from crio_native.api.runtime.v1 import api_pb2
 
 REPOSITORY = Path(__file__).parents[2]
-Row = tuple[str, str, str, str, str, str]
+Row = tuple[str, ...]
 
 SCALARS = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name
@@ -22,7 +22,7 @@ SCALARS = {
 
 
 def local_name(descriptor: Descriptor | EnumDescriptor) -> str:
-    return descriptor.full_name.removeprefix("runtime.v1.")
+    return str(descriptor.full_name).removeprefix("runtime.v1.")
 
 
 def type_name(field: FieldDescriptor) -> str:

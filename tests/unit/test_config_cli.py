@@ -137,7 +137,7 @@ def test_who_is_not_root_is_told_in_one_line(verb: list[str]) -> None:
 )
 def test_make_says_first_what_it_lacks(goal: str, words: str) -> None:
     """Before it installs anything."""
-    line = ["make", "-C", Path(__file__).parents[2], goal]
+    line = ["make", "-C", str(Path(__file__).parents[2]), goal]
     done = subprocess.run(line, user=65534, group=65534, extra_groups=[], capture_output=True, text=True, timeout=10)
     assert done.returncode == 2 and words in done.stderr.splitlines()[0]
 

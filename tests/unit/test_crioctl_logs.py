@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from crio_native.cli.ctl import logs
 from crio_native.cli.ctl.logs import LogFile, Printer, Record
+from crio_native.cli.ctl.parse import timestamp
 
 TIME = "2026-01-02T03:04:05.000000006Z"
 
@@ -21,9 +22,9 @@ def record(content: str, stream: str = "stdout", tag: str = "F", moment: str = T
     return f"{moment} {stream} {tag} {content}\n".encode()
 
 
-def printed(log: LogFile, **options: object) -> tuple[bytes, bytes]:
+def printed(log: LogFile, *, timestamps: bool = False, since: int = 0, skip: int = 0) -> tuple[bytes, bytes]:
     out, err = io.BytesIO(), io.BytesIO()
-    Printer(out, err, **options).write(log.records())
+    Printer(out, err, timestamps=timestamps, since=since, skip=skip).write(log.records())
     return out.getvalue(), err.getvalue()
 
 
@@ -43,7 +44,9 @@ chunks = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.binary(max
 
 
 @given(chunks, st.integers(1, 64))
-def test_output_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, writes, width: int) -> None:
+def test_output_comes_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[str, bytes]], width: int
+) -> None:
     """Lines cut into parts of `width`, as a runtime cuts long lines, the two streams interleaved."""
     path = tmp_path_factory.mktemp("log") / "0.log"
     expected = {"stdout": b"", "stderr": b""}
@@ -81,8 +84,10 @@ def test_since_goes_by_a_lines_first_part(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     old, new = "2026-01-01T00:00:00Z", "2026-01-03T00:00:00.5Z"
     path.write_bytes(record("o", tag="P", moment=old) + record("ld", moment=new) + record("new", moment=new))
+    between = timestamp("2026-01-02T00:00:00Z")
+    assert between
     with LogFile(str(path)) as log:
-        assert printed(log, since=logs.timestamp("2026-01-02T00:00:00Z"))[0] == b"new\n"
+        assert printed(log, since=between)[0] == b"new\n"
 
 
 def test_an_unfinished_record_waits(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.cli.ctl import parse
 
+SLAVE, SHARED = api.PROPAGATION_HOST_TO_CONTAINER, api.PROPAGATION_BIDIRECTIONAL
+
 
 @pytest.mark.parametrize(
     ("text", "size"),
@@ -62,8 +64,8 @@ def test_cpus_refuses(text: str) -> None:
         ("/a:/b:rw", api.Mount(host_path="/a", container_path="/b")),
         ("/a:/b:ro", api.Mount(host_path="/a", container_path="/b", readonly=True)),
         ("/a:/b:rro", api.Mount(host_path="/a", container_path="/b", readonly=True, recursive_read_only=True)),
-        ("/a:/b:ro,rslave", api.Mount(host_path="/a", container_path="/b", readonly=True, propagation=1)),
-        ("/a:/b:rshared,z", api.Mount(host_path="/a", container_path="/b", propagation=2, selinux_relabel=True)),
+        ("/a:/b:ro,rslave", api.Mount(host_path="/a", container_path="/b", readonly=True, propagation=SLAVE)),
+        ("/a:/b:rshared,z", api.Mount(host_path="/a", container_path="/b", propagation=SHARED, selinux_relabel=True)),
     ],
 )
 def test_volume(text: str, mount: api.Mount) -> None:

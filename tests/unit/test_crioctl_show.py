@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crio_native.api.runtime.v1 import api_pb2 as api
-from crio_native.cli.ctl import run, show
+from crio_native.cli.ctl import parse, run, show
 from crio_native.cli.ctl.find import Container, Node, Pod
 from crio_native.errors import InvalidArgument, NotFound
 
@@ -95,10 +95,10 @@ def test_nothing_and_too_much() -> None:
 )
 def test_default_name_comes_from_the_image_and_is_a_name(image: str) -> None:
     name = run.default_name(image)
-    assert name.startswith("busy") and run.parse.name(name) == name
+    assert name.startswith("busy") and parse.name(name) == name
     assert run.default_name(image) != name
 
 
 @given(st.text())
 def test_default_name_is_a_name_whatever_the_image(image: str) -> None:
-    run.parse.name(run.default_name(image))
+    parse.name(run.default_name(image))

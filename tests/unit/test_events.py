@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def container(store: Store, pod_id: str, *states: str) -> str:
 
 
 def step(store: Store, container_id: str, state: str) -> None:
-    started = {"started_at": 5} if state == ContainerState.RUNNING else {}
+    started: dict[str, Any] = {"started_at": 5} if state == ContainerState.RUNNING else {}
     store.update(Container, container_id, state=state, **started)
 
 

@@ -29,7 +29,7 @@ def auth_file(path: Path, auths: dict[str, Any] | None = None, **more: Any) -> P
 
 def user_of(keychain: Keychain, name: str, *helpers: str, **more: str) -> str | None:
     found = keychain.find(parse(name), helpers, **more)
-    return found and found.username
+    return found.username if found else None
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_every_key_of_every_requirement_is_known(tmp_path: Path) -> None:
     identity = {"signedIdentity": {"type": "remapIdentity", "prefix": "a.example", "signedPrefix": "b.example/c"}}
     fulcio = {"caData": data, "oidcIssuer": "https://i", "subjectEmail": "a@b"}
     roots = {"caRootsData": data, "caIntermediatesData": data, "subjectHostname": "h", "subjectEmail": "a@b"}
-    rules = [
+    rules: list[dict[str, Any]] = [
         ACCEPT,
         REJECT,
         GPG | {"keyPaths": ["/a", "/b"]} | identity,

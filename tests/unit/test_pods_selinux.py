@@ -30,11 +30,14 @@ from crio_native.pods.values import (
 HOST = Host(frozenset(capabilities.NAMES), -1000, False, True, "x86_64", "node")
 SETTINGS = RuntimeTable()
 LEVEL = "s0:c1,c2"
+OWN_NAMESPACES = NamespaceOption()
 XATTR = "security.selinux"
 
 
-def config(options: SELinuxOption | None = None, privileged: bool = False, **modes: NamespaceMode) -> PodConfig:
-    security = PodSecurity(namespace_options=NamespaceOption(**modes), selinux_options=options, privileged=privileged)
+def config(
+    options: SELinuxOption | None = None, privileged: bool = False, modes: NamespaceOption = OWN_NAMESPACES
+) -> PodConfig:
+    security = PodSecurity(namespace_options=modes, selinux_options=options, privileged=privileged)
     return PodConfig(metadata=PodMetadata("p", "u", "n"), linux=LinuxPodConfig(security_context=security))
 
 
@@ -82,9 +85,10 @@ def test_a_pod_gets_a_level_where_it_is_confined(store: Store) -> None:
     assert level(config(SELinuxOption(level="s0:c5,c9"))) == "s0:c5,c9"
     assert level(config(), host=replace(HOST, selinux=False)) == ""
     assert level(config(privileged=True)) == ""
-    for name in ("pid", "ipc", "network"):
-        assert level(config(**{name: NamespaceMode.NODE})) == ""
-    assert level(config(network=NamespaceMode.NODE), replace(SETTINGS, hostnetwork_disable_selinux=False)) != ""
+    node, of_nodes_network = NamespaceMode.NODE, NamespaceOption(network=NamespaceMode.NODE)
+    for modes in (NamespaceOption(pid=node), NamespaceOption(ipc=node), of_nodes_network):
+        assert level(config(modes=modes)) == ""
+    assert level(config(modes=of_nodes_network), replace(SETTINGS, hostnetwork_disable_selinux=False)) != ""
 
 
 def test_each_part_of_a_label_comes_from_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -440,7 +441,7 @@ def test_a_link_to_a_source_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch
     def realpath(path: str) -> str:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(spec_mounts.os.path, "realpath", realpath)
+    monkeypatch.setattr(os.path, "realpath", realpath)
     mounts = [Mount(container_path="/m", host_path="/proc/1/root")]
     for look in (lambda: spec_mounts.check_sources(mounts, ()), lambda: spec_mounts.caller_mounts(mounts, {})):
         with pytest.raises(InvalidArgument, match=r"config.mounts\[0\].host_path: cannot be used: permission denied"):
