@@ -9,7 +9,7 @@ import _signal  # type: ignore[import-not-found]  # signal's C half
 import errno
 import os
 
-from crio_native.linux import syscalls
+from crio_native.linux import control_files, syscalls
 
 FILE = {
     "user": "user",
@@ -99,15 +99,12 @@ def new_user_namespace(uid_map: str, gid_map: str) -> int:
 
 def _write_map(process: str, kind: str, lines: str) -> None:
     path = f"{process}/{kind}_map"
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, lines.encode())
+        control_files.write(path, lines)
         return
     except OSError as error:
         if error.errno != errno.EPERM:
-            raise OSError(error.errno, f"{error.strerror} (mappings {lines.strip()!r})", path) from None
-    finally:
-        os.close(fd)
+            raise
     if os.geteuid() != 0 and len(lines.split()) == 3 and lines.split()[2] == "1":
         _write_own_group(process, path, lines)
         return
@@ -123,14 +120,8 @@ def _write_map(process: str, kind: str, lines: str) -> None:
 
 def _write_own_group(process: str, path: str, lines: str) -> None:
     """The kernel lets an unprivileged user map his own group once nobody in there can drop groups any more."""
-    for file, text in ((f"{process}/setgroups", "deny"), (path, lines)):
-        fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} (text {text.strip()!r})", file) from None
-        finally:
-            os.close(fd)
+    control_files.write(f"{process}/setgroups", "deny")
+    control_files.write(path, lines)
 
 
 def new_time_namespace(offsets: str) -> None:
@@ -140,14 +131,7 @@ def new_time_namespace(offsets: str) -> None:
     """
     syscalls.unshare(syscalls.CLONE_NEWTIME)
     if offsets:
-        path = "/proc/self/timens_offsets"
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, offsets.encode())
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} (offsets {offsets.strip()!r})", path) from None
-        finally:
-            os.close(fd)
+        control_files.write("/proc/self/timens_offsets", offsets)
     entered = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.setns(entered, syscalls.CLONE_NEWTIME)
     os.close(entered)

@@ -156,6 +156,13 @@ def test_a_sysctl_of_the_hosts_namespace_is_refused(box: Box, kind: str) -> None
         box.create(spec)
 
 
+def test_a_sysctl_that_the_kernel_refuses_is_named_with_its_value(box: Box) -> None:
+    spec = box.spec()
+    spec["linux"]["sysctl"] = {"net.ipv4.ip_default_ttl": "many"}
+    with pytest.raises(StepFailed, match=r"sysctls?' failed on /proc/sys/net/ipv4/ip_default_ttl with EINVAL.*'many'"):
+        box.create(spec)
+
+
 def hostile_dev(box: Box) -> None:
     (box.root / "dev").rmdir()
     (box.root / "dev").symlink_to("/")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crio_native.errors import DeadlineExceeded, StepFailed, Unavailable
+from crio_native.oci.builtin.replies import receive
 from crio_native.oci.spec import HOOKS
 
 log = logging.getLogger(__name__)
@@ -71,13 +72,6 @@ def _recorded(run_dir: Path, kind: str) -> list[tuple[dict[str, Any], dict[str, 
 def _run(launchers: Launchers, kind: str, index: int, entry: dict[str, Any], state: dict[str, Any]) -> None:
     request = {"op": "hook", "kind": kind, "index": index, "entry": entry, "state": state}
     with launchers.conversation(request) as reply:
-        reply.settimeout(entry["timeout"] + 10)
-        try:
-            answer = reply.recv(65536)
-        except TimeoutError:
-            raise DeadlineExceeded(f"no word of the {kind} hook {entry['path']} after its timeout") from None
-    if not answer:
-        raise Unavailable(f"the launcher ended while it ran the {kind} hook {entry['path']}")
-    said = json.loads(answer)
+        said = receive(reply, entry["timeout"] + 10, f"it ran the {kind} hook {entry['path']}")
     if "error" in said:
         raise StepFailed.from_dict(said["error"])

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 
-from crio_native.linux import mounts, process, syscalls
+from crio_native.linux import control_files, mounts, process, syscalls
 from crio_native.oci.builtin import steps, users, wire
 from crio_native.oci.builtin.steps.root import map_layers
 from crio_native.oci.external.children import (
@@ -162,11 +162,7 @@ def write_file(path: str, data: bytes) -> None:
 
 def join(procs: str) -> None:
     """Put this process, and all that it will start, into the group whose file of processes this is."""
-    fd = os.open(procs, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, b"0")
-    finally:
-        os.close(fd)
+    control_files.write(procs, "0")
 
 
 class Made:

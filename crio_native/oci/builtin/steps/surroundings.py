@@ -13,7 +13,7 @@ import resource
 import stat
 import sys
 
-from crio_native.linux import namespaces, process, syscalls
+from crio_native.linux import control_files, namespaces, process, syscalls
 from crio_native.oci.builtin.steps.context import Context, Refused
 
 _SIOCSIFFLAGS, _IFF_UP, _SIZEOF_IFREQ = 0x8914, 1, 40
@@ -32,17 +32,7 @@ def await_cgroup(context: Context) -> None:
 
 def join_cgroup(context: Context, files: list[str]) -> None:
     for path in files:
-        _write(path, "0")
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror} (value {text!r})", path) from None
-    finally:
-        os.close(fd)
+        control_files.write(path, "0")
 
 
 # In the order in which they are joined.
@@ -199,7 +189,7 @@ def set_sysctls(context: Context, values: dict[str, str]) -> None:
         elif path == "/proc/sys/kernel/hostname":
             _socket.sethostname(value)
         else:
-            _write(path, value)
+            control_files.write(path, value)
 
 
 def sysctl_path(name: str) -> str:
@@ -209,7 +199,7 @@ def sysctl_path(name: str) -> str:
 
 
 def oom_score(context: Context, value: int) -> None:
-    _write("/proc/self/oom_score_adj", str(value))
+    control_files.write("/proc/self/oom_score_adj", str(value))
 
 
 def open_labels(context: Context) -> None:
