@@ -55,6 +55,16 @@ def test_a_registry_that_hangs(fresh: Client, silent: str) -> None:
     print(f"lists beside {HUNG} pulls that hang: p99 {p99 * 1000:.1f} ms")
 
 
+def stopped_during(fresh: Client, pull: grpc.Future, name: str) -> float:
+    """How long the daemon's stop takes, in seconds; whoever pulls is told."""
+    began = time.monotonic()
+    fresh.stop_daemon()
+    took = time.monotonic() - began
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"pull of {name} was cancelled"):
+        pull.result()
+    return took
+
+
 @pytest.mark.parametrize("after", ["nothing", "a part of a blob"])
 def test_a_registry_that_hangs_does_not_hold_a_daemon_that_stops(
     fresh: Client, hostile: HostileRegistry, after: str
@@ -78,11 +88,7 @@ def test_a_registry_that_hangs_does_not_hold_a_daemon_that_stops(
         pull = fresh.begin("PullImage", image=pb.ImageSpec(image=name), seconds=100)
         fresh.until(lambda: hostile.count(path))
         time.sleep(0.3)
-        began = time.monotonic()
-        fresh.stop_daemon()
-        took = time.monotonic() - began
-        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"pull of {name} was cancelled"):
-            pull.result()
+        took = stopped_during(fresh, pull, name)
         fresh.start_daemon()
     finally:
         held.set()
@@ -95,11 +101,7 @@ def test_a_registry_that_does_not_even_connect_does_not_hold_a_daemon_that_stops
     with deaf() as address:
         pull = fresh.begin("PullImage", image=pb.ImageSpec(image=f"{address}/app"), seconds=100)
         time.sleep(1)
-        began = time.monotonic()
-        fresh.stop_daemon()
-        took = time.monotonic() - began
-        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"pull of {address}/app was cancelled"):
-            pull.result()
+        took = stopped_during(fresh, pull, f"{address}/app")
     assert took < 2, took
 
 

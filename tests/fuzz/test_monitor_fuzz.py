@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crio_native.errors import Internal, StepFailed
-from tests.linux.monitor_harness import Container, content
+from tests.linux.monitor_harness import Container, Record, content
 
 NUMBERS = itertools.count()
 
@@ -37,9 +37,8 @@ def place() -> Iterator[Path]:
         yield Path(name)
 
 
-@settings(max_examples=40, deadline=None)
-@given(pieces=PIECES, limit=st.sampled_from([-1, 1 << 30]))
-def test_log_says_what_was_written(place: Path, pieces: list[bytes], limit: int) -> None:
+def logged(place: Path, pieces: list[bytes], limit: int) -> tuple[list[Record], int]:
+    """The log of a container that writes these, and the size of the log's file."""
     run_dir = place / str(next(NUMBERS))
     run_dir.mkdir()
     for number, piece in enumerate(pieces):
@@ -47,7 +46,13 @@ def test_log_says_what_was_written(place: Path, pieces: list[bytes], limit: int)
     command = f"for f in {run_dir}/piece*; do [ -e $f ] && dd if=$f bs=64k status=none; done; true"
     with Container(run_dir, command, log_size_max=limit) as container:
         assert container.run().wait().code == 0
-        records = container.log()
+        return container.log(), os.stat(str(container.log_path)).st_size
+
+
+@settings(max_examples=40, deadline=None)
+@given(pieces=PIECES, limit=st.sampled_from([-1, 1 << 30]))
+def test_log_says_what_was_written(place: Path, pieces: list[bytes], limit: int) -> None:
+    records, _ = logged(place, pieces, limit)
     assert content(records, "stdout") == b"".join(pieces)
     assert all(record.tag == "F" or record.content for record in records)
     assert all(len(record.content) <= 8192 for record in records)
@@ -56,15 +61,7 @@ def test_log_says_what_was_written(place: Path, pieces: list[bytes], limit: int)
 @settings(max_examples=25, deadline=None)
 @given(pieces=PIECES, limit=st.integers(100, 20_000))
 def test_limited_log_is_an_end_of_what_was_written(place: Path, pieces: list[bytes], limit: int) -> None:
-    run_dir = place / str(next(NUMBERS))
-    run_dir.mkdir()
-    for number, piece in enumerate(pieces):
-        (run_dir / f"piece{number:02}").write_bytes(piece)
-    command = f"for f in {run_dir}/piece*; do [ -e $f ] && dd if=$f bs=64k status=none; done; true"
-    with Container(run_dir, command, log_size_max=limit) as container:
-        assert container.run().wait().code == 0
-        records = container.log()
-        size = os.stat(str(container.log_path)).st_size
+    records, size = logged(place, pieces, limit)
     assert b"".join(pieces).endswith(content(records, "stdout"))
     assert size <= limit or len(records) == 1
 

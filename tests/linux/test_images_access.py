@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from crio_native.errors import (
+    CrioError,
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
@@ -262,38 +263,24 @@ def test_certificates_of_a_registry_are_used(tmp_path: Path, tls_registry: Regis
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "error", "words"),
     [
-        (["client.cert", "client.key"], "(?i)certificate verify failed.*certs.d"),
-        (["ca.crt"], "(?i)certificate required|tls|ssl"),
+        (["client.cert", "client.key"], Unavailable, "(?i)certificate verify failed.*certs.d"),
+        (["ca.crt"], Unavailable, "(?i)certificate required|tls|ssl"),
+        (["ca.crt", "client.cert"], InvalidArgument, r"client\.cert: it cannot|client\.cert: its other half"),
+        (["ca.crt", "client.key"], InvalidArgument, r"client\.key: its other half"),
     ],
 )
-def test_a_failed_handshake_is_told(
-    tmp_path: Path, tls_registry: Registry, authority: Authority, names: list[str], words: str
+def test_a_failed_handshake_is_told_and_half_a_certificate_named(
+    tmp_path: Path,
+    tls_registry: Registry,
+    authority: Authority,
+    names: list[str],
+    error: type[CrioError],
+    words: str,
 ) -> None:
     directory = certificates(tmp_path, tls_registry, authority, *names)
-    with (
-        store_with(tmp_path, certificate_directories=(directory,)) as store,
-        pytest.raises(Unavailable, match=words),
-    ):
-        store.pull(f"{tls_registry.address}/team/app:v1")
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["ca.crt", "client.cert"], r"client\.cert: it cannot|client\.cert: its other half"),
-        (["ca.crt", "client.key"], r"client\.key: its other half"),
-    ],
-)
-def test_half_a_certificate_is_named(
-    tmp_path: Path, tls_registry: Registry, authority: Authority, names: list[str], words: str
-) -> None:
-    directory = certificates(tmp_path, tls_registry, authority, *names)
-    with (
-        store_with(tmp_path, certificate_directories=(directory,)) as store,
-        pytest.raises(InvalidArgument, match=words),
-    ):
+    with store_with(tmp_path, certificate_directories=(directory,)) as store, pytest.raises(error, match=words):
         store.pull(f"{tls_registry.address}/team/app:v1")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from ..apart import MARK
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import APPLETS, spec_of
+from .conftest import make_root, spec_of
 
 PROGRAM = Path(__file__).parents[2] / "build" / "crio-oci"
 SECONDS = 30
@@ -30,12 +29,7 @@ class Oci:
     def __init__(self, directory: Path) -> None:
         self.directory, self.root, self.state = directory, directory / "rootfs", directory / "state"
         self.name = f"oci-{directory.name[-8:]}"
-        for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "root"):
-            (self.root / name).mkdir(parents=True)
-        shutil.copy("/bin/busybox", self.root / "bin/busybox")
-        for applet in APPLETS.split():
-            (self.root / "bin" / applet).symlink_to("busybox")
-        (self.root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+        make_root(self.root)
 
     def spec(self, *args: str, **changes: Any) -> dict[str, Any]:
         """The configuration of a container that runs args in a group of its own; changes: to the process object."""

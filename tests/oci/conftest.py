@@ -132,6 +132,16 @@ class Container:
         return code, text
 
 
+def make_root(root: Path) -> None:
+    for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "root"):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for applet in APPLETS.split():
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44:web:/var/www:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:99:web,other\n")
+
+
 class Box:
     """Makes containers of one scratch root file system and removes them all at the end."""
 
@@ -140,13 +150,7 @@ class Box:
         self.root = directory / "rootfs"
         self.containers: list[ContainerSpec] = []
         self._numbers = itertools.count()
-        for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "root"):
-            (self.root / name).mkdir(parents=True)
-        shutil.copy("/bin/busybox", self.root / "bin/busybox")
-        for applet in APPLETS.split():
-            (self.root / "bin" / applet).symlink_to("busybox")
-        (self.root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:33:44:web:/var/www:/bin/sh\n")
-        (self.root / "etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:99:web,other\n")
+        make_root(self.root)
 
     def spec(self, *args: str) -> dict[str, Any]:
         return spec_of(str(self.root), args or ("sleep", "1000"))
@@ -184,11 +188,16 @@ class Box:
 
 
 @pytest.fixture(scope="session")
-def runtime() -> Iterator[BuiltinRuntime]:
+def launchers() -> Iterator[Launchers]:
     launchers = Launchers(2)
     launchers.start()
-    yield BuiltinRuntime(launchers)
+    yield launchers
     launchers.stop()
+
+
+@pytest.fixture(scope="session")
+def runtime(launchers: Launchers) -> BuiltinRuntime:
+    return BuiltinRuntime(launchers)
 
 
 @pytest.fixture

@@ -38,14 +38,6 @@ from .conftest import PARENT, Box
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def launchers() -> Iterator[Launchers]:
-    launchers = Launchers(2)
-    launchers.start()
-    yield launchers
-    launchers.stop()
-
-
 Boxes = Callable[..., Box]
 
 

@@ -28,14 +28,6 @@ pytestmark = pytest.mark.root
 CONMON = str(shutil.which("conmon"))
 
 
-@pytest.fixture(scope="module")
-def launchers() -> Iterator[Launchers]:
-    launchers = Launchers(1)
-    launchers.start()
-    yield launchers
-    launchers.stop()
-
-
 Boxes = Callable[..., Box]
 
 
