@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -33,6 +34,29 @@ class Client:
         self.daemon = daemon
         self.image = ""
         self.connect()
+
+    @classmethod
+    def started(cls, settings: str = "", parent: Path = Path("/var/tmp")) -> Self:
+        """Of a new daemon with these settings (see `ScratchDaemon`), which has busybox's image; `close` ends it."""
+        daemon = ScratchDaemon(parent, settings)
+        try:
+            daemon.start()
+            client = cls(daemon)
+            client.load_image()
+        except BaseException:
+            daemon.close()
+            raise
+        return client
+
+    @classmethod
+    @contextlib.contextmanager
+    def serving(cls, settings: str = "", parent: Path = Path("/var/tmp")) -> Iterator[Self]:
+        """As `started`; at the end the daemon stops, and must leave nothing."""
+        client = cls.started(settings, parent)
+        try:
+            yield client
+        finally:
+            close(client)
 
     def connect(self) -> None:
         options = [("grpc.max_receive_message_length", MESSAGE_SIZE), ("grpc.use_local_subchannel_pool", 1)]
@@ -127,6 +151,10 @@ class Client:
         self.call("StopPodSandbox", pod_sandbox_id=pod)
         self.call("RemovePodSandbox", pod_sandbox_id=pod)
 
+    def remove_pods(self) -> None:
+        for pod in self.pods():
+            self.remove_pod(pod.id)
+
     def pods(self) -> list[Any]:
         return list(self.call("ListPodSandbox").items)
 
@@ -207,18 +235,6 @@ def refused(code: grpc.StatusCode, *words: str) -> Any:
     return Refused()
 
 
-def new_client(parent: Path = Path("/var/tmp"), settings: str = "") -> Client:
-    daemon = ScratchDaemon(parent, settings)
-    try:
-        daemon.start()
-        client = Client(daemon)
-        client.load_image()
-    except BaseException:
-        daemon.close()
-        raise
-    return client
-
-
 def close(client: Client) -> None:
     client.channel.close()
     problems = client.daemon.close()
@@ -228,22 +244,19 @@ def close(client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client()
-    yield client
-    close(client)
+    with Client.serving() as client:
+        yield client
 
 
 @pytest.fixture
 def cri(shared: Client) -> Iterator[Client]:
-    """One daemon for a module's tests; every test must leave it without pods."""
+    """One daemon for a module's tests; no pod of a test's stays in it."""
     yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
+    shared.remove_pods()
 
 
 @pytest.fixture
 def fresh() -> Iterator[Client]:
     """A daemon of the test's own, to be stopped, killed and broken."""
-    client = new_client()
-    yield client
-    close(client)
+    with Client.serving() as client:
+        yield client

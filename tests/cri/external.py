@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Client, close, new_client
+from .conftest import Client
 
 HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 PROGRAMS = {
@@ -63,9 +63,8 @@ def handler(request: Any) -> str:
 
 @pytest.fixture(scope="module")
 def shared(handler: str) -> Iterator[Client]:
-    client = new_client(settings=settings(handler))
-    yield client
-    close(client)
+    with Client.serving(settings(handler)) as client:
+        yield client
 
 
 @pytest.fixture
@@ -76,8 +75,7 @@ def fresh(shared: Client) -> Iterator[Client]:
     (shared.daemon.directory / "crio.conf.d/50-test.conf").unlink(missing_ok=True)
     if shared.daemon.process.poll() is not None:
         shared.start_daemon()
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
+    shared.remove_pods()
 
 
 class OfHandler(Client):
@@ -87,11 +85,3 @@ class OfHandler(Client):
 
     def pod(self, config: Any = None, *, handler: str = "", **fields: Any) -> str:
         return super().pod(config, handler=handler or self.handler, **fields)
-
-
-def new_client_of_handlers(settings: str) -> OfHandler:
-    started = new_client(settings=settings)
-    started.channel.close()
-    client = OfHandler(started.daemon)
-    client.image = started.image
-    return client

@@ -22,7 +22,7 @@ from crio_native.cli.scratch import mounts_below
 from crio_native.linux import mounts, syscalls
 from crio_native.pods import linked_logs
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -48,9 +48,8 @@ metrics_collectors = ["containers_seccomp_notifier_count_total"]
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client(settings=SETTINGS)
-    yield client
-    close(client)
+    with Client.serving(SETTINGS) as client:
+        yield client
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import Client, can_connect, close, new_client, refused
+from .conftest import Client, can_connect, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -420,9 +420,8 @@ def on_a_small_disk() -> Iterator[Client]:
     disk = tempfile.mkdtemp(prefix="cn-", dir="/var/tmp")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "disk", disk], check=True)
     try:
-        client = new_client(Path(disk))
-        yield client
-        close(client)
+        with Client.serving(parent=Path(disk)) as client:
+            yield client
     finally:
         subprocess.run(["umount", disk], check=True)
         os.rmdir(disk)

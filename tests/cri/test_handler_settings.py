@@ -20,7 +20,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli.scratch import mounts_below
 from crio_native.errors import Unavailable
 
-from .conftest import Client, close, log_text, new_client, refused
+from .conftest import Client, log_text, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -69,12 +69,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     file = tmp_path_factory.mktemp("profile") / "seccomp.json"
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_LOG"}]}
     file.write_text(json.dumps(profile))
-    client = new_client(settings=SETTINGS.replace("{profile}", str(file)))
-    directory = client.daemon.directory
-    (directory / "noting").write_text(NOTING.replace("{directory}", str(directory)))
-    (directory / "noting").chmod(0o755)
-    yield client
-    close(client)
+    with Client.serving(SETTINGS.replace("{profile}", str(file))) as client:
+        directory = client.daemon.directory
+        (directory / "noting").write_text(NOTING.replace("{directory}", str(directory)))
+        (directory / "noting").chmod(0o755)
+        yield client
 
 
 def config_of(cri: Client, container: str) -> dict[str, Any]:
@@ -262,18 +261,17 @@ def test_a_handler_that_is_removed_or_changed_while_its_pods_live(fresh: Client)
 )
 def test_a_start_that_is_refused(settings: str, said: str) -> None:
     with pytest.raises(Unavailable) as caught:
-        new_client(settings=f"[crio.runtime]\n{settings}\n")
+        Client.started(f"[crio.runtime]\n{settings}\n")
     assert said in str(caught.value)
 
 
 def test_what_has_no_effect_is_told() -> None:
-    client = new_client(settings="[crio.runtime.runtimes.runc]\nstream_websockets = true\nruntime_pull_image = true\n")
-    try:
+    with Client.serving(
+        "[crio.runtime.runtimes.runc]\nstream_websockets = true\nruntime_pull_image = true\n"
+    ) as client:
         text = client.daemon.log.read_text()
         assert "runtimes.runc.stream_websockets: True has no effect: only conmon-rs" in text
         assert "runtimes.runc.runtime_pull_image: True has no effect: the daemon pulls" in text
-    finally:
-        close(client)
 
 
 def test_logs_are_flushed_unless_told_otherwise(cri: Client) -> None:
@@ -339,8 +337,7 @@ runtime_root = "{directory}/run/runc"
 
 def test_an_example_for_crio_means_what_it_says() -> None:
     """The deprecated key too: conmon is the monitor of every handler of runtime_type oci."""
-    client = new_client(settings=UNDER_CONMON)
-    try:
+    with Client.serving(UNDER_CONMON) as client:
         container = client.start(client.pod(), "sh", "-c", "echo out; sleep 600")
         conmon = (client.daemon.directory / "run/containers" / container / "conmon-pidfile").read_text().strip()
         assert os.readlink(f"/proc/{conmon}/exe") == "/usr/bin/conmon"
@@ -349,14 +346,11 @@ def test_an_example_for_crio_means_what_it_says() -> None:
         client.call("StopContainer", container_id=container, timeout=0)
         status = client.status(container)
         assert (status.exit_code, log_text(status.log_path)) == (137, "out\n")
-    finally:
-        close(client)
 
 
 def test_the_group_of_a_monitor_goes_with_a_container_whose_record_is_damaged() -> None:
     """Also when the handler's settings do not tell of it any more."""
-    client = new_client(settings=UNDER_CONMON)
-    try:
+    with Client.serving(UNDER_CONMON) as client:
         container = client.start(client.pod(), "sleep", "600")
         client.stop_daemon(signal.SIGKILL)
         with contextlib.closing(sqlite3.connect(client.daemon.directory / "root/state.db")) as database, database:
@@ -368,5 +362,3 @@ def test_the_group_of_a_monitor_goes_with_a_container_whose_record_is_damaged() 
         client.start_daemon()
         assert not list(Path("/sys/fs/cgroup").glob(groups))
         assert not client.containers()
-    finally:
-        close(client)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import close
-from .external import PROGRAMS, OfHandler, new_client_of_handlers, prepare_host, table
+from .external import PROGRAMS, OfHandler, prepare_host, table
 from .test_streaming import (
     container,
     test_a_command_that_does_not_exist,
@@ -33,9 +32,8 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def shared() -> Iterator[OfHandler]:
     prepare_host()
-    client = new_client_of_handlers("".join(table(name) for name in PROGRAMS))
-    yield client
-    close(client)
+    with OfHandler.serving("".join(table(name) for name in PROGRAMS)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module", params=sorted(PROGRAMS), autouse=True)

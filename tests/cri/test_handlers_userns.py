@@ -19,8 +19,8 @@ import grpc
 import pytest
 
 from . import test_user_namespaces as users
-from .conftest import Client, close, refused
-from .external import PROGRAMS, OfHandler, new_client_of_handlers, prepare_host
+from .conftest import Client, refused
+from .external import PROGRAMS, OfHandler, prepare_host
 from .test_user_namespaces import (
     test_a_shared_pid_namespace,
     test_an_ephemeral_container_in_anothers_pid_namespace,
@@ -66,10 +66,9 @@ def shared(tmp_path_factory: Any) -> Iterator[OfHandler]:
             path.chmod(0o755)
         text += SETTINGS.format(name=name, path=path, monitor=shutil.which("conmon") if name == "conmon" else "")
     text += '[crio.runtime.runtimes.old]\nruntime_path = "/usr/sbin/runc"\nruntime_root = "{directory}/run/old"\n'
-    client = new_client_of_handlers(text)
-    client.daemon.directory.chmod(0o711)
-    yield client
-    close(client)
+    with OfHandler.serving(text) as client:
+        client.daemon.directory.chmod(0o711)
+        yield client
 
 
 @pytest.fixture(scope="module", params=["crio-oci", "crun", "runc"], autouse=True)

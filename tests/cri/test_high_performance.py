@@ -12,7 +12,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -35,9 +35,8 @@ INTERRUPTS = Path("/proc/irq/default_smp_affinity")
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client(settings=SETTINGS)
-    yield client
-    close(client)
+    with Client.serving(SETTINGS) as client:
+        yield client
 
 
 def group_file(cri: Client, container: str, controller: str, name: str) -> str:

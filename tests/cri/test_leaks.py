@@ -13,7 +13,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux.cgroup import Cgroup
 
 from ..machine import assert_machine_unchanged, machine_state
-from .conftest import Client, close, log_text, new_client
+from .conftest import Client, log_text
 
 pytestmark = pytest.mark.root
 
@@ -74,13 +74,10 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 def test_a_daemon_leaves_nothing() -> None:
     """From its start to its end."""
     unnamed = machine_state("\0")  # only what has no name to tell it from another daemon's: processes, descriptors
-    client = new_client()
-    directory = client.daemon.directory.name
-    try:
+    with Client.serving() as client:
+        directory = client.daemon.directory.name
         one_pod(client, 7)
         client.start(client.pod(namespaces={"pid": pb.POD}), "sleep", "600")
-    finally:
-        close(client)
     assert_machine_unchanged(unnamed, "\0")
     named = machine_state(directory)
     assert not any(named[what] for what in ("mounts", "namespace pins", "cgroups"))

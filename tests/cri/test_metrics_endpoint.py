@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, close, new_client
+from .conftest import Client
 
 pytestmark = pytest.mark.root
 PREFIX = "container_runtime_crio_"
@@ -59,9 +59,8 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client()
-    yield client
-    close(client)
+    with Client.serving() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

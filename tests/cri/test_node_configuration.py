@@ -12,7 +12,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 from .images import variant
 from .test_namespaces import limits
 
@@ -56,26 +56,24 @@ cat > {directory}/hooked-"$1"
 
 @pytest.fixture(scope="module")
 def configured() -> Iterator[Client]:
-    client = new_client()
-    directory = client.daemon.directory
-    for name in ("cdi", "cdi2", "hooks", "host"):
-        (directory / name).mkdir()
-    (directory / "mounted").write_text("from the node\n")
-    (directory / "mounts.conf").write_text(f"# comment\n\n{directory}/mounted:/etc/from-node\n")
-    program = directory / "hook"
-    program.write_text(HOOK.format(directory=directory))
-    program.chmod(0o755)
-    (directory / "crio.conf.d/10-test.conf").write_text(CONFIG.format(directory=directory))
-    client.restart()
-    yield client
-    close(client)
+    with Client.serving() as client:
+        directory = client.daemon.directory
+        for name in ("cdi", "cdi2", "hooks", "host"):
+            (directory / name).mkdir()
+        (directory / "mounted").write_text("from the node\n")
+        (directory / "mounts.conf").write_text(f"# comment\n\n{directory}/mounted:/etc/from-node\n")
+        program = directory / "hook"
+        program.write_text(HOOK.format(directory=directory))
+        program.chmod(0o755)
+        (directory / "crio.conf.d/10-test.conf").write_text(CONFIG.format(directory=directory))
+        client.restart()
+        yield client
 
 
 @pytest.fixture
 def cri(configured: Client) -> Iterator[Client]:
     yield configured
-    for pod in configured.pods():
-        configured.remove_pod(pod.id)
+    configured.remove_pods()
     for place in ("cdi", "cdi2", "hooks"):
         for file in (configured.daemon.directory / place).iterdir():
             file.unlink()

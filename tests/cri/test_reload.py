@@ -13,16 +13,15 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
 def reloading() -> Iterator[Client]:
-    client = new_client()
-    yield client
-    close(client)
+    with Client.serving() as client:
+        yield client
 
 
 def info(client: Client) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.cli.scratch import mounts_below
 from crio_native.errors import Unavailable
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 from .images import variant
 
 pytestmark = pytest.mark.root
@@ -43,9 +43,8 @@ container_level_enabled = "checkpoint_only"
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client(settings=SETTINGS.replace("{image_volumes}", "mkdir"))
-    yield client
-    close(client)
+    with Client.serving(SETTINGS.replace("{image_volumes}", "mkdir")) as client:
+        yield client
 
 
 def info(cri: Client, pod: str) -> dict[str, Any]:
@@ -219,7 +218,7 @@ def test_classes_of_block_io(fresh: Client) -> None:
 
 def test_a_file_of_classes_that_cannot_be_used_stops_the_start() -> None:
     with pytest.raises(Unavailable, match=r"blockio_config_file: /none/blockio.yaml cannot be read: No such"):
-        close(new_client(settings='[crio.runtime]\nblockio_config_file = "/none/blockio.yaml"\n'))
+        Client.started('[crio.runtime]\nblockio_config_file = "/none/blockio.yaml"\n')
 
 
 def test_a_group_of_rdt_is_joined_where_the_annotation_is_allowed(fresh: Client) -> None:

@@ -13,7 +13,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux.cgroup import hierarchy
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -22,10 +22,9 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
     """A daemon that has all of cAdvisor's metrics."""
-    client = new_client()
-    set_stats(client, 'included_pod_metrics = ["all"]')
-    yield client
-    close(client)
+    with Client.serving() as client:
+        set_stats(client, 'included_pod_metrics = ["all"]')
+        yield client
 
 
 def set_stats(client: Client, lines: str) -> None:

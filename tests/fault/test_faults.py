@@ -13,7 +13,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from ..cri.conftest import Client, close, new_client
+from ..cri.conftest import Client, close
 from ..cri.test_bad_input import directories
 from ..machine import machine_state
 from .faulty_daemon import POINTS
@@ -73,7 +73,7 @@ class Faulty(Client):
 
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[Faulty]:
-    client = new_client()
+    client = Client.started()
     client.stop_daemon()
     faulty = Faulty(client)
     faulty.start_faulty()
@@ -106,8 +106,7 @@ def test_an_act_fails(faulty: Faulty, point: str, when: str, number: int) -> Non
         assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL), error.details()
         assert f"injected at {point}" in error.details()
     faulty.order.unlink(missing_ok=True)
-    for pod in faulty.pods():
-        faulty.remove_pod(pod.id)
+    faulty.remove_pods()
     faulty.assert_clean()
     faulty.life()
     faulty.assert_clean()

@@ -28,7 +28,7 @@ from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux.cgroup import Cgroup
 
 from ..cri import external
-from ..cri.conftest import Client, close, log_text, new_client
+from ..cri.conftest import Client, close, log_text
 from ..images_support import member, picture, tar, write_layout
 from ..machine import machine_state
 from .kill_server import TELLING_OTHERS
@@ -196,8 +196,7 @@ class Mortal(Client):
 
     def clean(self) -> None:
         """Remove everything; then there is nothing left of it."""
-        for pod in self.pods():
-            self.remove_pod(pod.id)
+        self.remove_pods()
         for image in self.call("ListImages").images:
             if image.id != self.image:
                 self.call("RemoveImage", image=pb.ImageSpec(image=image.id))
@@ -260,7 +259,7 @@ def mortals(server: Server, request: pytest.FixtureRequest) -> Iterator[list[Mor
     made: list[Mortal] = []
     try:
         for number in range(2):
-            client = new_client(settings=settings)
+            client = Client.started(settings)
             made.append(Mortal(client, server))
             client.stop_daemon()
             if request.param == "CNI plugins":

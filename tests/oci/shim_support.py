@@ -1,10 +1,9 @@
-"""A daemon with shim handlers, for the tests of runtime_type "vm"."""
+"""Shims' handlers and processes, for the tests of runtime_type "vm"."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from crio_native.cli.scratch import ScratchDaemon
 from tests.cri.conftest import Client
 
 RUNC_SHIM = "/usr/bin/containerd-shim-runc-v2"
@@ -15,31 +14,6 @@ runtime_type = "vm"
 runtime_path = "{RUNC_SHIM}"
 allowed_annotations = ["org.example.allowed", "io.kubernetes.cri."]
 """
-
-
-class ShimDaemon(ScratchDaemon):
-    """more: configuration beside the scratch daemon's own."""
-
-    def __init__(self, more: str = HANDLERS) -> None:
-        super().__init__()
-        self.more = more
-
-    def _write_config(self) -> None:
-        super()._write_config()
-        (self.directory / "crio.conf.d" / "50-shims.conf").write_text(self.more)
-
-
-def new_client(more: str = HANDLERS) -> Client:
-    daemon = ShimDaemon(more)
-    try:
-        daemon.start()
-        client = Client(daemon)
-        client.load_image()
-    except BaseException:
-        print(daemon.log_tail() if daemon.log.exists() else "")
-        daemon.close()
-        raise
-    return client
 
 
 def shim_processes(client: Client, pod: str = "") -> list[int]:

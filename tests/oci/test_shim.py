@@ -19,39 +19,31 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux import process
 from crio_native.monitor import client as monitor
-from tests.cri.conftest import Client, close, log_text, refused
+from tests.cri.conftest import Client, cri, log_text, refused
 from tests.cri.streams import Spdy, exec_url, exit_code
 from tests.cri.test_http import get
 from tests.machine import assert_machine_unchanged, machine_state
 
-from .shim_support import RUNC_SHIM, new_client, shim_processes
+from .shim_support import HANDLERS, RUNC_SHIM, shim_processes
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(not os.access(RUNC_SHIM, os.X_OK), reason="needs containerd-shim-runc-v2 (Debian's containerd)"),
 ]
 Code = grpc.StatusCode
+__all__ = ["cri"]
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Client]:
-    client = new_client()
-    yield client
-    close(client)
-
-
-@pytest.fixture
-def cri(shared: Client) -> Iterator[Client]:
-    yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
+    with Client.serving(HANDLERS) as client:
+        yield client
 
 
 @pytest.fixture
 def fresh() -> Iterator[Client]:
-    client = new_client()
-    yield client
-    close(client)
+    with Client.serving(HANDLERS) as client:
+        yield client
 
 
 def start(cri: Client, *command: str, **fields: Any) -> tuple[str, str]:

@@ -15,10 +15,10 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux import process
-from tests.cri.conftest import Client, close, log_text, refused
+from tests.cri.conftest import Client, log_text, refused
 
 from .fake_shim import install
-from .shim_support import new_client, shim_processes
+from .shim_support import shim_processes
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -58,10 +58,9 @@ class Fake(Client):
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fake]:
-    client = new_client(HANDLERS.format(fake=install(tmp_path_factory.mktemp("bin"))))
-    client.__class__ = Fake
-    yield client  # type: ignore[misc]
-    close(client)
+    settings = HANDLERS.replace("{fake}", str(install(tmp_path_factory.mktemp("bin"))))
+    with Fake.serving(settings) as client:
+        yield client
 
 
 @pytest.fixture
@@ -70,8 +69,7 @@ def fake(daemon: Fake) -> Iterator[Fake]:
     daemon.behave()
     yield daemon
     daemon.behave()
-    for pod in daemon.pods():
-        daemon.remove_pod(pod.id)
+    daemon.remove_pods()
     assert daemon.pods() == [] and daemon.left() == []
     daemon.until(lambda: not [pid for pid in shim_processes(daemon) if process.start_time(pid)])
 

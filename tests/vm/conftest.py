@@ -33,5 +33,4 @@ def daemon(settings: str = "") -> Iterator[Client]:
 def cri(shared: Client) -> Iterator[Client]:
     """The module's daemon, which every test leaves without pods."""
     yield shared
-    for pod in shared.pods():
-        shared.remove_pod(pod.id)
+    shared.remove_pods()
