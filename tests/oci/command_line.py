@@ -124,3 +124,7 @@ def end(pid: int) -> None:
     """An exec'ed process is an orphan, so ours; until it is reaped its PID namespace's init cannot end."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

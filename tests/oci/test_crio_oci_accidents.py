@@ -14,7 +14,7 @@ import pytest
 from crio_native.linux import process
 
 from ..waiting import wait_for
-from .command_line import PROGRAM, Oci, oci
+from .command_line import PROGRAM, Oci, children, oci
 from .conftest import spec_of
 
 pytestmark = pytest.mark.root
@@ -140,10 +140,6 @@ def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None
     assert oci.status("c") == "stopped"
     oci.ok("delete", "--force", "c")
     wait_for(lambda: not oci.left())
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_an_init_without_its_creator_undoes_nothing(oci: Oci) -> None:

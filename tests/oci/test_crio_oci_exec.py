@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from crio_native.linux import process
+from crio_native.linux.cgroup import hierarchy
+
 from ..waiting import wait_for
-from .command_line import Oci, end, oci
+from .command_line import Oci, children, end, oci
 from .conftest import least_profile, spec_of
 
 pytestmark = pytest.mark.root
@@ -77,6 +83,45 @@ def test_exec_in_a_container_that_cannot(oci: Oci) -> None:
     oci.ok("kill", "c", "9")
     wait_for(lambda: oci.status("c") == "stopped")
     assert "container not running" in oci.refused("exec", "c", "id", code=255)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("detach", [(), ("--detach",)])
+def test_an_exec_that_waits_for_a_paused_container_can_be_interrupted(
+    oci: Oci, number: signal.Signals, detach: tuple[str, ...]
+) -> None:
+    oci.running("c")
+    oci.ok("pause", "c")
+    line = oci.line("exec", "--ignore-paused", *detach, "c", "touch", "/ran")
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as waiting:
+        wait_for(lambda: children(waiting.pid))
+        (born,) = children(waiting.pid)
+        waiting.send_signal(number)
+        assert waiting.wait(10) == 255
+        assert waiting.stderr is not None and waiting.stderr.read().endswith("crio-oci: interrupted\n")
+    oci.ok("resume", "c")
+    wait_for(lambda: process.start_time(born) is None)
+    assert not (oci.root / "ran").exists()
+
+
+@pytest.mark.skipif(not hierarchy().v1_freezer, reason="a host with the freezer of cgroup v1")
+def test_an_interrupted_exec_that_the_old_freezer_stopped_ends_when_it_is_thawed(oci: Oci) -> None:
+    oci.running("c")
+    group = Path(f"{hierarchy().v1_freezer}/{oci.name}/c")
+    (group / "freezer.state").write_text("FROZEN")
+    line = oci.line("exec", "--ignore-paused", "c", "touch", "/ran")
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as waiting:
+        wait_for(lambda: children(waiting.pid))
+        (born,) = children(waiting.pid)
+        wait_for(lambda: str(born) in (group / "cgroup.procs").read_text().split())
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(10) == 255
+        assert waiting.stderr is not None
+        assert f"process {born} has been killed, and ends when the kernel lets it go on" in waiting.stderr.readline()
+    assert os.waitpid(born, os.WNOHANG) == (0, 0)  # it lives, and is left to us
+    oci.ok("resume", "c")
+    os.waitpid(born, 0)
+    assert not (oci.root / "ran").exists()
 
 
 @pytest.mark.parametrize("no_new_privileges", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's C half
 import os
+import select
 
 from crio_native.errors import InvalidArgument
 from crio_native.linux import capabilities, syscalls
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 MAX_PRESERVED = 4096
+END_SECONDS = 2.0  # for a killed child to be gone: it holds little that the kernel has to take apart
 ALL_CAPABILITIES = (1 << 64) - 1  # the creator of a user namespace has them all in there
 
 
@@ -110,8 +112,14 @@ def grantable(wanted: Mapping[str, Any], permitted: int) -> Mapping[str, Any]:
 
 
 def kill(pid: int, pidfd: int) -> None:
+    """SIGKILL, and reap it.  One that cgroup v1 has frozen dies when it is thawed: that is said, and not waited for."""
     try:
         _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-        os.waitpid(pid, 0)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(END_SECONDS * 1000):
+            os.waitpid(pid, 0)
+        else:
+            log.warning(f"process {pid} has been killed, and ends when the kernel lets it go on: is its cgroup frozen?")
     except (ProcessLookupError, ChildProcessError):
         return

@@ -39,7 +39,7 @@ def exec_(options: SimpleNamespace) -> int:
     own_user = namespaces.differing(found.pid) & syscalls.CLONE_NEWUSER
     process = child.grantable(process, child.ALL_CAPABILITIES if own_user else child.host().permitted)
     if not options.detach:
-        terminal.block_signals()
+        terminal.block_signals(but=terminal.INTERRUPTS)  # in a paused container it may never get as far as its exec
     running = Exec(options, found, spec, process, preserved)
     try:
         running.hand_over()
@@ -166,6 +166,8 @@ class Exec:
             if self.status.recv(1) == b"A":
                 options.view.close()
             self.master = channel.await_exec(self.status, self._born)
+            if not options.detach:
+                terminal.block_signals()  # the command is there to take them
         except BaseException:
             self.kill()
             raise

@@ -21,6 +21,7 @@ CHUNK = 8192
 # Not passed on: what cannot be caught, what is about us, and what a write to a closed pipe brings.
 _OURS = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGPIPE", "SIGURG")
 FORWARDED = frozenset(_signal.valid_signals()) - {getattr(_signal, name) for name in _OURS}
+INTERRUPTS = frozenset((_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP))
 
 
 def send_descriptor(field: str, path: str, name: str, descriptor: int) -> None:
@@ -44,9 +45,9 @@ def send_descriptor(field: str, path: str, name: str, descriptor: int) -> None:
         connection.close()
 
 
-def block_signals() -> None:
-    """Hold back what is to be passed on, until `Foreground` can."""
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED)
+def block_signals(but: frozenset[int] = frozenset()) -> None:
+    """Hold back what is to be passed on, but those, until `Foreground` can."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, FORWARDED - but)
 
 
 class Foreground:
