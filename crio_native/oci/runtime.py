@@ -229,6 +229,9 @@ class Freezer(Protocol):
 
     def thaw(self) -> None: ...
 
+    def frozen_ancestors(self) -> list[str]:
+        """What keeps it stopped that `thaw` does not: the directories of frozen groups above its own."""
+
 
 def check_not_paused(container_id: str, group: Freezer) -> None:
     """Raises FailedPrecondition for a paused container: a command in it would be stopped as it is born."""

@@ -23,10 +23,13 @@ def pause(node: Node, container_id: str) -> None:
 
 
 def unpause(node: Node, container_id: str) -> None:
-    """Let them go on.  Raises FailedPrecondition when it is not paused."""
+    """Let them go on.  Raises FailedPrecondition when it is not paused, or a group above keeps it so."""
     with node.locks.hold(container_id):
-        if not thaw(node, node.store.get(Container, container_id)):
+        container = node.store.get(Container, container_id)
+        if not thaw(node, container):
             raise FailedPrecondition(f"container {container_id} is not paused")
+        if above := _group(node, container).frozen_ancestors():
+            raise FailedPrecondition(f"container {container_id} stays paused: frozen above it is {', '.join(above)}")
 
 
 def thaw(node: Node, container: Container) -> bool:

@@ -133,6 +133,23 @@ def test_pausing(cri: Client) -> None:
     cri.until(lambda: log.stat().st_size > size)
 
 
+def test_an_unpause_tells_of_a_frozen_group_above(cri: Client) -> None:
+    config = cri.pod_config()
+    config.linux.cgroup_parent += "/frozen"
+    container = cri.start(cri.pod(config), "sleep", "60")
+    above = Path(f"{hierarchy().unified or hierarchy().v1_freezer}{config.linux.cgroup_parent}")
+    file, stop, go = ("cgroup.freeze", "1", "0") if hierarchy().unified else ("freezer.state", "FROZEN", "THAWED")
+    (above / file).write_text(stop)
+    try:
+        cri.until(lambda: get(cri, f"/pause/{container}")[0] == 409)  # it is paused
+        status, body = get(cri, f"/unpause/{container}")
+        assert status == 409 and body.decode().endswith(f"stays paused: frozen above it is {above}\n"), body
+    finally:
+        (above / file).write_text(go)
+    cri.until(lambda: get(cri, f"/pause/{container}")[0] == 200)  # it was not
+    assert get(cri, f"/unpause/{container}") == (200, b"200 OK")
+
+
 def test_no_command_starts_in_a_paused_container(cri: Client) -> None:
     """It would be stopped as it is born, and whoever asked would wait."""
     container = cri.start(cri.pod(), "sleep", "60")

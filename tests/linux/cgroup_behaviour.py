@@ -340,6 +340,18 @@ def test_a_frozen_group_stands_still_and_can_be_killed(group: Cgroup) -> None:
     os.close(tick)
 
 
+def test_a_frozen_group_above_is_told(group: Cgroup) -> None:
+    below = Cgroup(group.path + "/between/below")
+    below.create()
+    assert below.frozen_ancestors() == []
+    group.freeze()
+    assert below.frozen_ancestors() == [(hierarchy().unified or hierarchy().v1_freezer) + group.path]
+    below.freeze()
+    group.thaw()
+    assert below.frozen_ancestors() == []
+    below.thaw()
+
+
 # Accounts
 
 

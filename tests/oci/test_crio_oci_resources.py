@@ -10,10 +10,12 @@ import pytest
 
 from crio_native.linux.cgroup import hierarchy
 
+from ..waiting import wait_for
 from .command_line import Oci, oci
 
 pytestmark = pytest.mark.root
 __all__ = ["oci"]
+FREEZER_STATE = ("freezer.state", "FROZEN", "THAWED")
 
 
 def test_pause_and_resume(oci: Oci) -> None:
@@ -38,6 +40,24 @@ def test_a_container_that_the_other_freezer_stopped_is_paused(oci: Oci) -> None:
     oci.ok("resume", "c")
     assert oci.status("c") == "running"
     oci.ok("exec", "c", "id")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_resume_tells_of_a_frozen_group_above(oci: Oci, paused: bool) -> None:
+    freezers = {hierarchy().unified: ("cgroup.freeze", "1", "0"), hierarchy().v1_freezer: FREEZER_STATE}
+    for mount, (file, stop, go) in freezers.items():
+        if not mount:
+            continue
+        oci.running("c")
+        if paused:
+            oci.ok("pause", "c")
+        above = Path(f"{mount}/{oci.name}")
+        (above / file).write_text(stop)
+        wait_for(lambda: oci.status("c") == "paused")
+        assert f"container 'c' stays paused: frozen above it is {above}\n" in oci.refused("resume", "c")
+        (above / file).write_text(go)
+        wait_for(lambda: oci.status("c") == "running")
+        oci.ok("delete", "--force", "c")
 
 
 def test_update_by_flags_and_by_file(oci: Oci) -> None:

@@ -348,6 +348,17 @@ class Cgroup:
         v1 = self._host.v1_freezer
         return bool(v1) and files.read_or_empty(f"{v1}{self.path}/freezer.state").strip() == "FROZEN"
 
+    def frozen_ancestors(self) -> list[str]:
+        """The directories of groups above that are frozen themselves: processes here go on when those do, too."""
+        freezers = ((self._host.unified, "cgroup.freeze"), (self._host.v1_freezer, "freezer.self_freezing"))
+        return [
+            directory
+            for mount, file in freezers
+            if mount
+            for directory in self._ancestors(mount)
+            if files.read_or_empty(f"{directory}/{file}").strip() == "1"
+        ]
+
     def _freezer(self) -> tuple[str, str, str]:
         """The file, and the words for stop and go."""
         if self._host.unified:

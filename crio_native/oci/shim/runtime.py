@@ -382,6 +382,9 @@ class Pausing:
     def thaw(self) -> None:
         self._runtime.tasks(self._container_id).resume(self._container_id)
 
+    def frozen_ancestors(self) -> list[str]:
+        return []  # a shim's own affair, which its words have no place for
+
 
 def _pod_of(container: ContainerSpec) -> str:
     annotation = (container.spec.get("annotations") or {}).get(SANDBOX_ANNOTATION)

@@ -215,7 +215,10 @@ def resume(options: SimpleNamespace) -> int:
     found = _load(options)
     if found.status() != "paused":
         raise FailedPrecondition(f"container not paused: {found.id!r} is {found.status()}")
-    _cgroup(found).thaw()
+    cgroup = _cgroup(found)
+    cgroup.thaw()
+    if above := cgroup.frozen_ancestors():
+        raise FailedPrecondition(f"container {found.id!r} stays paused: frozen above it is {', '.join(above)}")
     return 0
 
 
