@@ -218,6 +218,16 @@ def log_text(path: str) -> str:
     return "".join(result)
 
 
+def trapping(cri: Client, pod: str, action: str, **fields: Any) -> str:
+    """A container whose shell has set a trap: a first process without one gets no signal at all,
+    and one that runc has started may still be runc's own, which TERM ends with code 2."""
+    script = f"trap {action}; echo ready; while :; do sleep 0.05; done"
+    container = cri.start(pod, "sh", "-c", script, **fields)
+    path = cri.status(container).log_path
+    cri.until(lambda: "ready" in log_text(path))
+    return container
+
+
 def refused(code: grpc.StatusCode, *words: str) -> Any:
     """`with refused(code, "words that the message must hold"):`"""
 

@@ -22,7 +22,7 @@ from crio_native.linux import syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.linux.mounts import MNT_DETACH
 
-from .conftest import Client, close, refused
+from .conftest import Client, close, refused, trapping
 
 pytestmark = pytest.mark.root
 
@@ -166,8 +166,7 @@ def test_no_command_starts_in_a_paused_container(cri: Client) -> None:
 
 
 def test_a_paused_container_can_be_stopped(cri: Client) -> None:
-    container = cri.start(cri.pod(), "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
-    time.sleep(0.3)
+    container = trapping(cri, cri.pod(), "'exit 3' TERM")
     assert get(cri, f"/pause/{container}")[0] == 200
     began = time.monotonic()
     cri.call("StopContainer", container_id=container, timeout=20)

@@ -11,7 +11,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, log_text, refused
+from .conftest import Client, log_text, refused, trapping
 
 pytestmark = pytest.mark.root
 Code = grpc.StatusCode
@@ -135,15 +135,6 @@ def test_filters(cri: Client) -> None:
     assert [c.id for c in cri.containers(label_selector={"tier": "x"})] == [first]
     item = cri.containers(id=second)[0]
     assert (item.pod_sandbox_id, item.state) == (two, pb.CONTAINER_CREATED)
-
-
-def trapping(cri: Client, pod: str, action: str, **fields: Any) -> str:
-    """A container whose shell has set a trap: a first process without one gets no signal at all."""
-    script = f"trap {action}; echo ready; while :; do sleep 0.05; done"
-    container = cri.start(pod, "sh", "-c", script, **fields)
-    path = cri.status(container).log_path
-    cri.until(lambda: "ready" in log_text(path))
-    return container
 
 
 def test_stop_signal_and_grace(cri: Client) -> None:

@@ -19,7 +19,7 @@ import pytest
 from crio_native.api.runtime.v1 import api_pb2 as pb
 from crio_native.linux import process
 from crio_native.monitor import client as monitor
-from tests.cri.conftest import Client, cri, log_text, refused
+from tests.cri.conftest import Client, cri, log_text, refused, trapping
 from tests.cri.streams import Spdy, exec_url, exit_code
 from tests.cri.test_http import get
 from tests.machine import assert_machine_unchanged, machine_state
@@ -98,7 +98,7 @@ def test_a_whole_life(fresh: Client) -> None:
 
 
 def test_term_ends_what_heeds_it(cri: Client) -> None:
-    _, container = start(cri, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.02; done")
+    container = trapping(cri, cri.pod(handler="shim"), "'exit 9' TERM")
     cri.call("StopContainer", container_id=container, timeout=20)
     assert cri.status(container).exit_code == 9
 
