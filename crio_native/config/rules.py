@@ -107,7 +107,7 @@ def _check_tls(config: Config, where: Where) -> None:
         )
 
 
-_WITHOUT_EFFECT = {"runtime_path": ("builtin",), "monitor_env": ("builtin", "vm"), "monitor_cgroup": ("builtin", "vm")}
+_WITHOUT_EFFECT = {"runtime_path": ("builtin",), "monitor_env": ("builtin", "vm"), "monitor_cgroup": ("vm",)}
 
 
 def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:

@@ -155,8 +155,7 @@ class RuntimeHandler:
     monitor_cgroup: str = option(
         "",
         TEXT,
-        'Where monitors run: "pod" in the pod\'s cgroup, a systemd slice, or empty for "system.slice" with systemd and '
-        "the daemon's own cgroup without.",
+        "Where monitors run: \"pod\" in the pod's cgroup, a systemd slice, or empty for the daemon's own cgroup.",
     )
     monitor_env: tuple[str, ...] = option((), many(ENVIRONMENT), "Environment variables of the monitor.")
     monitor_exec_cgroup: str = option(

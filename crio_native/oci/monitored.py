@@ -18,6 +18,8 @@ from crio_native.linux.cgroup import Cgroup, cgroup_of
 from crio_native.monitor import client as monitor
 from crio_native.oci.runtime import ContainerSpec, ExitStatus, Freezer, Process, Stats
 
+MONITOR_GROUP = "crio-conmon"  # and the container's id: the name of its monitor's control group, where that has one
+
 
 def monitor_arguments(container: ContainerSpec, cgroup: Cgroup | None, *, sync_log: bool) -> list[str]:
     """See `monitor.client.arguments`."""
@@ -35,10 +37,13 @@ def monitor_arguments(container: ContainerSpec, cgroup: Cgroup | None, *, sync_l
 
 
 class Monitored:
-    """The part of `oci.runtime.Runtime` that needs no more than run_dir and cgroup."""
+    """The part of `oci.runtime.Runtime` that needs no more than run_dir and cgroup.
 
-    def __init__(self, cgroup_manager: str) -> None:
-        self._cgroup_manager = cgroup_manager
+    monitor_cgroup: the handler's, see `config.tables.RuntimeHandler`.
+    """
+
+    def __init__(self, cgroup_manager: str, monitor_cgroup: str = "") -> None:
+        self._cgroup_manager, self._monitor_cgroup = cgroup_manager, monitor_cgroup
 
     def watch(self, container_id: str, run_dir: Path) -> socket.socket:
         return monitor.watch(run_dir)
@@ -75,6 +80,16 @@ class Monitored:
 
     def _cgroup(self, cgroups_path: str, annotations: Mapping[str, str] | None = None) -> Cgroup | None:
         return cgroup_of(cgroups_path, self._cgroup_manager, annotations) if cgroups_path else None
+
+    def _monitor_group(self, container_id: str, cgroups_path: str) -> Cgroup | None:
+        """Beside the container's, or in the slice that is named; None where the monitor stays in the daemon's."""
+        if not self._monitor_cgroup or not cgroups_path:
+            return None
+        if self._cgroup_manager == "systemd":
+            slice_ = cgroups_path.partition(":")[0] if self._monitor_cgroup == "pod" else self._monitor_cgroup
+            return cgroup_of(f"{slice_}:{MONITOR_GROUP}:{container_id}", "systemd")
+        parent = cgroups_path.rpartition("/")[0]
+        return cgroup_of(f"{parent}/{MONITOR_GROUP}-{container_id}")
 
     def _end(self, container_id: str, run_dir: Path, cgroup: Cgroup | None) -> None:
         """Kill every process of the container and wait for its monitor, which records the end; idempotent."""

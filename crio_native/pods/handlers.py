@@ -67,6 +67,7 @@ def _builtin(name: str, settings: RuntimeHandler, parts: Parts) -> Runtime:
     return BuiltinRuntime(
         parts.launchers,
         cgroup_manager=parts.settings.cgroup_manager,
+        monitor_cgroup=settings.monitor_cgroup,
         create_timeout=settings.container_create_timeout,
         sync_log=not settings.no_sync_log,
         pivot=not parts.settings.no_pivot,

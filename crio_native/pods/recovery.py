@@ -17,7 +17,7 @@ from pathlib import Path
 from crio_native.errors import CrioError, NotFound
 from crio_native.linux import process as kernel
 from crio_native.linux.cgroup import Cgroup, hierarchy
-from crio_native.oci.external.runtime import MONITOR_GROUP
+from crio_native.oci.monitored import MONITOR_GROUP
 from crio_native.pods import checkpoint, exit_files, names, pod_group, trees
 from crio_native.pods.containers import Containers
 from crio_native.pods.handlers import Handler

@@ -50,6 +50,9 @@ monitor_exec_cgroup = "container"
 no_sync_log = true
 seccomp_profile = "{profile}"
 platform_runtime_paths = { "linux/other" = "{directory}/noting", "linux/none" = "/no/such/program" }
+[crio.runtime.runtimes.grouped]
+runtime_type = "builtin"
+monitor_cgroup = "pod"
 [crio.runtime.runtimes.missing]
 runtime_path = "/no/such/runtime"
 [crio.runtime.runtimes.nowhere]
@@ -175,8 +178,9 @@ def test_limits_devices_and_profile_of_the_handler(cri: Client) -> None:
     assert config_of(cri, plain)["linux"]["seccomp"]["syscalls"][0]["names"] == ["sethostname"]
 
 
-def test_monitors_and_execs_in_the_pods_cgroups(cri: Client) -> None:
-    pod = cri.pod(handler="runc")
+@pytest.mark.parametrize("handler", ["runc", "grouped"])
+def test_monitors_and_execs_in_the_pods_cgroups(cri: Client, handler: str) -> None:
+    pod = cri.pod(handler=handler)
     container = cri.start(pod, "sleep", "600")
     parent = cri.daemon.cgroup_parent
     [members] = Path("/sys/fs/cgroup").glob(f"pids{parent}/crio-conmon-{container}/cgroup.procs")

@@ -11,6 +11,7 @@ import pytest
 
 from crio_native.errors import AlreadyExists, InvalidArgument, StepFailed
 from crio_native.linux.cgroup import Cgroup, hierarchy
+from crio_native.oci.builtin.runtime import BuiltinRuntime
 from crio_native.oci.runtime import ExecSpec
 
 from ..machine import assert_machine_unchanged, machine_state
@@ -36,6 +37,29 @@ def is_member(pid: int, cgroup: str) -> bool:
 def the_init_is_born_in_its_group(box: Box) -> None:
     container = limited(box, pids={"limit": 20})
     assert is_member(container.process.pid, container.cgroup)
+
+
+def a_monitor_may_have_a_group_beside_its_containers(box: Box) -> None:
+    box.runtime = BuiltinRuntime(box.runtime._launchers, monitor_cgroup="pod")
+    container = limited(box, pids={"limit": 20}).start()
+    group = f"{PARENT}/crio-conmon-{container.spec.id}"
+    assert is_member(container.process.monitor_pid, group) and not is_member(container.process.pid, group)
+    assert container.exec("true") == (0, "")
+    assert Cgroup(group).processes() == [container.process.monitor_pid]
+    box.remove_containers()
+    assert not Cgroup(group).exists()
+
+
+def a_monitors_group_that_is_taken_leaves_no_container(box: Box) -> None:
+    box.runtime = BuiltinRuntime(box.runtime._launchers, monitor_cgroup="pod")
+    other = limited(box)
+    wanted = f"{PARENT}/{os.path.basename(box.directory)}-1"
+    taken = Cgroup(f"{PARENT}/crio-conmon-box{os.getpid()}-1")
+    taken.create()
+    taken.take(other.process.monitor_pid)
+    with pytest.raises(StepFailed, match="monitor_cgroup"):
+        limited(box)
+    assert not Cgroup(wanted).exists()
 
 
 def an_exec_is_born_in_the_group(box: Box) -> None:
@@ -129,6 +153,8 @@ def a_group_that_is_in_use_is_refused_and_lives_on(box: Box) -> None:
 
 BEHAVIOUR = [
     the_init_is_born_in_its_group,
+    a_monitor_may_have_a_group_beside_its_containers,
+    a_monitors_group_that_is_taken_leaves_no_container,
     an_exec_is_born_in_the_group,
     memory_beyond_the_limit_is_told_as_such,
     forks_beyond_the_limit_fail,

@@ -250,6 +250,20 @@ def test_a_container_of_the_daemons_executor(box: Box) -> None:
     assert not os.path.exists(f"/sys/fs/cgroup{group}")
 
 
+@pytest.mark.parametrize(("monitor_cgroup", "slice_"), [("pod", "crio-pod1.slice"), ("watch.slice", "watch.slice")])
+def test_a_monitor_has_a_scope_in_the_pods_slice_or_another(box: Box, monitor_cgroup: str, slice_: str) -> None:
+    box.runtime = BuiltinRuntime(box.runtime._launchers, cgroup_manager="systemd", monitor_cgroup=monitor_cgroup)
+    spec = box.spec("sleep", "1000")
+    spec["linux"]["cgroupsPath"] = "crio-pod1.slice:crio:c3"
+    container = box.create(spec).start()
+    unit = f"crio-conmon-{container.spec.id}.scope"
+    assert shown(unit, "ActiveState", "Slice") == {"ActiveState": "active", "Slice": slice_}
+    assert unit in Path(f"/proc/{container.process.monitor_pid}/cgroup").read_text()
+    assert unit not in Path(f"/proc/{container.process.pid}/cgroup").read_text()
+    box.remove_containers()
+    assert shown(unit, "LoadState") == {"LoadState": "not-found"}
+
+
 def test_a_failed_creation_of_the_daemons_executor_leaves_no_scope(box: Box) -> None:
     spec = box.spec("sleep", "1000")
     spec["linux"]["cgroupsPath"] = "crio-pod1.slice:crio:c2"

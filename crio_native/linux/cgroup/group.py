@@ -276,6 +276,18 @@ class Cgroup:
         """
         return [directory + "/tasks" for directory in self._directories if not self._below_unified(directory)]
 
+    def procs_files(self) -> list[str]:
+        """Where a process of one thread, also another's pid, is written to be moved here in every hierarchy."""
+        return self.join_files() + ([f"{self._host.unified}{self.path}/cgroup.procs"] if self._host.unified else [])
+
+    def take(self, pid: int) -> None:
+        """Move a process of one thread here.  Raises StepFailed."""
+        try:
+            for file in self.procs_files():
+                files.write(file, str(pid))
+        except OSError as error:
+            raise StepFailed(STEP, error.errno or 0, error.filename or self.path, f"moving process {pid}") from error
+
     def _below_unified(self, directory: str) -> bool:
         return bool(self._host.unified) and directory == self._host.unified + self.path
 

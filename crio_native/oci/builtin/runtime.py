@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -108,7 +109,8 @@ class BuiltinRuntime(Monitored):
 
     Where more is asked for than a restricted host permits, it gives what there is, with a warning.
 
-    create_timeout: seconds.  sync_log: see `monitor.client.arguments`.  pivot: see `plan.container_plan`.
+    monitor_cgroup: see `Monitored`.  create_timeout: seconds.  sync_log: see `monitor.client.arguments`.  pivot: see
+    `plan.container_plan`.
     """
 
     def __init__(
@@ -116,11 +118,12 @@ class BuiltinRuntime(Monitored):
         launchers: Launchers,
         *,
         cgroup_manager: str = "cgroupfs",
+        monitor_cgroup: str = "",
         create_timeout: float = 240.0,
         sync_log: bool = False,
         pivot: bool = True,
     ) -> None:
-        super().__init__(cgroup_manager)
+        super().__init__(cgroup_manager, monitor_cgroup)
         self._pivot = pivot
         self._sync_log = sync_log
         self._launchers = launchers
@@ -161,6 +164,7 @@ class BuiltinRuntime(Monitored):
             )
             created = self._launch(container, plan, cgroup)
             late_hooks.record(container.run_dir, hooks, {**state_of(container), "pid": created.pid})
+            self._place_monitor(container.id, cgroups_path, created.monitor_pid)
         except AlreadyExists:
             self.delete(container.id, container.run_dir, "")  # the group is somebody else's
             raise
@@ -228,6 +232,7 @@ class BuiltinRuntime(Monitored):
                 except StepFailed as error:
                     raise restoring.in_crius_words(error, run_dir) from None
             restoring.take_over(cgroup, created["pid"], spec)
+            self._place_monitor(container.id, cgroups_path, created["monitor"])
         except AlreadyExists:
             self.delete(container.id, run_dir, "")  # the group is somebody else's
             raise
@@ -235,6 +240,19 @@ class BuiltinRuntime(Monitored):
             self.delete(container.id, run_dir, cgroups_path)
             raise
         return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"])
+
+    def _place_monitor(self, container_id: str, cgroups_path: str, pid: int) -> None:
+        """Only now, for it was there before its container was known."""
+        group = self._monitor_group(container_id, cgroups_path)
+        if group is None:
+            return
+        try:
+            group.create()
+            group.take(pid)
+        except AlreadyExists as error:  # of the container's own group that would mean that it is not ours to remove
+            raise StepFailed("monitor_cgroup", errno.EBUSY, group.path, str(error)) from None
+        finally:
+            group.release()
 
     def watch(self, container_id: str, run_dir: Path) -> socket.socket:
         """The monitor takes who made the container for its first watcher."""
@@ -262,6 +280,9 @@ class BuiltinRuntime(Monitored):
         self._end(container_id, run_dir, cgroup)
         if cgroup is not None:
             cgroup.remove()
+        if (monitors := self._monitor_group(container_id, cgroups_path)) is not None:
+            monitors.kill()
+            monitors.remove()
         _leave_resctrl(container_id, run_dir)
         late_hooks.run_poststop(self._launchers, run_dir, container_id)
 

@@ -34,7 +34,7 @@ from crio_native.errors import (
     Unimplemented,
 )
 from crio_native.linux import mounts, process, syscalls
-from crio_native.linux.cgroup import Cgroup, cgroup_of
+from crio_native.linux.cgroup import Cgroup
 from crio_native.monitor import client as monitor
 from crio_native.oci.builtin.execs import BuiltinExec
 from crio_native.oci.builtin.launchers import Launchers
@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 # What every runtime serves.  The fields of later versions are looked at by those that know them, whatever this says,
 # but older ones refuse a document of a version that they do not know.
 OCI_VERSION = "1.0.2"
-MONITOR_GROUP = "crio-conmon"  # and the container's id: the name of its monitor's control group, where that has one
 EXEC_SECONDS = 30.0  # for a process in a container to be started
 OBEY_SECONDS = 5.0  # for a container to end by SIGKILL, before the runtime is not believed
 
@@ -75,7 +74,7 @@ class ExternalRuntime(Monitored):
         scratch: Path,
         bundle: Callable[[str], Path],
     ) -> None:
-        super().__init__(table.cgroup_manager)
+        super().__init__(table.cgroup_manager, settings.monitor_cgroup)
         self._settings = settings
         self._launchers = launchers
         self._scratch = scratch
@@ -202,7 +201,7 @@ class ExternalRuntime(Monitored):
         if self._knows(container_id, run_dir):
             self._forget(container_id)
             _mark(run_dir).unlink(missing_ok=True)
-        for group in (cgroup, self._monitor_cgroup(container_id, cgroups_path)):
+        for group in (cgroup, self._monitor_group(container_id, cgroups_path)):
             if group is not None:
                 group.kill()
                 group.remove()
@@ -284,7 +283,7 @@ class ExternalRuntime(Monitored):
         cgroup = self._cgroup(cgroups_path)
         if self._settings.monitor_exec_cgroup != "container" or cgroup is None:
             return []
-        return _procs_files(cgroup)
+        return cgroup.procs_files()
 
     def update(self, container_id: str, cgroups_path: str, resources: Mapping[str, Any]) -> None:
         self._program.act("update", "--resources", "-", container_id, stdin=json.dumps(dict(resources)).encode())
@@ -315,26 +314,16 @@ class ExternalRuntime(Monitored):
             raise FailedPrecondition(f"monitor_path {path!r} is not an executable file")
         return path
 
-    def _monitor_cgroup(self, container_id: str, cgroups_path: str) -> Cgroup | None:
-        """Beside the container's, with monitor_cgroup "pod"; none where the monitor stays in the daemon's."""
-        if self._settings.monitor_cgroup != "pod" or not cgroups_path:
-            return None
-        if self._cgroup_manager == "systemd":
-            slice_ = cgroups_path.partition(":")[0]
-            return cgroup_of(f"{slice_}:{MONITOR_GROUP}:{container_id}", "systemd")
-        parent = cgroups_path.rpartition("/")[0]
-        return cgroup_of(f"{parent}/{MONITOR_GROUP}-{container_id}")
-
     @contextlib.contextmanager
     def _monitor_groups(self, container_id: str, cgroups_path: str) -> Iterator[list[str]]:
         """Where the monitor writes "0" to join its group, which is held open meanwhile."""
-        group = self._monitor_cgroup(container_id, cgroups_path)
+        group = self._monitor_group(container_id, cgroups_path)
         if group is None:
             yield []
             return
         group.create()
         try:
-            yield _procs_files(group)
+            yield group.procs_files()
         finally:
             group.release()
 
@@ -373,16 +362,6 @@ def _is_told(ending: socket.socket) -> bool:
 def _said(members: Mapping[str, Any]) -> dict[str, Any]:
     """Without empty strings: some runtimes take an empty label or profile for one that has to be set."""
     return {name: value for name, value in members.items() if value != ""}
-
-
-def _procs_files(cgroup: Cgroup) -> list[str]:
-    """Where a process writes "0" to join the group in every hierarchy."""
-    files = cgroup.join_files()
-    descriptor = cgroup.descriptor()
-    if descriptor is not None:
-        files.append(os.readlink(f"/proc/self/fd/{descriptor}") + "/cgroup.procs")
-        os.close(descriptor)
-    return files
 
 
 def _user(container: ContainerSpec) -> dict[str, Any] | None:
