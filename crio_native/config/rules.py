@@ -107,7 +107,12 @@ def _check_tls(config: Config, where: Where) -> None:
         )
 
 
-_WITHOUT_EFFECT = {"runtime_path": ("builtin",), "monitor_env": ("builtin", "vm"), "monitor_cgroup": ("vm",)}
+_WITHOUT_EFFECT = (
+    ("builtin", "runtime_path", "the daemon makes the containers itself"),
+    ("builtin", "monitor_env", "the monitor reads no environment"),
+    ("vm", "monitor_env", "a shim runs the container, with the daemon's PATH"),
+    ("vm", "monitor_cgroup", "a shim runs the container, in the group that it chooses"),
+)
 
 
 def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
@@ -119,9 +124,9 @@ def _check_handlers(runtime: RuntimeTable, where: Where, warn: Warn) -> None:
                 "pod",
                 'must be builtin, oci or vm; use "builtin", which needs no conmon-rs',
             )
-        for key, types in _WITHOUT_EFFECT.items():
-            if handler.runtime_type in types and getattr(handler, key):
-                warn(f"{where(f'{at}.{key}')}: has no effect with runtime_type {handler.runtime_type}")
+        for runtime_type, key, why in _WITHOUT_EFFECT:
+            if handler.runtime_type == runtime_type and getattr(handler, key):
+                warn(f"{where(f'{at}.{key}')}: has no effect with runtime_type {runtime_type}: {why}")
         if handler.runtime_type != "vm" and handler.runtime_config_path:
             raise InvalidArgument(
                 where(f"{at}.runtime_config_path"),

@@ -110,7 +110,7 @@ def test_handlers_that_cannot_run_are_told(cri: Client) -> None:
     assert "runtime_path names no file" in problems["missing"]
     assert "set runtime_path" in problems["nowhere"] and "is not JSON" in problems["liar"]
     log = cri.daemon.log.read_text()
-    assert "crio.runtime.runtimes.noshim.monitor_env: has no effect with runtime_type vm" in log
+    assert "crio.runtime.runtimes.noshim.monitor_env: has no effect with runtime_type vm: a shim runs" in log
     for name, problem in problems.items():
         assert f"handler {name} cannot run: {problem}" in log
         with refused(Code.FAILED_PRECONDITION, name, problem):
