@@ -12,7 +12,7 @@ import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
 
-from .conftest import Client, close, new_client, refused
+from .conftest import Client, refused
 
 pytestmark = pytest.mark.root
 
@@ -45,8 +45,7 @@ until test -e {directory}/go; do sleep 0.01; done
 
 def test_a_container_whose_pod_stops_while_it_is_made_leaves_no_file() -> None:
     """It is undone when it lives and its end is waited for already; that end is nobody's."""
-    client = new_client(settings='[crio.runtime]\nhooks_dir = ["{directory}/hooks"]\n')
-    try:
+    with Client.serving('[crio.runtime]\nhooks_dir = ["{directory}/hooks"]\n') as client:
         directory = client.daemon.directory
         program = directory / "hook"
         program.write_text(SLOW.format(directory=directory))
@@ -66,5 +65,3 @@ def test_a_container_whose_pod_stops_while_it_is_made_leaves_no_file() -> None:
         stop.result()
         assert client.containers() == []
         client.until(lambda: not os.listdir(directory / "run/exits"), 3)
-    finally:
-        close(client)

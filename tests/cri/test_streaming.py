@@ -389,7 +389,7 @@ def test_port_forward_half_close_and_many_at_once(cri: Client, web: str) -> None
         content[stream] = os.urandom(4_000)  # little enough for one who sends all, then reads
         # One after the other: busybox nc listens for two, and of more that wait the kernel's SYN cookies lose some.
         forward.link.send(stream, content[stream][:1])
-        forward.until(lambda stream=stream: forward.output[stream])
+        forward.until(functools.partial(forward.output.get, stream))
     for stream in content:
         forward.link.send(stream, content[stream][1:])
     for stream in content:

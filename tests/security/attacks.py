@@ -36,6 +36,8 @@ class Attack(NamedTuple):
 
 
 ATTACKS: list[Attack] = []
+DETOUR = "PATH=" + ":".join(f"/no/such/directory/{number}" for number in range(3000)) + ":/bin"
+"""An environment that keeps an exec busy for a while, looking for its command."""
 
 
 def attack(name: str, weakness: str) -> Callable[[Callable[[Lab], bool]], Callable[[Lab], bool]]:
@@ -80,10 +82,9 @@ def look_into_an_exec(lab: Lab) -> bool:
     spec = lab.spec("hostile", "watch", "2")
     container = lab.create(spec).start()
     wait_for(lambda: "watching" in container.output(), "the attacker")
-    detour = "PATH=" + ":".join(f"/no/such/directory/{number}" for number in range(3000)) + ":/bin"
     while "caught" not in container.output() and lab.runtime.is_alive(container.process):
         try:
-            container.exec("true", env=[detour])
+            container.exec("true", env=[DETOUR])
         except CrioError:
             break  # the container has ended meanwhile
     return "caught" in container.output()
@@ -96,12 +97,11 @@ def trace_an_exec(lab: Lab) -> bool:
     for kind in ("bounding", "effective", "permitted"):
         spec["process"]["capabilities"][kind] = [*CAPABILITIES, "CAP_SYS_PTRACE"]
     container = lab.create(spec).start()
-    wait_for(lambda: "tracing" in container.output(), "the attacker does not run")
+    wait_for(lambda: "tracing" in container.output(), "the attacker")
     for _ in range(40):
-        container.exec("true")
+        container.exec("true", env=[DETOUR])
         if "stronger" in container.output():
             return True
-    assert "equal" in container.output(), "the attacker caught nobody"
     return False
 
 
