@@ -29,17 +29,24 @@ class Client:
         self.logs = daemon.directory / "logs"
 
     def run(self, name: str, command: Sequence[str]) -> tuple[str, str]:
-        """Pod id and container id."""
+        """Pod id and container id.  The PID namespace is the container's own, as a kubelet asks and as crun's is."""
+        namespaces = cri.NamespaceOption(network=cri.POD, pid=cri.CONTAINER)
         pod_config = cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, namespace="bench", uid=name),
             log_directory=str(self.logs),
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=self.daemon.cgroup_parent),
+            linux=cri.LinuxPodSandboxConfig(
+                cgroup_parent=self.daemon.cgroup_parent,
+                security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces),
+            ),
         )
         config = cri.ContainerConfig(
             metadata=cri.ContainerMetadata(name="main"),
             image=cri.ImageSpec(image=self.image),
             command=command,
             log_path=f"{name}.log",
+            linux=cri.LinuxContainerConfig(
+                security_context=cri.LinuxContainerSecurityContext(namespace_options=namespaces)
+            ),
         )
         pod = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod_config), timeout=60).pod_sandbox_id
         create = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=pod_config)
