@@ -100,7 +100,10 @@ def resident(cri: Client) -> int:
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
-def test_a_terminal(cri: Client, container: str) -> None:
+@pytest.mark.parametrize("pids", [pb.POD, pb.CONTAINER])
+def test_a_terminal(cri: Client, pids: int) -> None:
+    """An exec is born in its session, or comes to it late where it shares its PID namespace."""
+    container = cri.start(cri.pod(namespaces={"pid": pids}), "sleep", "600")
     url = exec_url(cri, container, "sh", "-c", "tty; echo $TERM; read x; stty size; exit 3", stdin=True, tty=True)
     session = Spdy(url, "stdin", "stdout", "resize")
     session.until(lambda: b"xterm" in session.output["stdout"])

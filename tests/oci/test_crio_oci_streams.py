@@ -13,6 +13,7 @@ import pytest
 
 from ..waiting import wait_for
 from .command_line import PROGRAM, Oci, Receiver, end, oci
+from .conftest import CAPABILITIES
 
 pytestmark = pytest.mark.root
 __all__ = ["oci"]
@@ -95,13 +96,17 @@ def read_all(master: int) -> str:
         text += more
 
 
-@pytest.mark.parametrize("verb", ["run", "exec"])
-def test_a_terminal_in_the_foreground(oci: Oci, verb: str) -> None:
+@pytest.mark.parametrize(("verb", "capability"), [("run", ""), ("exec", ""), ("exec", "CAP_SYS_PTRACE")])
+def test_a_terminal_in_the_foreground(oci: Oci, verb: str, capability: str) -> None:
+    """capability: of the container, where an exec comes late to its session."""
     script = "read line; echo got:$line; test -t 0 && exit 5"
     if verb == "run":
         words = ["run", "-b", str(oci.bundle("sh", "-c", script, terminal=True)), "c"]
     else:
-        words = ["exec", "-t", oci.running("c"), "sh", "-c", script]
+        spec = oci.spec("sleep", "1000")
+        spec["process"]["capabilities"]["bounding"] = [*CAPABILITIES, *([capability] if capability else [])]
+        oci.ok("run", "--detach", "--bundle", oci.write(spec), "c")
+        words = ["exec", "-t", "c", "sh", "-c", script]
     pid, master = pty.fork()
     if pid == 0:
         os.execv(PROGRAM, oci.line(*words))
