@@ -15,7 +15,7 @@ from crio_native.linux import syscalls
 from crio_native.oci.spec import RLIMITS
 
 from ..machine import Machine
-from .conftest import PARENT, Box, Container, least_profile, status_of
+from .conftest import CAPABILITIES, PARENT, Box, Container, least_profile, status_of
 
 pytestmark = pytest.mark.root
 
@@ -320,3 +320,15 @@ def test_device_rules(box: Box) -> None:
 def test_the_structures_are_the_kernels() -> None:
     assert ctypes.sizeof(syscalls.sched_attr) == 56
     assert struct.calcsize("=IHHII") == 16
+
+
+@pytest.mark.parametrize("action", ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"])
+def test_a_filter_under_which_no_exec_can_appear(box: Box, action: str) -> None:
+    """One that may be traced has its filter already when it is born in the container's PID namespace."""
+    spec = box.spec()
+    spec["process"]["capabilities"]["bounding"] = [*CAPABILITIES, "CAP_SYS_PTRACE"]
+    container = box.create(spec).start()
+    filter_ = {**least_profile(True), "defaultAction": action}
+    with pytest.raises(StepFailed, match="'appear' failed: .*a filter that forbids clone"):
+        container.exec("true", seccomp=filter_)
+    assert container.exec("echo", "here") == (0, "here\n")

@@ -352,13 +352,16 @@ def _serve_apart(
     try:
         theirs.close()
         word = ours.recv(16)
-        os.waitpid(first, 0)
         if word[:1] == b"B" and process.is_child(pid := int(word[1:])):
             wire.tell(status, {"started": pid})
             _tell_birth(donor.news, os.getpid(), pid)
             ours.send(b"k%d" % pid)
+        os.waitpid(first, 0)
+        if not word:  # it has said why, if its filter let it
+            detail = "it could not appear: a filter that forbids clone, setsid or sendto, or a limit of memory"
+            wire.tell(status, {"error": {"step": "appear", "errno": 0, "path": "", "detail": detail}})
     finally:
-        os._exit(127)  # who was not born has said why
+        os._exit(127)
 
 
 def _tell_birth(news: _socket.socket, spare: int, pid: int) -> None:
