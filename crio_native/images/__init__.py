@@ -11,7 +11,7 @@ the overlay, the process) is `oci/`'s; which container uses which image is `pods
     admission    what the trust policy says of an image, by trust/
     layouts      more of them, on disk: OCI layout, docker-archive, dir; and `containers_storage`; in `directories`
     conversion   what is no plain image made into one: `artifacts`, `schema1`, `encryption`
-    chunked      zstd:chunked layers by their files
+    chunked      zstd:chunked layers by their files, from tables that `jsonstream` reads
     exporting    images written to disk
     unpacking    the daemon's side of unpacker/, the confined child that turns a layer into a directory
     adding       the layers of an image that comes

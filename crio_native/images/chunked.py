@@ -11,27 +11,37 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import json
 import os
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from crio_native.errors import InvalidArgument, Unavailable
+from crio_native.images import jsonstream
 from crio_native.images.manifests import LAYERS, Descriptor
 from crio_native.images.references import check_digest
+from crio_native.images.unpacker import Limits
 
 _PREFIX = "io.github.containers.zstd-chunked."
 TOC_AT, TOC_DIGEST = f"{_PREFIX}manifest-position", f"{_PREFIX}manifest-checksum"
 SPLIT_AT = f"{_PREFIX}tarsplit-position"
-MAX_TABLE = 64 << 20  # bytes, uncompressed
+MAX_TOC = 64 << 20  # bytes, uncompressed, of which its regular files are kept
+MAX_SPLIT = 256 << 20  # bytes, uncompressed; read line by line, and never kept
+MAX_TABLE = 64 << 20  # bytes of either, compressed, that are in memory at once
+MAX_RATIO = Limits().ratio  # bytes for each compressed one, of a table that is larger than RATIO_FROM
+RATIO_FROM = 1 << 20
 MAX_ENTRIES = 1_000_000
+MAX_ENTRY = 64 << 10  # characters; beyond them a line of a tar-split may only have the one segment
+MAX_LINES = 3 * MAX_ENTRIES
+MAX_LINE = 2 << 20  # bytes; a segment has at most 1 MiB, in base64
 MAX_FILE = 16 << 20  # bytes, compressed, that are in memory at once
 MAX_WINDOW = 8 << 20  # bytes; this is unpacked in the daemon
 GAP = 64 << 10  # bytes between two files that are rather fetched than asked around
 PIECE = 256 << 10
 _FILE, _SEGMENT = 1, 2
+_BASE64 = string.ascii_letters.encode() + b"0123456789+/="
 
 
 class Ranges(Protocol):
@@ -68,7 +78,19 @@ class Chunked:
         return {file.digest: name for name, file in self.files.items()}
 
     def archive(self) -> Iterator[bytes]:
-        """The layer's uncompressed archive.  Raises InvalidArgument, Unavailable."""
+        """The layer's uncompressed archive.  Raises InvalidArgument, Unavailable.
+
+        The unpacker sees nothing compressed here, so its bound for what comes out of a blob is held here: a tar-split
+        may name one large file of another layer without end.
+        """
+        size, most = 0, max(Limits().ratio_from, Limits().ratio * self.descriptor.size)
+        for part in self._parts():
+            size += len(part)
+            if size > most:
+                raise InvalidArgument("tar-split", size, f"more than {MAX_RATIO} bytes for each of the layer's own")
+            yield part
+
+    def _parts(self) -> Iterator[bytes]:
         missing = self._runs()
         for line in self.lines:
             kind, name, segment = _split_entry(line)
@@ -80,7 +102,7 @@ class Chunked:
     def _content(self, file: _File, missing: _Runs) -> Iterator[bytes]:
         fd = None if file.digest in missing.wanted else self.here(file.digest, file.size)
         if fd is None:
-            yield from _unzstd(missing.take(file), file)
+            yield from _unzstd(missing.take(file), file.size)
             return
         with open(fd, "rb", buffering=0) as local:
             while piece := local.read(PIECE):
@@ -146,34 +168,50 @@ def opened(descriptor: Descriptor, blobs: object, here: Callable[[str, int], int
     ranges: Ranges = blobs  # type: ignore[assignment]  # as it has parts
     if not ranges.knows_ranges(descriptor):
         return None
-    toc = _table(descriptor, ranges, notes[TOC_AT], check_digest(notes[TOC_DIGEST], TOC_DIGEST))
-    try:
-        document = json.loads(toc)
-        entries, split = document["entries"], document["tarSplitDigest"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InvalidArgument("zstd:chunked table", toc[:60], "not an object with entries and tarSplitDigest") from None
-    files = _files(entries, descriptor)
-    lines = _table(descriptor, ranges, notes[SPLIT_AT], check_digest(split, "tarSplitDigest"))
-    return None if files is None else Chunked(descriptor, ranges, files, io.BytesIO(lines), here)
+    toc = _table(descriptor, ranges, notes[TOC_AT], check_digest(notes[TOC_DIGEST], TOC_DIGEST), MAX_TOC)
+    files, split = _read(toc, descriptor)
+    if files is None:
+        return None
+    lines = _table(descriptor, ranges, notes[SPLIT_AT], check_digest(split, "tarSplitDigest"), MAX_SPLIT)
+    return Chunked(descriptor, ranges, files, _lines(lines), here)
 
 
-def _table(descriptor: Descriptor, blobs: Ranges, position: str, digest: str) -> bytes:
-    """A table of the layer, checked and uncompressed."""
+def _table(descriptor: Descriptor, blobs: Ranges, position: str, digest: str, most: int) -> Iterator[bytes]:
+    """A table of the layer, checked; uncompressed, of at most so many bytes, as it is read."""
     numbers = [int(part) if part.isdigit() and len(part) < 20 else -1 for part in position.split(":")[:3]]
-    if len(numbers) < 3 or min(numbers) < 0 or max(numbers[1:]) > MAX_TABLE or sum(numbers[:2]) > descriptor.size:
+    if len(numbers) < 3 or min(numbers) < 0 or sum(numbers[:2]) > descriptor.size:
         raise InvalidArgument("zstd:chunked position", position, "not OFFSET:LENGTH:UNCOMPRESSED within the layer")
     start, length, size = numbers
+    if length > MAX_TABLE or size > min(most, max(RATIO_FROM, length * MAX_RATIO)):
+        raise InvalidArgument("zstd:chunked position", position, "a larger table than any layer needs")
     raw = b"".join(blobs.part(descriptor, start, start + length))
     algorithm, _, expected = digest.partition(":")
     if hashlib.new(algorithm, raw).hexdigest() != expected:
         raise Unavailable(f"{descriptor.digest} has another table of contents than its annotations say")
-    return b"".join(_unzstd(raw, _File("", size, 0, 0)))
+    return _unzstd(raw, size, MAX_ENTRY)
 
 
-def _files(entries: Any, descriptor: Descriptor) -> dict[str, _File] | None:
+def _read(toc: Iterator[bytes], descriptor: Descriptor) -> tuple[dict[str, _File] | None, Any]:
+    """The regular files (see `_files`) and the digest of the tar-split."""
+    document = jsonstream.Document(toc, MAX_ENTRY, MAX_ENTRIES)
+    files: dict[str, _File] | None = {}
+    split: Any = None
+    try:
+        for name in document.members():
+            if name == "entries":
+                files = _files(document.elements(), descriptor)
+                if files is None:
+                    return None, ""
+            else:
+                value = document.value()
+                split = value if name == "tarSplitDigest" else split
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("zstd:chunked table", ..., f"no object, or too large a one: {error}") from None
+    return files, split
+
+
+def _files(entries: Iterable[Any], descriptor: Descriptor) -> dict[str, _File] | None:
     """The regular files by name, as the tar-split has it; None where one has holes, or is too large to be a part."""
-    if not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
-        raise InvalidArgument("zstd:chunked table", type(entries).__name__, "not a list of entries")
     files: dict[str, _File] = {}
     for entry in entries:
         try:
@@ -197,8 +235,23 @@ def _files(entries: Any, descriptor: Descriptor) -> dict[str, _File] | None:
     return None if any(file.end - file.start > MAX_FILE for file in files.values()) else files
 
 
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Of a tar-split."""
+    rest, left = b"", MAX_LINES
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        left -= len(whole)
+        if len(rest) > MAX_LINE or left < 0:
+            raise InvalidArgument("tar-split", rest[:60], "it has more, or longer, lines than any layer needs")
+        yield from whole
+    if rest:
+        yield rest
+
+
 def _split_entry(line: bytes) -> tuple[int, str, bytes]:
     """(kind, name, segment) of a tar-split's line."""
+    if len(line) > MAX_ENTRY and len(line.translate(None, _BASE64)) > MAX_ENTRY:
+        raise InvalidArgument("tar-split", line[:60], "a line that is long for more than its segment")
     try:
         entry = json.loads(line)
         raw = base64.b64decode(entry["name_raw"]) if entry.get("name_raw") else None
@@ -209,17 +262,17 @@ def _split_entry(line: bytes) -> tuple[int, str, bytes]:
         raise InvalidArgument("tar-split", line[:60], "malformed") from None
 
 
-def _unzstd(raw: bytes, file: _File) -> Iterator[bytes]:
-    """The bytes of a file; never more than were announced."""
+def _unzstd(raw: bytes, size: int, most: int = PIECE) -> Iterator[bytes]:
+    """So many bytes as were announced, and never more, in pieces of at most `most`."""
     import zstandard
 
     reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(raw, read_across_frames=True)
-    left = file.size
+    left = size
     try:
-        while left and (piece := reader.read(min(PIECE, left))):
+        while left and (piece := reader.read(min(most, left))):
             left -= len(piece)
             yield piece
     except zstandard.ZstdError as error:
         raise InvalidArgument("zstd:chunked layer", str(error), "damaged") from None
     if left:
-        raise InvalidArgument("zstd:chunked layer", file.size, f"a part is {left} bytes shorter than announced")
+        raise InvalidArgument("zstd:chunked layer", size, f"a part is {left} bytes shorter than announced")

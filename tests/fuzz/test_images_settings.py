@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crio_native.errors import CrioError, InvalidArgument
-from crio_native.images import chunked, credentials, encryption, proxies, references, registries_conf, schema1
+from crio_native.images import (
+    chunked,
+    credentials,
+    encryption,
+    jsonstream,
+    proxies,
+    references,
+    registries_conf,
+    schema1,
+)
 from crio_native.images.manifests import LAYERS, Descriptor
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -91,6 +100,30 @@ def test_tables_of_chunked_layers(entries: list[Any]) -> None:
             assert 0 <= file.start < file.end <= layer.size and file.end - file.start <= chunked.MAX_FILE
     except InvalidArgument as error:
         assert "zstd:chunked" in str(error)
+
+
+@QUICK
+@given(st.dictionaries(st.text(max_size=8), st.lists(values, max_size=4), max_size=4), st.integers(1, 9), st.booleans())
+def test_documents_that_come_in_pieces(document: dict[str, Any], size: int, indented: bool) -> None:
+    raw = json.dumps(document, ensure_ascii=False, indent=indented or None).encode("utf-8", "surrogatepass")
+    pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+    try:
+        expected = json.loads(raw.decode())
+    except UnicodeDecodeError:
+        return
+    read = jsonstream.Document(pieces, 1 << 20, 1000)
+    assert {name: list(read.elements()) for name in read.members()} == expected
+
+
+@QUICK
+@given(st.text('{}[],:"a1 \\', max_size=30))
+def test_documents_that_are_none(text: str) -> None:
+    read = jsonstream.Document([text.encode()], 1000, 1000)
+    try:
+        found = {name: read.value() for name in read.members()}
+    except ValueError:
+        return
+    assert json.loads(text[: read._at]) == found
 
 
 @QUICK

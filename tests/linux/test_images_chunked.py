@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import collections
 import hashlib
 import io
 import json
+import os
 import random
 import tarfile
 from collections.abc import Callable
@@ -16,8 +18,11 @@ from typing import Any
 import pytest
 import zstandard
 
+from crio_native.errors import InvalidArgument
 from crio_native.images import Image, ImageStore
+from crio_native.images import chunked as chunked_layers
 from crio_native.images.chunked import SPLIT_AT, TOC_AT, TOC_DIGEST
+from crio_native.images.manifests import Descriptor
 
 from ..images_support import (
     Answer,
@@ -213,6 +218,44 @@ def test_annotations_that_lie_do_not_matter(
     blob, honest = chunked(version(1))
     assert store.pull(serve(hostile, "app", version(1), blob, honest | notes)).layers == (sha256(version(1)),)
     assert_nothing_left(tmp_path / "store", layers=1)
+
+
+def test_a_table_of_a_hundred_thousand_entries_is_read(store: ImageStore, hostile: HostileRegistry) -> None:
+    """As Go writes them; the tables of the largest images have some tens of megabytes."""
+    times = dict.fromkeys(("modtime", "accesstime", "changetime"), "2024-01-01T00:00:00Z")
+    more = [
+        {"type": "symlink", "name": f"usr/lib/{name}", "mode": 0o777, "linkName": name, **times}
+        for name in (sha256(str(number).encode()) for number in range(100_000))
+    ]
+    pull_with(store, hostile, lambda toc: toc["entries"].extend(more))
+    assert whole_requests(hostile) == 0
+
+
+def test_a_table_in_another_order_and_with_spaces_is_read(store: ImageStore, hostile: HostileRegistry) -> None:
+    def change(toc: dict[str, Any]) -> None:
+        entries = toc.pop("entries")
+        toc["unknown"] = {"nested": [1, {"entries": "]}"}]}
+        toc["entries"] = entries
+
+    pull_with(store, hostile, change)
+    assert whole_requests(hostile) == 0
+
+
+def test_a_file_that_a_tar_split_repeats_ends(tmp_path: Path) -> None:
+    """What comes out of a few lines is bounded as what comes out of a compressed layer, not by the disk."""
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 1 << 28)
+    line = json.dumps({"type": 1, "name": "f"}).encode()
+    descriptor = Descriptor(ZSTD, sha256(b""), 1000)
+    files = {"f": chunked_layers._File(sha256(b"f"), 1 << 28, 0, 10)}
+
+    def here(digest: str, size: int) -> int:
+        return os.open(tmp_path / "file", os.O_RDONLY)
+
+    nobody: Any = None
+    layer = chunked_layers.Chunked(descriptor, nobody, files, [line] * 10, here)
+    with pytest.raises(InvalidArgument, match="tar-split"):
+        collections.deque(layer.archive(), maxlen=0)
 
 
 def test_a_registry_without_ranges_gives_it_whole(store: ImageStore, hostile: HostileRegistry) -> None:
