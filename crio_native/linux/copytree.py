@@ -1,7 +1,7 @@
 """Copying a directory's content into another, by descriptors: what `tmpcopyup` starts a tmpfs with.
 
-Never follows a symlink, never leaves the two directories.  Owners, modes, times and extended attributes come along;
-hard links become copies; sockets are left out.
+Never follows a symlink, never leaves the two directories.  Owners, modes, times and extended attributes come along, and
+so do holes; hard links become copies; sockets are left out.
 """
 
 from __future__ import annotations
@@ -65,13 +65,33 @@ def _copy_content(source: int, target: int, name: str, directory: bool, status: 
 
 
 def _copy_data(old: int, new: int) -> None:
+    """Holes stay holes: an image can have a file of any size in a few bytes."""
+    size, end = os.fstat(old).st_size, 0
+    while (start := _next_data(old, end)) is not None:
+        end = os.lseek(old, start, os.SEEK_HOLE)
+        _copy_range(old, new, start, end)
+    os.ftruncate(new, size)
+
+
+def _next_data(fd: int, offset: int) -> int | None:
     try:
-        while os.copy_file_range(old, new, 1 << 30):  # on btrfs and xfs both then share it on the disk
-            pass
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+
+
+def _copy_range(old: int, new: int, start: int, end: int) -> None:
+    try:
+        # On btrfs and xfs both then share it on the disk.
+        while start < end and (copied := os.copy_file_range(old, new, min(end - start, 1 << 30), start, start)):
+            start += copied
     except OSError:  # not the same file system, or an old kernel
         pass
-    while os.sendfile(new, old, None, 1 << 20):
-        pass
+    os.lseek(new, start, os.SEEK_SET)
+    while start < end and (copied := os.sendfile(new, old, start, min(end - start, 1 << 20))):
+        start += copied
 
 
 def copy_metadata(old: int, new: int, status: os.stat_result) -> None:

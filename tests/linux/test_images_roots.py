@@ -219,6 +219,23 @@ def test_copied_layers_are_what_the_kernel_shows(tmp_path: Path) -> None:
     assert copied.stdout == shown and "./file/is/dir" in shown
 
 
+def test_a_file_of_holes_is_copied_as_holes(tmp_path: Path) -> None:
+    """Else a few kilobytes of an image could fill the disk, once a container."""
+    begin = b"2\n1048576\n5\n4294967296\n4\n".ljust(512, b"\0")
+    numbers = {"major": "1", "minor": "0", "name": "big", "realsize": str(5 << 30)}
+    headers = {f"GNU.sparse.{name}": value for name, value in numbers.items()}
+    layer = tar(member("big", data=begin + b"firstlast", pax_headers=headers), member("plain", data=b"x" * 100_000))
+    with contextlib.closing(ImageStore(tmp_path / "store", options=roots.parse("vfs", []))) as store:
+        image = load(store, tmp_path, "one", layer)
+        store.prepare_root(image.id, made_directory(tmp_path / "c"))
+    copied = tmp_path / "c/rootfs/big"
+    assert copied.stat().st_size == 5 << 30
+    assert copied.stat().st_blocks * 512 < 1 << 20
+    with copied.open("rb") as file:
+        assert [(file.seek(at), file.read(6))[1] for at in (1 << 20, 4 << 30)] == [b"first\0", b"last\0\0"]
+    assert (tmp_path / "c/rootfs/plain").read_bytes() == b"x" * 100_000
+
+
 @pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
 def test_a_program_that_does_not_mount_is_told_and_leaves_nothing(tmp_path: Path, program: str) -> None:
     options = roots.parse("overlay", [f"overlay.mount_program={program}"])

@@ -436,6 +436,18 @@ def test_a_tmpfs_starts_with_what_it_covers(box: Box) -> None:
     assert not (box.root / "data/new").exists()
 
 
+def test_holes_of_what_it_covers_take_no_memory(box: Box) -> None:
+    (box.root / "data").mkdir()
+    with (box.root / "data/file").open("wb") as file:
+        for at in (0, 5 << 20, 1 << 30):
+            file.seek(at)
+            file.write(b"here")
+        file.truncate(2 << 30)
+    spec = box.spec("sh", "-c", "cd /data; stat -c %s file; tr -d '\\0' <file | wc -c")
+    spec["mounts"].append({"destination": "/data", "type": "tmpfs", "options": ["tmpcopyup", "size=1m"]})
+    assert box.run(spec=spec).output() == "2147483648\n12\n"
+
+
 def test_a_tmpfs_that_is_too_small_for_it(box: Box, leaks: Machine) -> None:
     fill(box.root / "data")
     spec = box.spec()
