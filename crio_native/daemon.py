@@ -15,12 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crio_native import assembly
 from crio_native.assembly import Assembly
 from crio_native.config import Config
-from crio_native.errors import CrioError, FailedPrecondition, PermissionRefused
+from crio_native.errors import CrioError, FailedPrecondition, PermissionRefused, printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -202,6 +202,17 @@ def _stop_on_signals() -> asyncio.Event:
     return stopping
 
 
+class LineFormatter(logging.Formatter):
+    """A record is one line, whatever a registry, an image or a tenant has put into its words; a traceback follows
+    indented, as no record is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
 def _set_up_logging(config: Config) -> None:
     class Context(logging.Filter):
         """Adds the request that a line belongs to, and applies `log_filter`."""
@@ -216,7 +227,7 @@ def _set_up_logging(config: Config) -> None:
 
     handler = logging.StreamHandler()
     handler.addFilter(Context())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request)s] %(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s [%(request)s] %(name)s: %(message)s"))
     logging.basicConfig(level=_LEVELS.get(config.runtime.log_level, "CRITICAL"), handlers=[handler], force=True)
 
 

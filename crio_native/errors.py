@@ -3,6 +3,9 @@
 Two families.  A caller's mistake (`InvalidArgument`, `NotFound`, ...) names the field and the value; a failed act
 (`StepFailed`, `Internal`, ...) names the step, what it worked on and the errno.  Messages are lower-case and have no
 full stop.  `cri/` maps each class to one gRPC status in one table; nothing else in the program knows gRPC's codes.
+
+What a message quotes may come from a registry, an image or a tenant, and who reads it has a terminal or a log of lines:
+the text of every error is `printable`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,18 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def printable(text: str) -> str:
+    """`text` in one line, with control characters, and whatever else shows nothing, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class CrioError(Exception):
     """Base of every error that the program raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InvalidArgument(CrioError):

@@ -32,7 +32,7 @@ from rich.table import Table
 from crio_native.api.runtime.v1 import api_pb2 as cri
 from crio_native.cli import busybox, isolation
 from crio_native.cli.scratch import ScratchDaemon, abandoned, wait_for
-from crio_native.errors import CrioError, Unavailable
+from crio_native.errors import CrioError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a shell's background job would ignore the first
 PORT = 8080
@@ -86,7 +86,7 @@ def main(once: bool, scratch: Path) -> None:
     except KeyboardInterrupt:
         status = 130
     except (CrioError, OSError) as error:
-        console.print("[red]failed:[/]", escape(str(error)))
+        console.print("[red]failed:[/]", escape("\n".join([str(error), *getattr(error, "__notes__", ())])))
     except grpc.RpcError as error:
         console.print(f"[red]the daemon answered {error.code().name}:[/]", escape(error.details()))
         console.print(daemon.log_tail(), markup=False)
@@ -135,7 +135,7 @@ def serve(daemon: ScratchDaemon) -> None:
         daemon.wait()
     except KeyboardInterrupt:
         return
-    raise Unavailable(f"the daemon ended by itself; the end of its log:\n{daemon.log_tail()}")
+    raise daemon.complaint("ended by itself")
 
 
 def clean_up(daemon: ScratchDaemon) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crio_native.errors import printable
 from crio_native.linux import namespaces
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci.isolation import Finding, Verdict, credentials, report
@@ -72,7 +73,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 def _clean(text: str) -> str:
     """A container may choose what its files are called: no control characters reach the terminal."""
     shown = text if len(text) <= CELL_MAX else text[: CELL_MAX - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in shown)
+    return printable(shown)
 
 
 def describe(pid: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from crio_native.errors import FailedPrecondition, NotFound
+from crio_native.errors import FailedPrecondition, NotFound, printable
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin.standalone import create, resources, state
 from crio_native.oci.builtin.standalone.options import Usage
@@ -130,7 +130,7 @@ class _Printer:
 
     def line(self, text: str, style: str = "") -> None:
         head, break_, rest = text.rpartition("\n")
-        safe = head + break_ + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in rest)
+        safe = head + break_ + printable(rest)
         if self._console is None:
             print(safe)
         else:

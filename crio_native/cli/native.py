@@ -22,7 +22,7 @@ from crio_native import __version__
 from crio_native.config import Config, Loaded, load
 from crio_native.config.render import to_toml
 from crio_native.config.schema import Option, members
-from crio_native.errors import CrioError, Unavailable
+from crio_native.errors import CrioError, Unavailable, printable
 
 SHORT = {"root": "-r", "storage_driver": "-s", "log_level": "-l"}
 
@@ -267,7 +267,7 @@ def check(source: Source, images: bool, repair: bool) -> None:
 
     findings = host.examine(config)
     for finding in findings:
-        click.echo(f"{finding.state:<9}{finding.subject}: {finding.detail}")
+        click.echo(printable(f"{finding.state:<9}{finding.subject}: {finding.detail}"))
     damaged = _examine_images(config, repair=repair) if images or repair else False
     if damaged or any(finding.state == host.MISSING for finding in findings):
         raise click.exceptions.Exit(1)
@@ -279,9 +279,9 @@ def _examine_images(config: Config, *, repair: bool) -> bool:
 
     damage, left = repairing.examine(config, repair=repair)
     for found in damage:
-        click.echo(f"damaged  {found}")
+        click.echo(printable(f"damaged  {found}"))
     for reason in left:
-        click.echo(f"left     {reason}")
+        click.echo(printable(f"left     {reason}"))
     if not damage:
         click.echo("ok       images: every layer has its files")
     return bool(left) if repair else bool(damage)

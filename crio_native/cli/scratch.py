@@ -129,6 +129,12 @@ class ScratchDaemon:
         self._lock.close()
         return problems
 
+    def complaint(self, state: str) -> Unavailable:
+        """What to raise of a daemon in a state; the end of its log is the error's note."""
+        error = Unavailable(f"the daemon {state}; the end of its log:")
+        error.add_note(self.log_tail())
+        return error
+
     def log_tail(self, lines: int = 20) -> str:
         """The end of the daemon's log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -170,7 +176,7 @@ class ScratchDaemon:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise
         state = "does not answer" if self._lives() else "ended"
-        raise Unavailable(f"the daemon {state}; the end of its log:\n{self.log_tail()}")
+        raise self.complaint(state)
 
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None

@@ -26,7 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 from crio_native.cri.background import in_thread
 from crio_native.cri.front_door import claim_socket
 from crio_native.cri.status_codes import status_code
-from crio_native.errors import CrioError
+from crio_native.errors import CrioError, printable
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ async def _refuse(name: str, error: Exception, context: grpc.aio.ServicerContext
     else:
         log.info("%s: %s: %s", name, code.name, error)
     text = str(error) if known else f"{type(error).__name__}: {error}; this is a defect, see the daemon's log"
-    await context.abort(code, text)
+    await context.abort(code, printable(text))
 
 
 def _unimplemented(name: str) -> Callable[[Any, Any], Awaitable[Any]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import zstandard
 
@@ -16,7 +19,8 @@ from crio_native.images.chunked import SPLIT_AT, TOC_AT, TOC_DIGEST
 from ..cri.conftest import Client
 from ..cri.conftest import cri as cri
 from ..cri.conftest import shared as shared
-from ..images_support import BASE, HostileRegistry, sha256
+from ..cri.images import variant
+from ..images_support import BASE, HostileRegistry, reply, sha256
 from ..images_support import hostile as hostile
 from ..linux.test_images_chunked import serve
 
@@ -109,3 +113,52 @@ def memory_of_a_pull(cri: Client, hostile: HostileRegistry, name: str, toc: byte
 
 def peak_of(process: Path) -> int:
     return int((process / "status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+
+# -- the log, and terminals --------------------------------------------------------------------------------------
+
+FORGED = "2026-01-01 00:00:00,000 ERROR [-] crio_native.daemon: forged"
+FOREIGN = f"\n{FORGED} \x1b[31mred\x1b]0;title\x07"
+
+
+@contextlib.contextmanager
+def nothing_forged(cri: Client) -> Iterator[None]:
+    """A call is refused with words of the attacker's, which forge no line of the log and tell no terminal anything."""
+    before = cri.daemon.log.stat().st_size
+    with pytest.raises(grpc.RpcError) as refused:
+        yield
+    assert "forged" in refused.value.details() and refused.value.details().isprintable()
+    with cri.daemon.log.open("rb") as log:
+        log.seek(before)
+        written = log.read().decode()
+    assert "forged" in written
+    assert all(line.isprintable() and not line.startswith(FORGED) for line in written.split("\n"))
+
+
+def test_a_registry_writes_no_lines_into_the_log(cri: Client, hostile: HostileRegistry) -> None:
+    complaint = {"errors": [{"code": "DENIED", "message": f"no{FOREIGN}"}]}
+    hostile.routes["/v2/app/manifests/latest"] = reply(403, json.dumps(complaint).encode())
+    with nothing_forged(cri):
+        pull(cri, f"{hostile.address}/app:latest")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"Cmd": [f"/none{FOREIGN}"]},
+        {"WorkingDir": f"/etc/passwd/{FOREIGN}"},
+        {"StopSignal": f"x{FOREIGN}"},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_an_image_writes_no_lines_into_the_log(cri: Client, config: dict[str, Any]) -> None:
+    image = variant(cri, f"forging{next(iter(config))}", Entrypoint=[], **({"Cmd": ["true"]} | config))
+    pod = cri.pod()
+    with nothing_forged(cri):
+        cri.start(pod, image=image)
+
+
+def test_a_commands_name_writes_no_lines_into_the_log(cri: Client) -> None:
+    container = cri.start(cri.pod(), "sleep", "100")
+    with nothing_forged(cri):
+        cri.exec(container, f"/none{FOREIGN}")

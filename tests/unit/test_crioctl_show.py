@@ -12,11 +12,6 @@ from crio_native.cli.ctl.find import Container, Node, Pod
 from crio_native.errors import InvalidArgument, NotFound
 
 
-@given(st.text())
-def test_clean_text_is_printable_and_in_one_line(text: str) -> None:
-    assert show.clean(text).isprintable()
-
-
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (2 << 50, "2048.0 TiB")],

@@ -19,7 +19,7 @@ from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import SHORT
 from crio_native.cli.ctl.targets import for_each
-from crio_native.errors import CrioError, InvalidArgument, NotFound
+from crio_native.errors import CrioError, InvalidArgument, NotFound, printable
 
 PROGRESS_INTERVAL = 0.2
 """Seconds between two looks at a pull."""
@@ -39,7 +39,7 @@ def spinner(text: str) -> Iterator[None]:
 
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(show.clean(text), total=None)
+        progress.add_task(printable(text), total=None)
         yield
 
 
@@ -77,7 +77,7 @@ def layers_shown(client: Client, image: str) -> Iterator[None]:
     columns = text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()
     ended = threading.Event()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(f"pulling {show.clean(image)}", total=None)
+        progress.add_task(f"pulling {printable(image)}", total=None)
         watcher = threading.Thread(target=_watch, args=(client, image, progress, ended), daemon=True)
         watcher.start()
         try:

@@ -12,7 +12,7 @@ from crio_native.api.runtime.v1 import api_pb2 as api
 from crio_native.cli.ctl import show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import SHORT
-from crio_native.errors import Unimplemented
+from crio_native.errors import Unimplemented, printable
 
 
 @click.command()
@@ -79,4 +79,4 @@ def events(client: Client, output: str) -> None:
             word = api.ContainerEventType.Name(event.container_event_type).split("_")[1].lower()
             moment = time.strftime("%H:%M:%S", time.localtime(event.created_at / 1e9))
             pod = event.pod_sandbox_status.metadata
-            click.echo(show.clean(f"{moment} {word:8} {event.container_id[:SHORT]} in {pod.namespace}/{pod.name}"))
+            click.echo(printable(f"{moment} {word:8} {event.container_id[:SHORT]} in {pod.namespace}/{pod.name}"))

@@ -17,15 +17,12 @@ import click
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from crio_native.errors import printable
+
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Form of the list."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
-
-
-def clean(text: str) -> str:
-    """`text` with control characters written as escapes, in one line."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -62,7 +59,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     for title in titles:
         grid.add_column(title, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(clean(cell)) for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     return grid
 
 
@@ -105,4 +102,4 @@ def age(moment: int, now: int | None = None) -> str:
 
 def note(text: str) -> None:
     """One line on stderr."""
-    click.echo(f"crioctl: {clean(text)}", err=True)
+    click.echo(f"crioctl: {printable(text)}", err=True)

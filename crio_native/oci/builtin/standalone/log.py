@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 
+from crio_native.errors import InvalidArgument, printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -21,8 +23,6 @@ _least = "info"
 
 def configure(options: SimpleNamespace) -> None:
     """Take --log, --log-format, --log-level and --debug.  Raises InvalidArgument."""
-    from crio_native.errors import InvalidArgument
-
     global _file, _json, _least
     if options.log_format not in ("", "text", "json"):
         raise InvalidArgument("--log-format", options.log_format, "must be text or json")
@@ -55,6 +55,7 @@ def debug(text: str) -> None:
 def _say(level: str, text: str) -> None:
     if LEVELS.index(level) < LEVELS.index(_least):
         return
+    text = printable(text)
     if _file:
         _append(_record(level, text))
     if _json and not _file:
