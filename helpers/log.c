@@ -38,8 +38,11 @@ static int open_log(const char *name, int flags)
 	struct stat st;
 	int fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | flags, 0640);
 
-	if (fd < 0)
+	if (fd < 0) {
+		if (errno == ENXIO) /* a FIFO that nobody reads, or a socket */
+			errno = EINVAL;
 		return -1;
+	}
 	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
 		close(fd);
 		errno = EINVAL;

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,29 @@ def test_a_log_that_cannot_be_where_it_is_asked_for(cri: Client, tmp_path: Path)
     pod = cri.pod(log_directory=str(tmp_path))
     with refused(INVALID, "config.log_path", f"{tmp_path}/file"):
         cri.create(pod, "true", log_path="file/x.log")
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "fifo that is read", "socket", "device", "directory"])
+def test_a_log_in_whose_place_something_else_is(cri: Client, tmp_path: Path, kind: str) -> None:
+    """Whoever may write in the log directory may have put it there."""
+    before = cri.daemon.log.stat().st_size
+    place = tmp_path / "x.log"
+    make: dict[str, Callable[[], object]] = {
+        "link": lambda: place.symlink_to(tmp_path / "victim"),
+        "fifo": lambda: os.mkfifo(place),
+        "fifo that is read": lambda: os.mkfifo(place),
+        "socket": lambda: os.mknod(place, stat.S_IFSOCK | 0o600),
+        "device": lambda: os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+        "directory": place.mkdir,
+    }
+    make[kind]()
+    with contextlib.ExitStack() as opened:
+        if kind == "fifo that is read":
+            opened.callback(os.close, os.open(place, os.O_RDONLY | os.O_NONBLOCK))
+        with refused(INVALID, "config.log_path", str(place)):
+            cri.create(cri.pod(log_directory=str(tmp_path)), "true", log_path="x.log")
+    assert not (tmp_path / "victim").exists()
+    assert " ERROR " not in cri.daemon.log.read_text()[before:]
 
 
 def test_what_a_caller_does_wrong_is_no_error_of_the_daemons(cri: Client) -> None:
