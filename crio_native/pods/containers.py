@@ -309,7 +309,7 @@ class Containers:
                 stdin_once=container.config.stdin_once,
                 user=built.user,
             )
-            process = self._process(runtime, container, wanted, stage, saved)
+            process = self._process(runtime, container, image_config, wanted, stage, saved)
             infra_cpus.keep_monitor_on(node.settings.infra_ctr_cpuset, process)
             self._watch_new(container)
             # What was looked at before may have changed meanwhile: a pod that was stopped; or a pid that became
@@ -326,12 +326,18 @@ class Containers:
         )
 
     def _process(
-        self, runtime: Runtime, container: Container, wanted: ContainerSpec, stage: Stage, saved: str
+        self,
+        runtime: Runtime,
+        container: Container,
+        image_config: dict[str, object],
+        wanted: ContainerSpec,
+        stage: Stage,
+        saved: str,
     ) -> Process:
         """New, or made again from a checkpoint."""
         if not saved:
             stage("making the container")
-            with refusals.of_container(container.config, self._node.settings.bind_mount_prefix):
+            with refusals.of_container(container.config, self._node.settings.bind_mount_prefix, image_config):
                 return runtime.create(wanted)
         stage("unpacking the checkpoint")
         images = restoring.unpack(saved, wanted.bundle)

@@ -25,7 +25,7 @@ from crio_native.pods.values import UserNamespace
 
 _DIRECTORY = "declared"  # below the bundle
 _MOST = 256
-_FIELD = "the image's config.Volumes"
+_OF_IMAGE = "the image's config.Volumes"
 
 
 def paths(image_config: Mapping[str, Any], taken: Collection[str]) -> list[str]:
@@ -36,11 +36,17 @@ def paths(image_config: Mapping[str, Any], taken: Collection[str]) -> list[str]:
     """
     declared = image_config.get("Volumes") or {}
     if not isinstance(declared, Mapping) or len(declared) > _MOST:
-        raise InvalidArgument(_FIELD, declared, f"must be an object of at most {_MOST} paths")
+        raise InvalidArgument("config.image.image", declared, f"{_OF_IMAGE} must be an object of at most {_MOST} paths")
     found = {normalise(f"/{path}") for path in declared} - set(taken)
     if "/" in found:
-        raise InvalidArgument(_FIELD, "/", "must be below /: a volume there would hide the image")
+        raise InvalidArgument("config.image.image", "/", f"{_OF_IMAGE} must be below /, or they would hide the image")
     return sorted(found, key=lambda path: (path.count("/"), path))
+
+
+def is_one(path: str, image_config: Mapping[str, Any]) -> bool:
+    """Whether the image wants a volume there."""
+    declared = image_config.get("Volumes")
+    return isinstance(declared, Mapping) and path in (normalise(f"/{wanted}") for wanted in declared)
 
 
 def binds(wanted: Sequence[str], bundle: Path, owner: tuple[int, int]) -> list[dict[str, Any]]:
@@ -77,7 +83,7 @@ def make(
             try:
                 _make_one(root, path, owner)
             except OSError as error:
-                raise StepFailed("image_volume", error.errno or 0, path, f"{_FIELD} names it") from None
+                raise StepFailed("image_volume", error.errno or 0, path, f"{_OF_IMAGE} name it") from None
 
 
 def _make_one(root: int, path: str, owner: tuple[int, int]) -> None:

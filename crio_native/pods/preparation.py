@@ -26,6 +26,7 @@ from crio_native.pods import (
     image_volumes,
     io_classes,
     pod_annotations,
+    refusals,
     seccomp_notifier,
     selinux,
     spec,
@@ -105,7 +106,8 @@ def prepare(
             )
         overlay = userns.map_root(overlay, pod.userns)
     if not bound:
-        declared_volumes.make(declared, bundle, overlay, built.user, pod.userns, str(layout.pins(pod.id)["user"]))
+        with refusals.of_container(container.config, node.settings.bind_mount_prefix, image_config):
+            declared_volumes.make(declared, bundle, overlay, built.user, pod.userns, str(layout.pins(pod.id)["user"]))
     (bundle / "config.json").write_text(json.dumps(built.spec))
     return Prepared(built.spec, built.user, overlay, built.absent_sources)
 

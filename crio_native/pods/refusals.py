@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from crio_native.errors import InvalidArgument, StepFailed
 from crio_native.oci.refusals import OF_VALUES, as_step
 from crio_native.oci.spec import normalise
+from crio_native.pods import declared_volumes
 from crio_native.pods.values import ContainerConfig, Resources
 
 _OCI_RESOURCES = "linux.resources."
@@ -32,8 +34,9 @@ Place = tuple[str, object]  # a field's path in the request, and its value
 
 
 @contextmanager
-def of_container(config: ContainerConfig, bind_mount_prefix: str) -> Iterator[None]:
-    """Around the making of a container.  Raises InvalidArgument where a field of its configuration is at fault."""
+def of_container(config: ContainerConfig, bind_mount_prefix: str, image_config: Mapping[str, Any]) -> Iterator[None]:
+    """Around the making of a container.  Raises InvalidArgument where a field of its configuration is at fault, or its
+    image's own."""
     try:
         yield
     except InvalidArgument as error:
@@ -43,7 +46,7 @@ def of_container(config: ContainerConfig, bind_mount_prefix: str) -> Iterator[No
             raise
         raise InvalidArgument(*place, error.reason) from error
     except StepFailed as error:
-        place = _of_step(as_step(error), config, bind_mount_prefix)
+        place = _of_step(as_step(error), config, bind_mount_prefix, image_config)
         if place is None:
             raise
         raise InvalidArgument(*place, str(error)) from error
@@ -74,7 +77,9 @@ def of_sysctls(asked: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-def _of_step(error: StepFailed, config: ContainerConfig, bind_mount_prefix: str) -> Place | None:
+def _of_step(
+    error: StepFailed, config: ContainerConfig, bind_mount_prefix: str, image_config: Mapping[str, Any]
+) -> Place | None:
     if error.step == "cgroup":
         return _resource(_value_of_cgroup(error), config.linux.resources, "config.linux.resources")
     if error.number and error.number not in OF_VALUES:
@@ -82,7 +87,8 @@ def _of_step(error: StepFailed, config: ContainerConfig, bind_mount_prefix: str)
     if error.step == "monitor" and config.log_path and error.path.endswith(f"/{config.log_path}"):
         return "config.log_path", config.log_path
     if error.step in _MOUNTING:
-        return _mount(config, bind_mount_prefix, error.path)
+        declared = declared_volumes.is_one(error.path, image_config)
+        return _mount(config, bind_mount_prefix, error.path) or (_image(config) if declared else None)
     find = _PLACES.get(error.step)
     return find(config) if find else None
 
@@ -135,6 +141,7 @@ def _image(config: ContainerConfig) -> Place:
 
 _MOUNTING = frozenset({"bind", "open_bind", "attach_bind"})
 _PLACES: Mapping[str, Callable[[ContainerConfig], Place | None]] = {
+    "image_volume": _image,
     "find_user": _user,
     "change_user": _user,
     "make_working_directory": _directory,
