@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,10 +26,12 @@ from crio_native.images.layouts import FULL_NAME, REF_NAME
 from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from crio_native.images.model import Image
 from crio_native.images.work import Stop
+from crio_native.linux import copytree
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive", "dir")
 GZIP_LEVEL = 1
 LAYER = "application/vnd.oci.image.layer.v1.tar"
+MAX_FRAGMENTS = 1 << 16  # of a file with holes; what the unpacker takes
 EPOCH = 0  # time of the archive's own entries: equal images make equal archives
 
 Content = Mapping[str, Any]
@@ -206,9 +209,12 @@ def below(directory: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
             yield from below(path, f"{name}/")
 
 
-def add(archive: tarfile.TarFile, path: Path, name: str, first: dict[int, str]) -> None:
-    """One file of such a directory; overlayfs' whiteouts become the image-spec's.  first: the names that hard links
-    have in this archive, by inode."""
+def add(archive: tarfile.TarFile, path: Path, name: str, first: dict[int, str], *, sparse: bool = False) -> None:
+    """One file of such a directory; overlayfs' whiteouts become the image-spec's.
+
+    first: the names that hard links have in this archive, by inode.  sparse: files with holes are written as such, for
+    readers that know them; a layer should have none (image-spec, layer.md, "Sparse files").
+    """
     info = path.lstat()
     if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
         above, _, last = name.rpartition("/")
@@ -224,11 +230,58 @@ def add(archive: tarfile.TarFile, path: Path, name: str, first: dict[int, str]) 
             return
     if stat.S_ISREG(info.st_mode):
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as content:
-            archive.addfile(entry, content)
+            fragments = _fragments(content.fileno(), info.st_size) if sparse else []
+            archive.addfile(entry, _Fragments(entry, content, fragments) if fragments else content)
         return
     archive.addfile(entry)
     if stat.S_ISDIR(info.st_mode) and _xattr(path, "trusted.overlay.opaque") == b"y":
         archive.addfile(tarfile.TarInfo(f"{name}/.wh..wh..opq"))
+
+
+def _fragments(fd: int, size: int) -> list[tuple[int, int]]:
+    """(offset, bytes) of a file's data, as many as readers take, with the largest holes between them; none where there
+    is no hole."""
+    data = [(start, min(end, size)) for start, end in copytree.ranges_of_data(fd) if start < size]
+    os.lseek(fd, 0, os.SEEK_SET)
+    ends = [0, *(end for _, end in data)]
+    holes = [(end, start) for end, (start, _) in zip(ends, [*data, (size, size)], strict=True) if end < start]
+    holes = sorted(sorted(holes, key=lambda hole: hole[0] - hole[1])[: MAX_FRAGMENTS - 2])
+    edges = [0, *(edge for hole in holes for edge in hole), size]
+    return [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)] if holes else []
+
+
+class _Fragments:
+    """The data of an entry of a file with holes: its map and its fragments, as PAX 1.0 has them (GNU tar manual,
+    "Storing Sparse Files"); the entry is made one of that kind."""
+
+    def __init__(self, entry: tarfile.TarInfo, content: IO[bytes], fragments: list[tuple[int, int]]) -> None:
+        numbers = [len(fragments), *(number for fragment in fragments for number in fragment)]
+        table = "".join(f"{number}\n" for number in numbers).encode()
+        table += bytes(-len(table) % tarfile.BLOCKSIZE)
+        told = {"major": "1", "minor": "0", "name": entry.name, "realsize": str(entry.size)}
+        entry.pax_headers = {**entry.pax_headers, **{f"GNU.sparse.{key}": value for key, value in told.items()}}
+        above, _, last = entry.name.rpartition("/")
+        entry.name = f"{above or '.'}/GNUSparseFile.0/{last}"  # what a reader that knows no holes makes of it
+        entry.size = len(table) + sum(length for _, length in fragments)
+        self._table, self._content, self._fragments = io.BytesIO(table), content, iter(fragments)
+        self._left = 0
+
+    def read(self, count: int = tarfile.RECORDSIZE, /) -> bytes:
+        """Exactly so many bytes, as tarfile wants them."""
+        parts = [self._table.read(count)]
+        count -= len(parts[0])
+        while count:
+            if not self._left:
+                offset, self._left = next(self._fragments)
+                self._content.seek(offset)
+                continue
+            part = self._content.read(min(count, self._left))
+            if not part:
+                break  # shorter than it was
+            parts.append(part)
+            count -= len(part)
+            self._left -= len(part)
+        return b"".join(parts)
 
 
 def _entry(path: Path, name: str) -> tarfile.TarInfo:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 MAX_DEPTH = 128  # of directories: each holds two descriptors and a frame of ours
 
@@ -66,20 +67,24 @@ def _copy_content(source: int, target: int, name: str, directory: bool, status: 
 
 def _copy_data(old: int, new: int) -> None:
     """Holes stay holes: an image can have a file of any size in a few bytes."""
-    size, end = os.fstat(old).st_size, 0
-    while (start := _next_data(old, end)) is not None:
-        end = os.lseek(old, start, os.SEEK_HOLE)
+    size = os.fstat(old).st_size
+    for start, end in ranges_of_data(old):
         _copy_range(old, new, start, end)
     os.ftruncate(new, size)
 
 
-def _next_data(fd: int, offset: int) -> int | None:
-    try:
-        return os.lseek(fd, offset, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise
+def ranges_of_data(fd: int) -> Iterator[tuple[int, int]]:
+    """Where a file is no hole: (start, end), ascending.  Moves the descriptor's offset."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole, or the end
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def _copy_range(old: int, new: int, start: int, end: int) -> None:

@@ -236,5 +236,5 @@ def _write_changes(upper: Path, target: Path) -> list[str]:
             if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
                 deleted.append(name)
             elif not stat.S_ISSOCK(info.st_mode):
-                exporting.add(archive, path, name, first)
+                exporting.add(archive, path, name, first, sparse=True)
     return deleted
