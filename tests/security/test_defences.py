@@ -264,3 +264,12 @@ def test_who_traces_an_exec_of_crio_oci_finds_no_more_than_itself(lab: Lab) -> N
         for _ in range(10):
             assert bundle.call("exec", "--env", DETOUR, bundle.name, "echo", "here").stdout == "here\n"
     assert "stronger" not in seen.read_text()
+
+
+def test_crio_oci_tells_a_terminal_nothing(lab: Lab) -> None:
+    """Engines print what it says, and whoever reads that has a terminal."""
+    with bundle_of(lab, lab.spec("/none\x1b[31m\nforged")) as bundle:
+        said = bundle.run().rstrip("\n")
+        assert "forged" in said and said.isprintable()
+        said = bundle.call("run", "--bundle", "/none\x1b[31m\nforged", "other").stderr.rstrip("\n")
+        assert "forged" in said and said.isprintable()
