@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from concurrent.futures import Future
+from pathlib import Path
 
 from crio_native.errors import (
     AlreadyExists,
@@ -22,6 +23,7 @@ from crio_native.errors import (
     NotFound,
     StartFailed,
 )
+from crio_native.images.roots import UPPER
 from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci.refusals import OF_VALUES
 from crio_native.oci.runtime import ContainerSpec, ExecSession, ExecSpec, ExitStatus, Process, Runtime
@@ -75,12 +77,18 @@ class Containers:
         node = self._node
         stage("checking the configuration")
         pod = node.store.get(Pod, pod_id)
-        saved = config.image.image if restoring.is_file(config) else ""
-        if saved:
-            act = f"a container from {saved}"
-            checkpoint.check_allowed(node.config.checkpoint_restore.container_level_enabled, act, restore=True)
-            checkpoint.check_criu(act)
-            config = restoring.with_base_image(node, config)
+        if not restoring.is_file(config):
+            return self._create(pod, config, stage)
+        act = f"a container from {config.image.image}"
+        checkpoint.check_allowed(node.config.checkpoint_restore.container_level_enabled, act, restore=True)
+        checkpoint.check_criu(act)
+        stage("unpacking the checkpoint")
+        with restoring.unpacked(node, config.image.image) as saved:
+            return self._create(pod, restoring.with_base_image(node, config, saved), stage, saved)
+
+    def _create(self, pod: Pod, config: ContainerConfig, stage: Stage, saved: Path | None = None) -> str:
+        """saved: the content of a checkpoint that it is made from."""
+        node = self._node
         asked = config.linux.security_context.namespace_options
         if asked is not None:
             spec_security.check_container_namespaces(asked, pod)
@@ -96,7 +104,7 @@ class Containers:
         container = Container(
             id=container_id,
             name=name,
-            pod_id=pod_id,
+            pod_id=pod.id,
             config=config,
             handler=pod.handler,
             created_at=time.time_ns(),
@@ -281,8 +289,7 @@ class Containers:
             pass  # a daemon that was killed had started it, but did not live to record that
         self._node.store.change(Container, container_id, _started)
 
-    def _make(self, container: Container, image_config: dict[str, object], stage: Stage, saved: str = "") -> None:
-        """saved: the file of a checkpoint that it is made from."""
+    def _make(self, container: Container, image_config: dict[str, object], stage: Stage, saved: Path | None) -> None:
         node, layout = self._node, self._node.layout
         pod = self._ready_pod(container.pod_id)
         settings, runtime = node.handlers.usable(pod.handler).settings, node.executor(pod)
@@ -332,19 +339,17 @@ class Containers:
         image_config: dict[str, object],
         wanted: ContainerSpec,
         stage: Stage,
-        saved: str,
+        saved: Path | None,
     ) -> Process:
         """New, or made again from a checkpoint."""
-        if not saved:
+        if saved is None:
             stage("making the container")
             with refusals.of_container(container.config, self._node.settings.bind_mount_prefix, image_config):
                 return runtime.create(wanted)
-        stage("unpacking the checkpoint")
-        images = restoring.unpack(saved, wanted.bundle)
+        stage("applying the checkpoint's changes")
+        restoring.apply_changes(saved, wanted.bundle / UPPER)
         stage("restoring the container")
-        process = runtime.restore(wanted, images)
-        trees.remove_tree(wanted.bundle / restoring.DIRECTORY)
-        return process
+        return runtime.restore(wanted, saved / restoring.IMAGES)
 
     def _watch_new(self, container: Container) -> None:
         try:

@@ -6,28 +6,29 @@ from the pod and from the request, never from the file; the executor refuses pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import re
-import shutil
+import stat
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound
 from crio_native.images import unpacking
-from crio_native.images.roots import UPPER
+from crio_native.images.directories import open_file, pieces_of, read_file
+from crio_native.images.unpacker import Limits
+from crio_native.pods import names, trees
 from crio_native.pods.node import Node
 from crio_native.pods.values import ContainerConfig
 
-DIRECTORY = "restore"  # below the bundle
-_CHANGES, _DELETED = "rootfs-diff.tar", "deleted.files"
-_TOP = ("config.dump", "spec.dump", _CHANGES, _DELETED)
-_IMAGE = re.compile(r"checkpoint/[A-Za-z0-9._-]{1,200}")
+IMAGES = "checkpoint"  # in the file
+_DESCRIPTION, _CHANGES, _DELETED = "config.dump", "rootfs-diff.tar", "deleted.files"
 _DESCRIPTION_MAX = 1 << 20
-_DELETED_MAX = 16 << 20
-_FILES_MAX = 100_000
+_DELETED_MAX = 4 << 20
+_LIMITS = Limits(entries=100_000)  # and the bytes, headers and holes that a layer may have
 
 
 def is_file(config: ContainerConfig) -> bool:
@@ -35,101 +36,130 @@ def is_file(config: ContainerConfig) -> bool:
     return config.image.image.startswith("/")
 
 
-def with_base_image(node: Node, config: ContainerConfig) -> ContainerConfig:
+@contextlib.contextmanager
+def unpacked(node: Node, path: str) -> Iterator[Path]:
+    """The file's content in a directory, for that time.
+
+    It is a stranger's: the confined unpacker makes it, and what is in it is believed to be no more than files.
+    Raises NotFound, InvalidArgument, ResourceExhausted, and what else `unpacking.unpack` raises.
+    """
+    place = node.layout.bundle(names.new_id())  # of no container: a start removes it after a daemon that was killed
+    content = place / "content"  # the archive says who owns this one, and what others may do with it
+    place.mkdir(mode=0o700)
+    try:
+        content.mkdir()
+        with _opened(path) as file:
+            try:
+                unpacking.unpack(content, pieces_of(file), layer=False, what=f"checkpoint {path}", limits=_LIMITS)
+                _check_plain(content)
+            except InvalidArgument as error:
+                raise InvalidArgument("config.image.image", path, f"is no checkpoint: {error}") from None
+        yield content
+    finally:
+        trees.remove_tree(place)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound("checkpoint", path, "there is no such file on this node") from None
+    except OSError as error:
+        why = f"is no checkpoint: {(error.strerror or '').lower()}"
+        raise InvalidArgument("config.image.image", path, why) from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidArgument("config.image.image", path, "is no checkpoint: not a regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check_plain(content: Path) -> None:
+    """CRIU follows links and waits for FIFOs, and to open a device may be to use it."""
+    for directory, directories, files in os.walk(content):
+        for name in (*directories, *files):
+            mode = os.lstat(os.path.join(directory, name)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise InvalidArgument("archive", name, "is neither a file nor a directory")
+
+
+def with_base_image(node: Node, config: ContainerConfig, content: Path) -> ContainerConfig:
     """The configuration with the image that the checkpoint's container stood on.
 
-    Raises NotFound for a file that is not there, FailedPrecondition for an image that is not, InvalidArgument for a
-    file that is no checkpoint.
+    Raises FailedPrecondition for an image that is not there, InvalidArgument for a file that is no checkpoint.
     """
     path = config.image.image
-    with _archive(path) as archive:
-        description = _description(archive, path)
+    description = _description(content, path)
     wanted = [description.get(name) for name in ("rootfsImageRef", "rootfsImage", "rootfsImageName")]
-    names = [name for name in wanted if isinstance(name, str) and name]
-    for name in names:
+    named = [name for name in wanted if isinstance(name, str) and name]
+    for name in named:
         try:
             image = node.images.get(name)
         except (NotFound, InvalidArgument):
             continue
-        found = dataclasses.replace(config.image, image=image.id, user_specified_image=names[-1])
+        found = dataclasses.replace(config.image, image=image.id, user_specified_image=named[-1])
         return dataclasses.replace(config, image=found)
-    raise FailedPrecondition(f"the checkpoint {path} needs the image {names[-1] if names else '?'!r}: pull it first")
+    raise FailedPrecondition(f"the checkpoint {path} needs the image {named[-1] if named else '?'!r}: pull it first")
 
 
-def unpack(path: str, bundle: Path) -> Path:
-    """The checkpoint's content into the bundle, whose root file system is prepared; the directory of the images.
-    Raises InvalidArgument."""
-    place = bundle / DIRECTORY
-    (place / "checkpoint").mkdir(parents=True, mode=0o700)
-    with _archive(path) as archive:
-        for number, entry in enumerate(archive):
-            name = entry.name.removeprefix("./").rstrip("/")
-            if number > _FILES_MAX:
-                raise InvalidArgument("config.image.image", path, f"has more than {_FILES_MAX} files")
-            if entry.isfile() and (name in _TOP or _IMAGE.fullmatch(name)):
-                content = archive.extractfile(entry)
-                assert content is not None
-                with open(place / name, "xb", opener=_private) as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
-    _apply_changes(place, bundle / UPPER)
-    return place / "checkpoint"
+def apply_changes(content: Path, upper: Path) -> None:
+    """What the container had changed in its root file system, into one that is new.  Raises InvalidArgument, and what
+    else `unpacking.unpack` raises."""
+    with _directory(content) as root:
+        try:
+            with open_file(root, _CHANGES) as changes:
+                pieces = _changes_and_whiteouts(changes, _deleted(root))
+                unpacking.unpack(upper, pieces, what=f"checkpoint's {_CHANGES}", limits=_LIMITS)
+        except NotFound:
+            pass
 
 
-def _apply_changes(place: Path, upper: Path) -> None:
-    changes = place / _CHANGES
-    if not changes.exists():
-        return
-    deleted = _deleted(place)
+def _changes_and_whiteouts(changes: int, deleted: list[str]) -> Iterator[bytes]:
+    """As one layer.  The whiteouts come first, for nothing is read after the mark of an archive's end.  The unpacker
+    looks at every path."""
+    for name in deleted:
+        above, _, last = name.rpartition("/")
+        whiteout = tarfile.TarInfo(f"{above}/.wh.{last}" if above else f".wh.{last}")
+        yield whiteout.tobuf(tarfile.PAX_FORMAT)
+    yield from pieces_of(changes)
+
+
+def _deleted(root: int) -> list[str]:
     try:
-        with tarfile.open(changes, "a", format=tarfile.PAX_FORMAT) as archive:
-            for name in deleted:  # as a layer says it; the unpacker looks at every path
-                above, _, last = name.rpartition("/")
-                archive.addfile(tarfile.TarInfo(f"{above}/.wh.{last}" if above else f".wh.{last}"))
-    except tarfile.TarError as error:
-        raise InvalidArgument("checkpoint", _CHANGES, f"is no archive: {error}") from None
-    with changes.open("rb") as file:
-        unpacking.unpack(upper, iter(lambda: file.read(1 << 20), b""), what="checkpoint's changes")
-    changes.unlink()
-
-
-def _deleted(place: Path) -> list[str]:
-    try:
-        found = json.loads(_read(place / _DELETED, _DELETED_MAX) or b"[]")
+        found = json.loads(read_file(root, _DELETED, _DELETED_MAX))
+    except NotFound:
+        return []
     except (ValueError, RecursionError) as error:
         raise InvalidArgument("checkpoint", _DELETED, f"is not JSON: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, list) or not all(_is_path(name) for name in found):
         raise InvalidArgument("checkpoint", _DELETED, "must be a list of paths")
     return found
 
 
-def _archive(path: str) -> tarfile.TarFile:
+def _is_path(name: object) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        return tarfile.open(fileobj=os.fdopen(fd, "rb"))
-    except FileNotFoundError:
-        raise NotFound("checkpoint", path, "there is no such file on this node") from None
-    except (OSError, tarfile.TarError) as error:
-        raise InvalidArgument("config.image.image", path, f"is no checkpoint: {error}") from None
+        return isinstance(name, str) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
-def _description(archive: tarfile.TarFile, path: str) -> dict[str, Any]:
+def _description(content: Path, path: str) -> dict[str, Any]:
     try:
-        content = archive.extractfile("config.dump")
-        found = json.loads(content.read(_DESCRIPTION_MAX)) if content is not None else None
-    except (KeyError, ValueError, RecursionError, tarfile.TarError) as error:
-        raise InvalidArgument("config.image.image", path, f"is no checkpoint: {error}") from None
+        with _directory(content) as root:
+            found = json.loads(read_file(root, _DESCRIPTION, _DESCRIPTION_MAX))
+    except (NotFound, InvalidArgument, ValueError, RecursionError) as error:
+        raise InvalidArgument("config.image.image", path, f"is no checkpoint: {_DESCRIPTION}: {error}") from None
     if not isinstance(found, dict):
-        raise InvalidArgument("config.image.image", path, "is no checkpoint: its config.dump is no object")
+        raise InvalidArgument("config.image.image", path, f"is no checkpoint: its {_DESCRIPTION} is no object")
     return found
 
 
-def _read(path: Path, most: int) -> bytes:
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with path.open("rb") as file:
-            return file.read(most)
-    except FileNotFoundError:
-        return b""
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        yield fd
+    finally:
+        os.close(fd)

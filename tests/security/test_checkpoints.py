@@ -1,0 +1,133 @@
+"""Checkpoints that an attacker wrote: what reading one costs, and what may come out of it.  All without CRIU."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from crio_native.errors import CrioError, InvalidArgument, ResourceExhausted
+from crio_native.pods import restoring
+from crio_native.pods.records import Layout
+
+from ..images_support import member, tar
+
+pytestmark = pytest.mark.root
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Any]:
+    """One with a place for what is unpacked, of which nothing stays."""
+    layout = Layout(tmp_path / "root", tmp_path / "run", tmp_path / "ns", tmp_path / "logs")
+    for directory in layout.directories():
+        directory.mkdir(exist_ok=True, parents=True)
+    yield SimpleNamespace(layout=layout)
+    assert list((layout.root / "containers").iterdir()) == []
+
+
+def archive(tmp_path: Path, data: bytes) -> str:
+    path = tmp_path / "saved.tar"
+    path.write_bytes(data)
+    return str(path)
+
+
+def content(node: Any, tmp_path: Path, data: bytes, look: Callable[[Path], Any] = lambda place: None) -> Any:
+    with restoring.unpacked(node, archive(tmp_path, data)) as place:
+        return look(place)
+
+
+def extended(size: int) -> bytes:
+    header = tarfile.TarInfo("extended")
+    header.type, header.size = tarfile.XHDTYPE, size
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_cve_2025_58183_an_extended_header_without_end(node: Any, tmp_path: Path) -> None:
+    """Its size is believed to be what is worth reading by none: it would be in memory at once."""
+    with pytest.raises(ResourceExhausted, match=r"an extended header of 3221225472 bytes; the most is"):
+        content(node, tmp_path, extended(3 * GIB) + bytes(1 << 20))
+
+
+def test_cve_2025_58183_members_without_end(node: Any, tmp_path: Path) -> None:
+    many = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT) * 100_001
+    with pytest.raises(ResourceExhausted, match="more than 100000 entries"):
+        content(node, tmp_path, gzip.compress(many, 1))
+
+
+def test_cve_2025_58183_holes_take_no_disk(node: Any, tmp_path: Path) -> None:
+    """A sparse image is sparse on the disk, too; and one beyond the bound is none."""
+
+    def sparse(size: int) -> bytes:
+        headers = {"major": "1", "minor": "0", "name": "checkpoint/pages-1.img", "realsize": str(size)}
+        info = tarfile.TarInfo("sparse")
+        info.size, info.pax_headers = 512, {f"GNU.sparse.{name}": value for name, value in headers.items()}
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as changed:
+            changed.addfile(info, io.BytesIO(b"1\n%d\n0\n".ljust(512, b"\0") % size))
+        return buffer.getvalue()
+
+    found = content(node, tmp_path, sparse(20 * GIB), lambda place: (place / "checkpoint/pages-1.img").stat())
+    assert (found.st_size, found.st_blocks) == (20 * GIB, 0)
+    with pytest.raises(ResourceExhausted, match="a sparse file of"):
+        content(node, tmp_path, sparse(100 * GIB))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("name", ["config.dump", "checkpoint", "checkpoint/pages-1.img", "rootfs-diff.tar", "other"])
+def test_only_files_come_out(node: Any, tmp_path: Path, name: str, kind: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="is neither a file nor a directory"):
+        content(node, tmp_path, tar(member(name, kind, linkname="/etc")))
+
+
+def test_nobody_else_reads_what_is_unpacked(node: Any, tmp_path: Path) -> None:
+    """It is the memory of processes, and the archive says what mode and owner its own top has."""
+    top = member(".", tarfile.DIRTYPE, mode=0o777, uid=1000)
+    assert content(node, tmp_path, tar(top), lambda place: stat.S_IMODE(place.parent.stat().st_mode)) == 0o700
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "fifo"])
+def test_what_is_no_file_is_not_read(node: Any, tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    where = str(tmp_path / path)
+    with pytest.raises(InvalidArgument, match="not a regular file"), restoring.unpacked(node, where):
+        pass
+
+
+def changed(node: Any, tmp_path: Path, changes: bytes, deleted: object) -> Path:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    files = [member("rootfs-diff.tar", data=changes), member("deleted.files", data=json.dumps(deleted).encode())]
+    content(node, tmp_path, tar(*files), lambda place: restoring.apply_changes(place, upper))
+    return upper
+
+
+def test_changes_and_what_was_deleted(node: Any, tmp_path: Path) -> None:
+    changes = tar(member("etc", tarfile.DIRTYPE, mode=0o751), member("etc/new", data=b"new"))
+    upper = changed(node, tmp_path, changes, ["etc/group", "/var/caf\udce9", "x" * 150])
+    assert (upper / "etc/new").read_bytes() == b"new" and stat.S_IMODE((upper / "etc").stat().st_mode) == 0o751
+    for name in ("etc/group", "var/caf\udce9", "x" * 150):
+        found = (upper / name).lstat()
+        assert stat.S_ISCHR(found.st_mode) and found.st_rdev == 0, name
+
+
+def test_cve_2025_58183_changes_are_bounded_too(node: Any, tmp_path: Path) -> None:
+    with pytest.raises(ResourceExhausted, match="an extended header"):
+        changed(node, tmp_path, extended(3 * GIB) + bytes(1024), [])
+
+
+@pytest.mark.parametrize("deleted", [["../../../etc"], ["a/.."], [5], {}, ["\ud800"], ["a\0b"], ["x" * (5 << 20)]])
+def test_deleted_files_that_are_none(node: Any, tmp_path: Path, deleted: object) -> None:
+    with pytest.raises(CrioError, match=r"deleted\.files|'\.\.'|whiteout of no name"):
+        changed(node, tmp_path, tar(), deleted)
+    assert sorted(os.listdir(tmp_path / "upper")) in ([], ["a"])
