@@ -18,6 +18,31 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def descendants(pid: int) -> list[int]:
+    """All that live below a process; what is born or orphaned meanwhile may be missing."""
+    found: list[int] = []
+    parents = [pid]
+    while parents:
+        parent = parents.pop()
+        for thread in threads(parent):
+            try:
+                with open(f"/proc/{parent}/task/{thread}/children", "rb", buffering=0) as file:
+                    children = [int(child) for child in file.readall().split()]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents += children
+            found += [child for child in children if start_time(child) is not None]
+    return found
+
+
+def threads(pid: int) -> list[int]:
+    """Of a process; none when it is gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped it."""
     try:

@@ -41,6 +41,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "sched_setattr": 314,
         "set_mempolicy": 238,
         "madvise": 28,
+        "ptrace": 101,
     },
     "aarch64": {
         "mount": 40,
@@ -60,6 +61,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "sched_setattr": 274,
         "set_mempolicy": 237,
         "madvise": 233,
+        "ptrace": 117,
     },
 }
 # Calls added since Linux 5.0 have the same number on every architecture.
@@ -235,6 +237,7 @@ _clone = _bind("clone", c_ulong, c_void_p, c_void_p, c_void_p, c_void_p)
 _ioprio_set = _bind("ioprio_set", c_int, c_int, c_int)
 _sched_setattr = _bind("sched_setattr", c_int, c_void_p, c_uint)
 _set_mempolicy = _bind("set_mempolicy", c_int, c_void_p, c_ulong)
+_ptrace = _bind("ptrace", c_long, c_long, c_void_p, c_void_p)
 _open_tree = _bind("open_tree", c_int, c_char_p, c_uint, library=_libc_without_gil)
 _move_mount = _bind("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint, library=_libc_without_gil)
 _fsopen = _bind("fsopen", c_char_p, c_uint)
@@ -402,6 +405,11 @@ def mount_setattr(
     """mount_setattr(2) on what `fd` is open on; flags: AT_RECURSIVE or 0."""
     attr = mount_attr(set_, clear, propagation, userns_fd)
     _check(_mount_setattr(fd, b"", flags | AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr)))
+
+
+def ptrace(request: int, thread: int, address: int = 0, data: ctypes.Array[Any] | None = None) -> int:
+    """ptrace(2).  The tracer is the calling thread."""
+    return _check(_ptrace(request, thread, address, data))
 
 
 def openat2(directory: int, path: str, flags: int, *, resolve: int = 0, mode: int = 0) -> int:

@@ -3,10 +3,12 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -124,6 +126,30 @@ static _Noreturn void stop(void)
 			last = pid;
 }
 
+static _Noreturn void *keep(void *unused)
+{
+	for (;;)
+		pause();
+}
+
+/* A harmless leader, whom the kernel has all of /proc/PID tell about, beside a thread that keeps what it was given. */
+static _Noreturn void behind(void)
+{
+	pthread_t thread;
+	unsigned int header[2] = {0x20080522 /* _LINUX_CAPABILITY_VERSION_3 */, 0}, none[6] = {0};
+	int number;
+
+	if (pthread_create(&thread, NULL, keep, NULL))
+		exit(1);
+	for (number = 0; number < 64; number++)
+		prctl(PR_CAPBSET_DROP, number, 0, 0, 0);
+	syscall(SYS_capset, header, none);
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	puts("behind");
+	fflush(stdout);
+	keep(NULL);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "swap"))
@@ -136,5 +162,7 @@ int main(int argc, char **argv)
 		stop();
 	if (argc == 2 && !strcmp(argv[1], "euid"))
 		return printf("euid %d\n", geteuid()) < 0;
+	if (argc == 2 && !strcmp(argv[1], "behind"))
+		behind();
 	return 2;
 }

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,11 +16,17 @@ from typing import Any
 
 import pytest
 
-from crio_native.errors import CrioError, InvalidArgument, ResourceExhausted
+from crio_native.cli.scratch import wait_for
+from crio_native.errors import CrioError, InvalidArgument, PermissionRefused, ResourceExhausted
+from crio_native.linux import process
+from crio_native.linux.cgroup import cgroup_of, hierarchy
+from crio_native.oci.builtin import restoring as executor
 from crio_native.pods import restoring
 from crio_native.pods.records import Layout
 
 from ..images_support import member, tar
+from ..oci.conftest import PARENT, Container
+from .conftest import Lab, laboratory
 
 pytestmark = pytest.mark.root
 
@@ -131,3 +138,88 @@ def test_deleted_files_that_are_none(node: Any, tmp_path: Path, deleted: object)
     with pytest.raises(CrioError, match=r"deleted\.files|'\.\.'|whiteout of no name"):
         changed(node, tmp_path, tar(), deleted)
     assert sorted(os.listdir(tmp_path / "upper")) in ([], ["a"])
+
+
+# -- what CRIU makes of hostile images: processes that stand for it, stopped, of containers that were asked for less ---
+
+
+@pytest.fixture
+def lab(tools: Path) -> Iterator[Lab]:
+    with laboratory("", tools) as lab:
+        yield lab
+
+
+def grouped(lab: Lab, *args: str) -> dict[str, Any]:
+    spec = lab.spec(*args)
+    spec["linux"]["cgroupsPath"] = f"{PARENT}/restored"
+    return spec
+
+
+def stopped(lab: Lab, spec: dict[str, Any], says: str = "ready") -> Container:
+    container = lab.create(spec).start()
+    wait_for(lambda: says in container.output(), 10, "the command")
+    for pid in cgroup_of(container.cgroup, "cgroupfs").processes():
+        os.kill(pid, signal.SIGSTOP)
+    return container
+
+
+def take_over(container: Container, asked: dict[str, Any]) -> None:
+    executor.take_over(cgroup_of(container.cgroup, "cgroupfs"), container.process, asked)
+
+
+READY = ("sh", "-c", "echo ready; while :; do sleep 1000; done")
+FILTER = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat", "unshare"], "action": "SCMP_ACT_ERRNO"}],
+}
+
+
+def test_processes_as_asked_go_on(lab: Lab) -> None:
+    spec = grouped(lab, *READY)
+    spec["linux"]["seccomp"] = FILTER
+    container = stopped(lab, spec)
+    cgroup = cgroup_of(container.cgroup, "cgroupfs")
+    take_over(container, spec)
+    assert cgroup.frozen()
+    cgroup.thaw()
+    wait_for(lambda: not process.is_stopped(container.process.pid), 10, "the process")
+    assert container.exec("true") == (0, "")
+
+
+def test_a_thread_behind_a_harmless_leader(lab: Lab) -> None:
+    spec = grouped(lab, "/bin/hostile", "behind")
+    asked = json.loads(json.dumps(spec))
+    asked["process"]["capabilities"] = {}
+    for given in spec["process"]["capabilities"].values():
+        given.append("CAP_SETPCAP")
+    del spec["process"]["noNewPrivileges"]
+    container = stopped(lab, spec, "behind")
+    with pytest.raises(PermissionRefused, match=r"thread [0-9]+: process\.capabilities\.bounding"):
+        take_over(container, asked)
+
+
+def test_a_process_of_another_control_group(lab: Lab) -> None:
+    """Whose limits it would be without; it does not outlive the refusal."""
+    spec = grouped(lab, "sh", "-c", "sleep 1000 & echo ready; wait")
+    container = stopped(lab, spec)
+    other = cgroup_of(f"{PARENT}/other", "cgroupfs")
+    other.create()
+    try:
+        [fled] = process.descendants(container.process.pid)
+        for directory in set(hierarchy().directories(other.path).values()):
+            Path(directory, "cgroup.procs").write_text(str(fled))
+        with pytest.raises(PermissionRefused, match=f"process {fled} is not in the control group {PARENT}/restored"):
+            take_over(container, spec)
+        wait_for(lambda: process.start_time(fled) is None, 10, "its end")
+    finally:
+        other.kill()
+        other.remove()
+
+
+def test_another_filter_than_the_one_that_was_asked_for(lab: Lab) -> None:
+    asked = grouped(lab, *READY)
+    asked["linux"]["seccomp"] = FILTER
+    spec = json.loads(json.dumps(asked))
+    spec["linux"]["seccomp"]["syscalls"][0]["names"] = ["swapon"]
+    with pytest.raises(PermissionRefused, match=r"linux\.seccomp is another filter"):
+        take_over(stopped(lab, spec), asked)

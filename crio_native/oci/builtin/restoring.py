@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from crio_native.errors import PermissionRefused, StepFailed
+from crio_native.linux import process, tracing
 from crio_native.linux.cgroup import Cgroup, hierarchy
 from crio_native.monitor import client as monitor
 from crio_native.oci import criu, isolation
+from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.external.runner import NETWORK_FD
 from crio_native.oci.monitored import monitor_arguments
-from crio_native.oci.runtime import ContainerSpec
+from crio_native.oci.runtime import ContainerSpec, Process
 
 SECONDS = 60.0  # for CRIU, which some damaged images have wait for ever
 _STREAMS = (0, 1, 2)  # CRIU's own are the container's
@@ -74,20 +76,51 @@ def in_crius_words(error: StepFailed, run_dir: Path) -> StepFailed:
     return criu.failure("restore", 1, str(run_dir), error.detail) if error.step == "criu restore" else error
 
 
-def take_over(cgroup: Cgroup, pid: int, spec: Mapping[str, Any]) -> None:
+def take_over(cgroup: Cgroup, made: Process, spec: Mapping[str, Any]) -> None:
     """Of stopped processes make frozen ones, and see whether they are isolated as was asked: images are files, and say
     with which privileges a process goes on.  Raises PermissionRefused."""
-    cgroup.freeze()
-    found = cgroup.processes()
-    if pid not in found:
-        raise PermissionRefused(f"the restored process {pid} is not in the control group {cgroup.path}")
-    for each in found:
-        for finding in isolation.report(each, spec):
-            if finding.verdict is isolation.Verdict.WEAKER:
-                raise PermissionRefused(
-                    f"the checkpoint's process {each} is less isolated than asked: {finding.field} is {finding.found}, "
-                    f"and not {finding.asked}"
-                )
+    try:
+        _check_filters(process.descendants(made.monitor_pid), spec)  # a frozen process could not be asked
+        cgroup.freeze()
+        found = cgroup.processes()
+        for each in {*process.descendants(made.monitor_pid), made.pid}.difference(found):
+            raise PermissionRefused(f"the checkpoint's process {each} is not in the control group {cgroup.path}")
+        for each in found:
+            _check(each, spec)
+    except BaseException:
+        for each in process.descendants(made.monitor_pid):  # who undoes the container looks into its control group only
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        raise
     for each in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGCONT)
+
+
+def _check_filters(pids: Iterable[int], spec: Mapping[str, Any]) -> None:
+    """Whether each thread has the very filter that was asked for: its number says nothing.  Others, which it may have
+    loaded besides, can only refuse more."""
+    asked = (spec.get("linux") or {}).get("seccomp")
+    if not asked:
+        return
+    program = filters.compile(asked).bpf
+    for pid in pids:
+        for thread in process.threads(pid):
+            try:
+                found = tracing.seccomp_filters(thread)
+            except OSError as error:
+                why = f"its filters cannot be read: {error.strerror}"
+                raise PermissionRefused(f"the checkpoint's process {pid} is not let go on: {why}") from None
+            if program not in found:
+                raise PermissionRefused(
+                    f"the checkpoint's process {pid} is less isolated than asked: linux.seccomp is another filter"
+                )
+
+
+def _check(pid: int, spec: Mapping[str, Any]) -> None:
+    for finding in isolation.report(pid, spec):
+        if finding.weaker:
+            raise PermissionRefused(
+                f"the checkpoint's process {pid} is less isolated than asked: {finding.field} is {finding.found}, "
+                f"and not {finding.asked}"
+            )

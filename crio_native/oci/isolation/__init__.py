@@ -8,8 +8,11 @@ groups' files, and the container's root through descriptors that never leave it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from crio_native.errors import NotFound
+from crio_native.linux import namespaces as kinds
 from crio_native.oci import spec as specs
 from crio_native.oci.isolation import credentials, files, limits
 from crio_native.oci.isolation.finding import Finding, Verdict
@@ -17,7 +20,43 @@ from crio_native.oci.isolation.subject import Subject
 
 __all__ = ["Finding", "Subject", "Verdict", "report"]
 
-_PARTS: tuple[Callable[[Subject, Mapping[str, Any]], Iterator[Finding]], ...] = (
+Part = Callable[[Subject, Mapping[str, Any]], Iterator[Finding]]
+
+# What each thread has by itself, and may have otherwise than the others.
+_OF_THREADS: tuple[Part, ...] = (
+    credentials.namespaces,
+    credentials.user,
+    credentials.capability_sets,
+    credentials.privileges,
+    credentials.labels,
+    limits.cgroup,
+)
+
+
+def threads(subject: Subject, spec: Mapping[str, Any]) -> Iterator[Finding]:
+    """What is weaker of the other threads.  Most are as the first one in all of this, which has been looked at."""
+    known = {_own(subject)}
+    for name in subject.names("task"):
+        try:
+            with Subject(subject.pid, int(name)) as thread:
+                own = _own(thread)
+                if own not in known:
+                    found = [finding for part in _OF_THREADS for finding in part(thread, spec) if finding.weaker]
+                    yield from (replace(finding, field=f"thread {name}: {finding.field}") for finding in found)
+        except (NotFound, FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+
+
+def _own(thread: Subject) -> tuple[object, ...]:
+    return (
+        *(thread.status.get(name) for name in credentials.OF_THREADS),
+        *map(thread.namespace, kinds.FILE.values()),
+        credentials.label(thread),
+        thread.text("cgroup"),
+    )
+
+
+_PARTS: tuple[Part, ...] = (
     credentials.namespaces,
     credentials.mappings,
     credentials.user,
@@ -35,6 +74,7 @@ _PARTS: tuple[Callable[[Subject, Mapping[str, Any]], Iterator[Finding]], ...] = 
     limits.device_rules,
     limits.rlimits,
     limits.oom_score,
+    threads,
 )
 
 

@@ -21,6 +21,8 @@ SETS = {
     "inheritable": "CapInh",
     "ambient": "CapAmb",
 }
+# Fields of a thread's status that are compared.
+OF_THREADS = ("Uid", "Gid", "Groups", *SETS.values(), "NoNewPrivs", "Seccomp", "Seccomp_filters")
 
 
 def namespaces(subject: Subject, spec: Spec) -> Iterator[Finding]:

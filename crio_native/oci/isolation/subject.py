@@ -29,13 +29,15 @@ class Probe(NamedTuple):
 
 
 class Subject:
-    """Everything is read through one descriptor of /proc/PID, which never becomes another process's."""
+    """Everything is read through one descriptor of /proc/PID, which never becomes another process's.  thread: one of
+    the process's, for what each has by itself."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, thread: int | None = None) -> None:
         """Raises NotFound when there is no such process."""
         self.pid = pid
+        where = f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
         try:
-            self._proc = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._proc = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             raise NotFound("process", str(pid)) from None
         self._root = -1
