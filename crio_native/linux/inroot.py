@@ -31,6 +31,26 @@ def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
     raise OSError(errno.EAGAIN, "the path kept changing while it was resolved", path)
 
 
+def open_beneath(top: str, below: str) -> int:
+    """An O_PATH descriptor of `below`, a path without symlinks below the file or directory `top`, which may be named by
+    one; `top` itself when there is none.  Raises OSError."""
+    root = os.open(top, os.O_PATH | os.O_CLOEXEC)
+    parts = below.strip("/").split("/") if below else []
+    if {"", ".", ".."}.intersection(parts):
+        os.close(root)
+        raise OSError(errno.EINVAL, "the path does not lead straight down", below)
+    for part in parts:  # step by step, what openat2 does with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS, on any kernel
+        try:
+            following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        finally:
+            os.close(root)
+        root = following
+        if stat.S_ISLNK(os.fstat(root).st_mode):
+            os.close(root)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), below)
+    return root
+
+
 def _walk(root: int, path: str, flags: int, mode: int) -> int:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     stack = [os.dup(root)]

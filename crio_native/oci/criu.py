@@ -300,12 +300,13 @@ def restore_line(
     cgroup: str,
     cgroup_directories: Mapping[str, str],
     streams: Sequence[int],
+    below: str,
     network: int = -1,
     leave_stopped: bool = False,
 ) -> list[str]:
     """root: a mount point of its own.  cgroup: the new one's path in each hierarchy; cgroup_directories: see
-    `linux.cgroup.Hierarchy.directories`.  streams: descriptors for stdin, stdout and stderr.  network: descriptor of
-    the network namespace to join.
+    `linux.cgroup.Hierarchy.directories`.  streams: descriptors for stdin, stdout and stderr.  below: a directory where
+    `sources_below` will have been bound.  network: descriptor of the network namespace to join.
 
     Raises InvalidArgument for a checkpoint that needs a mount which the new configuration has not.
     """
@@ -315,9 +316,11 @@ def restore_line(
         line.append("--leave-stopped")
     if cgroup:
         line += ["--cgroup-root", cgroup]
-    sources = {mount["destination"]: mount.get("source", "") for mount in spec.get("mounts") or ()}
+    sources = _sources(spec)
+    deeper = iter(range(len(saved.mounts)))
     for place, what in saved.mounts.items():
-        line += ["--external", f"mnt[{place}]:{_source(place, what, sources, cgroup_directories)}"]
+        source = f"{below}/{next(deeper)}" if what.get("below") else _source(place, what, sources, cgroup_directories)
+        line += ["--external", f"mnt[{place}]:{source}"]
     for descriptor, name in zip(streams, saved.streams, strict=False):
         if _STREAM.fullmatch(name):
             line += ["--inherit-fd", f"fd[{descriptor}]:{name}"]
@@ -328,6 +331,22 @@ def restore_line(
     if network >= 0:
         line += ["--inherit-fd", f"fd[{network}]:{_NETWORK}"]
     return line
+
+
+def sources_below(spec: Mapping[str, Any], saved: Saved) -> list[tuple[str, str]]:
+    """(a bind's source, path below it) of the mounts that CRIU cannot be told by their own path: what is on the way is
+    the volume's owner's to swap until CRIU mounts it (see `linux.staging.bind_beneath`).  Raises InvalidArgument."""
+    sources = _sources(spec)
+    deeper = [(place, what) for place, what in saved.mounts.items() if what.get("below")]
+    for _, what in deeper:
+        below = what["below"]
+        if not below.startswith("/") or {"", ".", ".."}.intersection(below[1:].split("/")):
+            raise InvalidArgument(EXTERNAL, below, "does not lead straight down into a bind")
+    return [(_source(place, what, sources, {}), what["below"]) for place, what in deeper]
+
+
+def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
+    return {mount["destination"]: mount.get("source", "") for mount in spec.get("mounts") or ()}
 
 
 def _source(
@@ -341,17 +360,10 @@ def _source(
     if "destination" in what:
         if what["destination"] not in sources:
             raise InvalidArgument("mounts", what["destination"], "is missing: the checkpoint needs a mount there")
-        return _below(sources[what["destination"]], what.get("below", ""))
+        return sources[what["destination"]]
     if what.get("device") in DEVICES:
         return f"/dev/{what['device']}"
     raise InvalidArgument(EXTERNAL, dict(what), "says nothing that is known of a mount")
-
-
-def _below(source: str, below: str) -> str:
-    """A mount inside a bind.  What the container could write there, a symlink for one, must not lead elsewhere."""
-    if below and (below[0] != "/" or os.path.realpath(source + below) != os.path.realpath(source) + below):
-        raise InvalidArgument(EXTERNAL, below, f"does not stay inside {source}")
-    return source + below
 
 
 # -- running it ------------------------------------------------------------------------------------------------------

@@ -143,6 +143,25 @@ def test_a_checkpoint_gives_no_privilege(cri: Client, tmp_path: Path, leaks: Mac
     cri.remove_pod(pod)
 
 
+def test_another_filter_than_the_requests(cri: Client, tmp_path: Path, leaks: Machine) -> None:
+    """The same one is let go on; one that was made of another profile is not."""
+    default = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    profile = tmp_path / "profile.json"
+    profile.write_text(
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_LOG"}]}'
+    )
+    other = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=str(profile))
+    target = saved_of(cri, tmp_path, "sleep", "60", security={"seccomp": other})
+    pod = cri.pod()
+    container = cri.create(pod, image=str(target), security={"seccomp": other})
+    cri.call("StartContainer", container_id=container)
+    assert cri.exec(container, "true").exit_code == 0
+    with refused(Code.PERMISSION_DENIED, "linux.seccomp is another filter"):
+        cri.create(pod, image=str(target), security={"seccomp": default})
+    assert [each.id for each in cri.containers()] == [container]
+    cri.remove_pod(pod)
+
+
 def rewritten(target: Path, **files: bytes | None) -> Path:
     """The same archive with other contents for some files (and those that it had not), or without them."""
     other = target.with_name("other.tar")

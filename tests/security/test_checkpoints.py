@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,3 +225,100 @@ def test_another_filter_than_the_one_that_was_asked_for(lab: Lab) -> None:
     spec["linux"]["seccomp"]["syscalls"][0]["names"] = ["swapon"]
     with pytest.raises(PermissionRefused, match=r"linux\.seccomp is another filter"):
         take_over(stopped(lab, spec), asked)
+
+
+def with_volume(lab: Lab) -> tuple[dict[str, Any], Path]:
+    volume = lab.directory / "volume"
+    (volume / "x").mkdir(parents=True)
+    spec = grouped(lab, *READY)
+    spec["mounts"].append({"destination": "/vol", "type": "bind", "source": str(volume), "options": ["rbind"]})
+    return spec, volume
+
+
+def test_a_mount_below_a_volume_that_the_volume_has_not(lab: Lab) -> None:
+    """A process that CRIU made has it although it may not mount."""
+    spec, _ = with_volume(lab)
+    container = stopped(lab, spec)
+    enter = ["nsenter", "--mount", "--target", str(container.process.pid), "/bin/mount"]
+    subprocess.run([*enter, "-t", "proc", "proc", "/vol/x"], check=True)
+    with pytest.raises(PermissionRefused, match="mount /vol/x is proc from proc/, not what the source has there"):
+        take_over(container, spec)
+
+
+def test_another_volume_than_the_one_that_was_asked_for(lab: Lab) -> None:
+    spec, _ = with_volume(lab)
+    asked = json.loads(json.dumps(spec))
+    asked["mounts"][-1]["source"] = str(lab.outside)
+    with pytest.raises(PermissionRefused, match=r"mount /vol is .*, not what the source has there"):
+        take_over(stopped(lab, spec), asked)
+
+
+REMOUNT = """
+import os, sys
+from crio_native.linux import mounts, syscalls
+syscalls.setns(os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY), syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/vol/x", None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_NOSUID)
+"""
+
+
+def test_a_mount_below_a_volume_that_is_the_volumes_own(lab: Lab) -> None:
+    """With what its flags forbid."""
+    spec, volume = with_volume(lab)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,noexec", "tmpfs", volume / "x"], check=True)
+    try:
+        take_over(stopped(lab, spec), spec)
+        lab.remove_containers()
+        container = stopped(lab, spec)
+        subprocess.run([sys.executable, "-c", REMOUNT, str(container.process.pid)], check=True)
+        with pytest.raises(PermissionRefused, match="mount /vol/x is without the source's noexec"):
+            take_over(container, spec)
+    finally:
+        lab.remove_containers()
+        subprocess.run(["umount", volume / "x"], check=True)
+
+
+BIND = """
+import os, sys
+from crio_native.linux import staging
+place, volume, here = sys.argv[1], sys.argv[2], os.stat(sys.argv[3])
+told = set()
+for turn in range(300):
+    directory = f"{place}/{turn}"
+    os.mkdir(directory)
+    try:
+        staging.bind_beneath(directory, [(volume, "/x")])
+        told.add("bound" if os.path.samestat(os.stat(f"{directory}/0"), here) else "led away")
+    except OSError as error:
+        told.add(error.strerror)
+print(*sorted(told), sep=", ")
+"""
+
+
+def test_what_is_below_a_volume_is_not_swapped_for_a_link(lab: Lab, tmp_path: Path) -> None:
+    """Its owner does so again and again while CRIU's mounts are prepared."""
+    _, volume = with_volume(lab)
+    (volume / "link").symlink_to(lab.outside)
+    (lab.directory / "here").mkdir()
+    subprocess.run(["mount", "--bind", volume / "x", lab.directory / "here"], check=True)
+    line: list[str | Path] = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        sys.executable,
+        "-c",
+        BIND,
+        tmp_path,
+        volume,
+    ]
+    try:
+        with subprocess.Popen([lab.tools / "hostile", "swap", volume / "x", volume / "link"]) as swapping:
+            try:
+                told = subprocess.run(
+                    [*line, lab.directory / "here"], check=True, capture_output=True, text=True
+                ).stdout
+            finally:
+                swapping.kill()
+    finally:
+        subprocess.run(["umount", lab.directory / "here"], check=True)
+    assert told == "Too many levels of symbolic links, bound\n"

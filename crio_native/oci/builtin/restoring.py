@@ -32,6 +32,8 @@ def request(
     network = specs.namespace_paths(spec).get("network", "")
     root, label = spec["root"]["path"], spec["linux"].get("mountLabel", "")
     pid_file = f"{run_dir}/pid"
+    below = container.run_dir / "below"
+    below.mkdir(mode=0o700)
     line = criu.restore_line(
         spec,
         saved,
@@ -43,6 +45,7 @@ def request(
         cgroup=cgroup.path,
         cgroup_directories=hierarchy().directories(cgroup.path),
         streams=_STREAMS,
+        below=str(below),
         network=NETWORK_FD if network else -1,
         leave_stopped=True,
     )
@@ -61,6 +64,7 @@ def request(
             "user_namespace": "",
         },
         "network": network,
+        "below": {"directory": str(below), "sources": criu.sources_below(spec, saved)},
         "run_dir": run_dir,
         "pid_file": pid_file,
         "terminal": False,
@@ -118,7 +122,7 @@ def _check_filters(pids: Iterable[int], spec: Mapping[str, Any]) -> None:
 
 
 def _check(pid: int, spec: Mapping[str, Any]) -> None:
-    for finding in isolation.report(pid, spec):
+    for finding in isolation.report(pid, spec, restored=True):
         if finding.weaker:
             raise PermissionRefused(
                 f"the checkpoint's process {pid} is less isolated than asked: {finding.field} is {finding.found}, "

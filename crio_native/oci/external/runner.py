@@ -17,7 +17,7 @@ import select
 
 import _prctl  # type: ignore[import-not-found]  # prctl's C half, without hundreds of properties
 
-from crio_native.linux import process, syscalls
+from crio_native.linux import process, staging, syscalls
 from crio_native.oci.builtin import steps, wire
 from crio_native.oci.external import making
 from crio_native.oci.external.children import (
@@ -109,12 +109,15 @@ def create(request: dict[str, Any], reply: _socket.socket, descriptors: list[int
 
 
 def restore(request: dict[str, Any], reply: _socket.socket, descriptors: list[int]) -> None:
-    """Mount the root, have CRIU make the container's processes, become their monitor: as `create`, in a mount namespace
-    that nobody else sees.  A pod's network goes to CRIU as the descriptor that its line names."""
+    """Mount the root and what was below binds, have CRIU make the container's processes, become their monitor: as
+    `create`, in a mount namespace that nobody else sees.  A pod's network goes to CRIU as the descriptor that its line
+    names."""
     with making.telling(request, reply) as step:
         step.name = "overlay_root"
         hosts = making.follow_mounts()
         making.mount_root(request)
+        step.name = "bind_below"
+        staging.bind_beneath(request["below"]["directory"], request["below"]["sources"])
         if request["network"]:
             os.dup2(process.open_namespace(request["network"]), NETWORK_FD)
         step.name = "criu restore"

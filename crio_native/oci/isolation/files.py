@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crio_native.linux import mountinfo, mounts
+from crio_native.linux import inroot, mountinfo, mounts
 from crio_native.oci import spec as specs
 from crio_native.oci.builtin.plan import DEFAULT_DEVICES
 from crio_native.oci.isolation.credentials import own_namespace
@@ -79,6 +79,57 @@ def _verdict_of_extra(mount: mountinfo.Mount, capable: bool) -> Verdict:
         return Verdict.STRICTER  # a mask, or a protected part of what is there
     # With CAP_SYS_ADMIN it may have made the mount itself.
     return Verdict.DIFFERENT if capable else Verdict.WEAKER
+
+
+def sources(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    """Whether binds show what their sources are now, and what is mounted below them what is mounted there; below
+    control groups, the container's own.
+
+    For a container that has just been made: later mounts of the host's may have reached it, or it may have made some.
+    """
+    asked = {specs.normalise(mount["destination"]): mount for mount in spec.get("mounts") or ()}
+    tops = {probe.at: mount for target, mount in asked.items() for probe in subject.probes(target)}
+    hidden = (spec.get("linux") or {}).get("maskedPaths") or ()
+    explained = {probe.at for path in hidden for probe in subject.probes(path)}
+    capable = "CAP_SYS_ADMIN" in ((spec["process"].get("capabilities") or {}).get("effective") or ())
+    for found in subject.mounts.values():
+        above = max((at for at in tops if _is_within(found.point, at)), key=len, default="")
+        mount = tops.get(above, {})
+        if found.point in explained:
+            continue
+        if _is_bind(mount):
+            other = _other_than_source(subject, found, mount, found.point[len(above) :])
+        elif mount.get("type") == "cgroup" and found.point != above:
+            own = found.fstype in ("cgroup", "cgroup2") and found.root in subject.cgroups.values()
+            other = "" if own else f"{found.fstype} at {found.root}, no control group of its own"
+        else:
+            continue
+        if other:
+            field = f"mount {found.point}"
+            yield Finding(field, _asked_words(mount), other, Verdict.DIFFERENT if capable else Verdict.WEAKER)
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _other_than_source(subject: Subject, found: mountinfo.Mount, mount: Mapping[str, Any], below: str) -> str:
+    """How a bind, or a mount below one, differs from what the host has there; "" when it does not."""
+    for probe in subject.probes(found.point):
+        if probe.mount is None or probe.mount.id != found.id:
+            return f"{found.fstype} below another mount"
+        try:
+            source = inroot.open_beneath(mount.get("source", ""), below)
+        except OSError as error:
+            return f"{found.fstype}, and the source has nothing there: {error.strerror}"
+        try:
+            if not os.path.samestat(os.fstat(source), probe.status):
+                return f"{found.fstype} from {found.source}{found.root}, not what the source has there"
+            missing = _flags_of(mountinfo.read()[mountinfo.id_of(source)]) - _flags_of(found) - {ID_MAPPED}
+            return f"without the source's {' '.join(_ordered(missing))}" if missing else ""
+        finally:
+            os.close(source)
+    return f"{found.fstype}, which cannot be reached"
 
 
 def _brings_others(mount: Mapping[str, Any]) -> bool:

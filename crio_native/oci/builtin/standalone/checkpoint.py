@@ -10,7 +10,7 @@ import os
 import signal
 
 from crio_native.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from crio_native.linux import inroot, mounts, process, syscalls
+from crio_native.linux import inroot, mounts, process, staging, syscalls
 from crio_native.linux.cgroup import hierarchy
 from crio_native.oci import criu
 from crio_native.oci import spec as specs
@@ -18,7 +18,7 @@ from crio_native.oci.builtin.standalone import control, create, log, state, term
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import SimpleNamespace
     from typing import Any
 
@@ -120,22 +120,28 @@ class Restored(create.Made):
         pid_file = self.state.path("restored")
         network = specs.namespace_paths(self.spec).get("network", "")
         joined = process.open_namespace(network) if network else -1
+        deeper = criu.sources_below(self.spec, self._saved)
+        for top, path in deeper:
+            os.close(inroot.open_beneath(top, path))  # an error is told from here; what is opened later is what counts
         streams = [os.dup(number) for number in range(3)]  # criu's own are others
+        root, below = self.state.record["rootfs"], self.state.path("below")
         line = criu.restore_line(
             self.spec,
             self._saved,
             _allowed(self.options),
             images=self._images,
             work=self._work,
-            root=self.state.record["rootfs"],
+            root=root,
             pid_file=pid_file,
             cgroup=cgroup.path if cgroup is not None else "",
             cgroup_directories=hierarchy().directories(cgroup.path) if cgroup is not None else {},
             streams=streams,
+            below=below,
             network=joined,
         )
+        os.mkdir(below, 0o700)
         try:
-            _run(line, self._work, [*streams, joined], root=self.state.record["rootfs"])
+            _run(line, self._work, [*streams, joined], before=lambda: _prepare_mounts(root, below, deeper))
             with open(pid_file) as file:
                 return int(file.read())
         except BaseException:
@@ -145,6 +151,7 @@ class Restored(create.Made):
             for fd in (*streams, joined):
                 if fd >= 0:
                     os.close(fd)
+            os.rmdir(below)
             if os.path.exists(pid_file):
                 os.unlink(pid_file)
 
@@ -188,15 +195,20 @@ def _freezer(cgroup: Cgroup | None) -> str:
     return directories.get("unified") or directories.get("") or directories.get("freezer", "")
 
 
-def _run(line: list[str], work: str, keep: Sequence[int] = (), *, root: str = "") -> None:
-    """See `criu.run`.  root: to be a mount point, which nobody else sees."""
+def _prepare_mounts(root: str, below: str, deeper: Sequence[tuple[str, str]]) -> None:
+    """In a mount namespace that nobody else sees: the root as a mount point, and what was below binds."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, mounts.MS_SLAVE | mounts.MS_REC)
+    syscalls.mount(root, root, None, mounts.MS_BIND | mounts.MS_REC)
+    staging.bind_beneath(below, deeper)
+
+
+def _run(line: list[str], work: str, keep: Sequence[int] = (), *, before: Callable[[], None] = lambda: None) -> None:
+    """See `criu.run`."""
 
     def isolate() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if root:
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount(None, "/", None, mounts.MS_SLAVE | mounts.MS_REC)
-            syscalls.mount(root, root, None, mounts.MS_BIND | mounts.MS_REC)
+        before()
 
     os.makedirs(work, 0o700, exist_ok=True)
     log.debug(" ".join(line))
