@@ -166,7 +166,7 @@ def stopped(lab: Lab, spec: dict[str, Any], says: str = "ready") -> Container:
 
 
 def take_over(container: Container, asked: dict[str, Any]) -> None:
-    executor.take_over(cgroup_of(container.cgroup, "cgroupfs"), container.process, asked)
+    executor.take_over(cgroup_of(container.cgroup, "cgroupfs"), container.process.pid, asked)
 
 
 READY = ("sh", "-c", "echo ready; while :; do sleep 1000; done")

@@ -18,7 +18,7 @@ from crio_native.oci import seccomp as filters
 from crio_native.oci import spec as specs
 from crio_native.oci.external.runner import NETWORK_FD
 from crio_native.oci.monitored import monitor_arguments
-from crio_native.oci.runtime import ContainerSpec, Process
+from crio_native.oci.runtime import ContainerSpec
 
 SECONDS = 60.0  # for CRIU, which some damaged images have wait for ever
 _STREAMS = (0, 1, 2)  # CRIU's own are the container's
@@ -80,25 +80,30 @@ def in_crius_words(error: StepFailed, run_dir: Path) -> StepFailed:
     return criu.failure("restore", 1, str(run_dir), error.detail) if error.step == "criu restore" else error
 
 
-def take_over(cgroup: Cgroup, made: Process, spec: Mapping[str, Any]) -> None:
+def take_over(cgroup: Cgroup, pid: int, spec: Mapping[str, Any]) -> None:
     """Of stopped processes make frozen ones, and see whether they are isolated as was asked: images are files, and say
     with which privileges a process goes on.  Raises PermissionRefused."""
     try:
-        _check_filters(process.descendants(made.monitor_pid), spec)  # a frozen process could not be asked
+        _check_filters(_tree(pid), spec)  # a frozen process could not be asked
         cgroup.freeze()
         found = cgroup.processes()
-        for each in {*process.descendants(made.monitor_pid), made.pid}.difference(found):
+        for each in _tree(pid).difference(found):
             raise PermissionRefused(f"the checkpoint's process {each} is not in the control group {cgroup.path}")
         for each in found:
             _check(each, spec)
     except BaseException:
-        for each in process.descendants(made.monitor_pid):  # who undoes the container looks into its control group only
+        for each in _tree(pid):  # who undoes the container looks into its control group only
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         raise
     for each in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGCONT)
+
+
+def _tree(pid: int) -> set[int]:
+    """All that CRIU made, in whatever control groups: who is in a PID namespace is below its first process."""
+    return {pid, *process.descendants(pid)}
 
 
 def _check_filters(pids: Iterable[int], spec: Mapping[str, Any]) -> None:

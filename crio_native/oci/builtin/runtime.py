@@ -231,16 +231,15 @@ class BuiltinRuntime(Monitored):
                     created = monitor.read_reply(reply, min(self._create_timeout, restoring.SECONDS))
                 except StepFailed as error:
                     raise restoring.in_crius_words(error, run_dir) from None
-            made = Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"])
-            restoring.take_over(cgroup, made, spec)
-            self._place_monitor(container.id, cgroups_path, made.monitor_pid)
+            restoring.take_over(cgroup, created["pid"], spec)
+            self._place_monitor(container.id, cgroups_path, created["monitor"])
         except AlreadyExists:
             self.delete(container.id, run_dir, "")  # the group is somebody else's
             raise
         except BaseException:
             self.delete(container.id, run_dir, cgroups_path)
             raise
-        return made
+        return Process(created["pid"], process.start_time(created["pid"]) or 0, created["monitor"])
 
     def _place_monitor(self, container_id: str, cgroups_path: str, pid: int) -> None:
         """Only now, for it was there before its container was known."""
