@@ -97,7 +97,10 @@ class Admission:
         return judgement.check(digests, lambda kind, digest: FromRegistry(repository, directory)(kind, digest))
 
     def _meant(self, image: Image, name: str) -> Sequence[Reference]:
-        """The complete names that an image was asked for by; an id alone means any that it has."""
+        """The complete names that an image was asked for by; an id alone means any that it has.
+
+        Raises UntrustedImage for a name that it has not: the asker would choose the rule that judges it.
+        """
         known = [references.parse(key) for key in (*image.names, *image.digests)]
         digits = name.removeprefix("sha256:")
         is_id = len(digits) >= MIN_PREFIX and image.id.removeprefix("sha256:").startswith(digits)
@@ -105,4 +108,9 @@ class Admission:
             return known
         asked = self._sources.names(name)
         here = {reference.name for reference in known}
-        return [reference for reference in asked if reference.name in here] or asked[:1]
+        meant = [reference for reference in asked if reference.name in here]
+        if not meant:
+            raise UntrustedImage(
+                f"image {image.id} was asked for as {asked[0] if asked else name}, and has no such name"
+            )
+        return meant

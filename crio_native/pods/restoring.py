@@ -86,7 +86,8 @@ def _check_plain(content: Path) -> None:
 
 
 def with_base_image(node: Node, config: ContainerConfig, content: Path) -> ContainerConfig:
-    """The configuration with the image that the checkpoint's container stood on.
+    """The configuration with the image that the checkpoint's container stood on; how it is called there counts only if
+    the image has that name, for the trust policy judges by it.
 
     Raises FailedPrecondition for an image that is not there, InvalidArgument for a file that is no checkpoint.
     """
@@ -99,7 +100,8 @@ def with_base_image(node: Node, config: ContainerConfig, content: Path) -> Conta
             image = node.images.get(name)
         except (NotFound, InvalidArgument):
             continue
-        found = dataclasses.replace(config.image, image=image.id, user_specified_image=named[-1])
+        own = [name for name in named if name in image.names]
+        found = dataclasses.replace(config.image, image=image.id, user_specified_image=own[-1] if own else "")
         return dataclasses.replace(config, image=found)
     raise FailedPrecondition(f"the checkpoint {path} needs the image {named[-1] if named else '?'!r}: pull it first")
 

@@ -438,6 +438,17 @@ def test_an_image_is_judged_by_each_namespaces_policy(registry: Registry, node: 
             store.authorize(image, name, "strict")
 
 
+def test_a_name_that_an_image_has_not_is_not_judged_for_it(registry: Registry, node: Node) -> None:
+    """Whoever asks could choose the rule by it."""
+    name, _, _ = push(registry, "tenant/refused")
+    node.policy({"default": [ACCEPT]})
+    node.require(ACCEPT, scope="localhost/trusted", namespace="strict")
+    with node.store() as store:
+        image = store.pull(name)
+        with pytest.raises(UntrustedImage, match="asked for as localhost/trusted/x:1, and has no such name"):
+            store.authorize(image, "localhost/trusted/x:1", "strict")
+
+
 def test_what_a_pull_met_needs_no_registry_later(hostile: HostileRegistry, node: Node, gpg: Gpg) -> None:
     name, digest, _ = push(hostile, "tenant/offline")
     lookaside_file(node, name, digest).write_bytes(gpg.sign(ALICE, payload(digest, name)))

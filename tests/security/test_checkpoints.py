@@ -25,6 +25,7 @@ from crio_native.linux.cgroup import cgroup_of, hierarchy
 from crio_native.oci.builtin import restoring as executor
 from crio_native.pods import restoring
 from crio_native.pods.records import Layout
+from crio_native.pods.values import ContainerConfig, ImageSpec
 
 from ..images_support import member, tar
 from ..oci.conftest import PARENT, Container
@@ -140,6 +141,17 @@ def test_deleted_files_that_are_none(node: Any, tmp_path: Path, deleted: object)
     with pytest.raises(CrioError, match=r"deleted\.files|'\.\.'|whiteout of no name"):
         changed(node, tmp_path, tar(), deleted)
     assert sorted(os.listdir(tmp_path / "upper")) in ([], ["a"])
+
+
+def test_a_checkpoint_does_not_name_its_image_for_the_trust_policy(tmp_path: Path) -> None:
+    image = SimpleNamespace(id="sha256:1", names=["localhost/untrusted/x:1", "localhost/also/x:1"])
+    node: Any = SimpleNamespace(images=SimpleNamespace(get=lambda name: image))
+    config = ContainerConfig(image=ImageSpec(image="/saved.tar"))
+    for called, name in (("localhost/trusted/x:1", ""), ("localhost/also/x:1", "localhost/also/x:1")):
+        description = {"rootfsImageRef": image.id, "rootfsImageName": called}
+        (tmp_path / "config.dump").write_text(json.dumps(description))
+        found = restoring.with_base_image(node, config, tmp_path).image
+        assert (found.image, found.user_specified_image) == (image.id, name)
 
 
 # -- what CRIU makes of hostile images: processes that stand for it, stopped, of containers that were asked for less ---
