@@ -18,7 +18,7 @@ from crio_native.cri.jobs import Jobs
 from crio_native.cri.server import Call
 from crio_native.cri.translate import from_message, to_message
 from crio_native.errors import FailedPrecondition, InvalidArgument
-from crio_native.pods import checkpoint, names
+from crio_native.pods import checkpoint, names, saved_configuration
 from crio_native.pods.containers import Containers
 from crio_native.pods.node import Node
 from crio_native.pods.records import Container, ContainerState, Pod, PodState
@@ -71,25 +71,15 @@ class CheckpointService:
         return [mine[container_id] for container_id in dict.fromkeys(wanted)] if wanted else running
 
     async def RestorePod(self, request: Any, call: Call) -> Any:
-        """What the request does not say is as the checkpoint has it."""
+        """What the request does not say is as the checkpoint has it, as far as that gives nothing of the host's."""
         path = request.checkpoint_path
         _check_path("checkpoint_path", path)
         _check_options(request.options)
         await self._check(call, f"a restore from {path}", restore=True)
         about = await call.thread(checkpoint.about_pod, path)
-        if request.HasField("config"):
-            config = from_message(PodConfig, request.config, "config")
-        else:
-            config = from_message(PodConfig, _message(pb.PodSandboxConfig(), about.get("config"), path), "config")
-        handler = request.runtime_handler or str(about.get("handler", ""))
-        saved = about.get("containers")
-        asked = list(request.container_configs) or [
-            _message(pb.ContainerConfig(), each, path) for each in (saved if isinstance(saved, list) else ())
-        ]
-        wanted = [
-            _from_file(from_message(ContainerConfig, each, f"container_configs[{index}]"), path)
-            for index, each in enumerate(asked)
-        ]
+        config = self._pod_config(request, about)
+        handler = request.runtime_handler or self._saved_handler(about, path)
+        wanted = [_from_file(each, path) for each in self._container_configs(request, about)]
         name = names.pod_name(config.metadata)
         return await self._jobs.run(
             self._node.workers,
@@ -99,6 +89,39 @@ class CheckpointService:
             seconds=call.seconds(),
             subject=(config, handler, wanted),
         )
+
+    @staticmethod
+    def _pod_config(request: Any, about: Mapping[str, Any]) -> PodConfig:
+        path = request.checkpoint_path
+        if request.HasField("config"):
+            return from_message(PodConfig, request.config, "config")
+        config = from_message(PodConfig, _message(pb.PodSandboxConfig(), about.get("config"), path), "config")
+        saved_configuration.check_pod(config, f"{path}/{checkpoint.ABOUT}: config")
+        return config
+
+    @staticmethod
+    def _container_configs(request: Any, about: Mapping[str, Any]) -> list[ContainerConfig]:
+        path = request.checkpoint_path
+        if request.container_configs:
+            return [
+                from_message(ContainerConfig, each, f"container_configs[{index}]")
+                for index, each in enumerate(request.container_configs)
+            ]
+        saved = about.get("containers")
+        wanted = []
+        for index, each in enumerate(saved if isinstance(saved, list) else ()):
+            message = _message(pb.ContainerConfig(), each, path)
+            wanted.append(from_message(ContainerConfig, message, f"containers[{index}]"))
+            saved_configuration.check_container(wanted[-1], f"{path}/{checkpoint.ABOUT}: containers[{index}]")
+        return wanted
+
+    def _saved_handler(self, about: Mapping[str, Any], path: str) -> str:
+        """Handlers differ in what pods may ask of them."""
+        handler = str(about.get("handler", ""))
+        if handler not in ("", self._node.settings.default_runtime):
+            why = f"the pod was of the handler {handler!r}, which is not given by a checkpoint: name one"
+            raise InvalidArgument("runtime_handler", "", f"{path}: {why}")
+        return handler
 
     def _restore(self, config: PodConfig, handler: str, wanted: list[ContainerConfig], stage: Stage) -> Any:
         """All of the pod, or nothing."""

@@ -41,7 +41,7 @@ from crio_native.pods.records import Container, ContainerState, ProcessRecord
 _DIRECTORY = "checkpoint"  # below the bundle, and in the file
 _OF_CRIU = ("dump.log", "stats-dump")
 ABOUT = "pod.json"  # in a pod's checkpoint
-_ABOUT_MAX = 16 << 20
+_ABOUT_MAX = 4 << 20
 _fitting: set[tuple[str, int]] = set()  # programs, by path and time of change, that `criu check` was content with
 _LEFT_SECONDS = 30.0  # that a daemon's start waits for the CRIU of the one before
 
@@ -132,8 +132,7 @@ def about_pod(directory: str) -> dict[str, Any]:
     """What `write_pod` was told of the pod.  Raises NotFound, InvalidArgument."""
     path = Path(directory, ABOUT)
     try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(_ABOUT_MAX))
+        found = json.loads(_read_file(path))
     except OSError as error:
         why = f"it has no readable {ABOUT} ({(error.strerror or '').lower()})"
         raise NotFound("checkpoint of a pod", directory, why) from None
@@ -142,6 +141,21 @@ def about_pod(directory: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidArgument("checkpoint_path", str(path), "must be an object")
     return found
+
+
+def _read_file(path: Path) -> bytes:
+    """A stranger's: nothing but a file is opened, for opening may be waiting for a FIFO's other end."""
+    place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise InvalidArgument("checkpoint_path", str(path), "must be a regular file")
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            content = file.read(_ABOUT_MAX + 1)
+    finally:
+        os.close(place)
+    if len(content) > _ABOUT_MAX:
+        raise InvalidArgument("checkpoint_path", str(path), f"may have at most {_ABOUT_MAX} bytes")
+    return content
 
 
 def forget(node: Node, container: Container) -> None:

@@ -234,9 +234,11 @@ def test_a_pod_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) ->
     with refused(Code.ALREADY_EXISTS, "output_path"):
         cri.call("CheckpointPod", pod_sandbox_id=pod, output_path=str(place))
     with refused(Code.ALREADY_EXISTS):
-        cri.call("RestorePod", checkpoint_path=str(place))
+        cri.call("RestorePod", checkpoint_path=str(place), config=config)
     cri.remove_pod(pod)
-    answer = cri.call("RestorePod", checkpoint_path=str(place))
+    with refused(Code.PERMISSION_DENIED, "pod.json: config: log_directory is not given by a checkpoint"):
+        cri.call("RestorePod", checkpoint_path=str(place))
+    answer = cri.call("RestorePod", checkpoint_path=str(place), config=config)
     assert sorted(each.name for each in answer.restored_containers) == ["one", "two"]
     for each in answer.restored_containers:
         assert int(cri.exec(each.container_id, "cat", "/count").stdout) > 3
@@ -247,9 +249,13 @@ def test_a_pod_from_a_checkpoint(cri: Client, tmp_path: Path, leaks: Machine) ->
     cri.remove_pod(other.pod_sandbox_id)
     (place / "two.tar").write_bytes(b"damaged")
     with refused(Code.INVALID_ARGUMENT, "two.tar"):
-        cri.call("RestorePod", checkpoint_path=str(place))
+        cri.call("RestorePod", checkpoint_path=str(place), config=config)
     (place / "pod.json").write_text('{"config": {"nonsense": 1}}')
     with refused(Code.INVALID_ARGUMENT, "pod.json", "nonsense"):
+        cri.call("RestorePod", checkpoint_path=str(place))
+    (place / "pod.json").unlink()
+    os.mkfifo(place / "pod.json")
+    with refused(Code.INVALID_ARGUMENT, "pod.json", "must be a regular file"):
         cri.call("RestorePod", checkpoint_path=str(place))
     assert cri.pods() == [] and cri.containers() == []
 
