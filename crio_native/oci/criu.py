@@ -31,6 +31,7 @@ SIZES = "sizes.json"  # of the images: CRIU 4.2 reads on for ever where pages ar
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")  # of the host's that containers have as binds
 CGROUP_MODES = ("soft", "full", "strict", "ignore")
 _STREAM = re.compile(r"(pipe|socket):\[[0-9]{1,20}\]")
+_IMAGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.img")
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CHECK_SECONDS = 20.0
 _WORDS_MAX = 500
@@ -262,8 +263,10 @@ def _check_sizes(images: str, sizes: Any) -> None:
     if not isinstance(sizes, dict):
         raise InvalidArgument(SIZES, sizes, "must map images to their sizes")
     for name, size in sizes.items():
+        if not _IMAGE.fullmatch(name):
+            raise InvalidArgument(SIZES, name, "is no image's name")
         try:
-            found = os.stat(os.path.join(images, name)).st_size
+            found = os.lstat(os.path.join(images, name)).st_size
         except (OSError, ValueError):
             raise NotFound(
                 "checkpoint", images, f"the directory has no {name}, which was there when it was made"

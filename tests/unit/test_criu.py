@@ -195,6 +195,16 @@ def test_streams_that_are_none(tmp_path: Path, descriptors: str) -> None:
         criu.read(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "", ".img", "a/b.img", "a.img\n"])
+def test_sizes_of_no_image_are_not_told(tmp_path: Path, name: str) -> None:
+    """Whoever writes them could ask for the size of any file of the host's."""
+    (tmp_path / "inventory.img").touch()
+    criu.write(NOTHING, str(tmp_path))
+    (tmp_path / criu.SIZES).write_text(json.dumps({name: 0}))
+    with pytest.raises(InvalidArgument, match=r"sizes\.json: is no image's name"):
+        criu.read(str(tmp_path))
+
+
 @pytest.mark.parametrize("sizes", ["[]", '{"none.img": 5}', '{"inventory.img": "0"}', '{"a\\u0000": 0}'])
 def test_sizes_that_are_none(tmp_path: Path, sizes: str) -> None:
     (tmp_path / "inventory.img").touch()
