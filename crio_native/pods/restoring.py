@@ -65,8 +65,8 @@ def _opened(path: str) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound("checkpoint", path, "there is no such file on this node") from None
-    except OSError as error:
-        why = f"is no checkpoint: {(error.strerror or '').lower()}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        why = f"is no checkpoint: {str(getattr(error, 'strerror', error)).lower()}"
         raise InvalidArgument("config.image.image", path, why) from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

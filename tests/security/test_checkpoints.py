@@ -212,6 +212,17 @@ def test_a_thread_behind_a_harmless_leader(lab: Lab) -> None:
         take_over(container, asked)
 
 
+def test_a_user_namespace_that_nobody_asked_for(lab: Lab) -> None:
+    """Its maps could make anybody outside of the user who was asked for."""
+    asked = grouped(lab, *READY)
+    spec = json.loads(json.dumps(asked))
+    mapping = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    spec["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+    spec["linux"]["namespaces"].append({"type": "user"})
+    with pytest.raises(PermissionRefused, match=r"linux\.namespaces user is its own, with 0\+65536 at 0"):
+        take_over(stopped(lab, spec), asked)
+
+
 def test_a_process_of_another_control_group(lab: Lab) -> None:
     """Whose limits it would be without; it does not outlive the refusal."""
     spec = grouped(lab, "sh", "-c", "sleep 1000 & echo ready; wait")

@@ -77,10 +77,12 @@ _PARTS: tuple[Part, ...] = (
     threads,
 )
 
+_OF_RESTORED: tuple[Part, ...] = (credentials.user_namespace, files.sources)
+
 
 def report(pid: int, spec: Mapping[str, Any], *, restored: bool = False) -> list[Finding]:
-    """Every comparison, in a fixed order.  pid: the container's init, in the caller's PID namespace.  restored: what is
-    mounted where was a checkpoint's to say, and is compared with the host's, too.
+    """Every comparison, in a fixed order.  pid: the container's init, in the caller's PID namespace.  restored: it has
+    just been made of a checkpoint, whose it was to say what is mounted where and who its users are.
 
     What cannot be read has the verdict `Verdict.UNKNOWN` and the reason as what was found.  Raises InvalidArgument for
     a spec that the executor would refuse, NotFound when there is no such process, or when it has ended meanwhile.
@@ -88,7 +90,7 @@ def report(pid: int, spec: Mapping[str, Any], *, restored: bool = False) -> list
     specs.validate(spec)
     found: list[Finding] = []
     with Subject(pid) as subject:
-        for part in (*_PARTS, files.sources) if restored else _PARTS:
+        for part in (*_PARTS, *_OF_RESTORED) if restored else _PARTS:
             try:
                 found += part(subject, spec)
             except OSError as error:

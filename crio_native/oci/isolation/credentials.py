@@ -72,6 +72,14 @@ def mappings(subject: Subject, spec: Spec) -> Iterator[Finding]:
             yield Finding(f"linux.{field}", _spans(asked), _spans(found), verdict)
 
 
+def user_namespace(subject: Subject, spec: Spec) -> Iterator[Finding]:
+    """Whether a user namespace is there that nobody asked for: its maps say who its users are outside, and whoever made
+    it chose them.  For a container that has just been made: later it may make some of its own."""
+    if "user" not in specs.namespace_paths(spec) and subject.namespace("user") != own_namespace("user"):
+        found = f"its own, with {_spans(_map(subject, 'uid_map'))}"
+        yield Finding("linux.namespaces user", "the host's", found, Verdict.WEAKER)
+
+
 def _map(subject: Subject, name: str) -> list[tuple[int, int, int]]:
     """Lines of a uid_map: (first inside, first outside, count)."""
     rows = [line.split() for line in subject.text(name).splitlines()]
