@@ -113,7 +113,7 @@ def apply_changes(content: Path, upper: Path) -> None:
         try:
             with open_file(root, _CHANGES) as changes:
                 pieces = _changes_and_whiteouts(changes, _deleted(root))
-                unpacking.unpack(upper, pieces, what=f"checkpoint's {_CHANGES}", limits=_LIMITS)
+                unpacking.unpack(upper, pieces, what=f"checkpoint's {_CHANGES}")
         except NotFound:
             pass
 
