@@ -153,17 +153,21 @@ class Ends:
         container = self._node.store.containers.get(container_id)
         if container is None:
             return
-        try:
-            if status is None:
-                self.settle(container)
-            self._clean_up(container)
-        except Exception as error:
-            log.error("after the end of container %s: %s", container_id, error)
+        steps = [self._release, self._unlisten, self._delete]
+        for step in steps if status is not None else [self.settle, *steps]:
+            try:
+                step(container)
+            except Exception as error:  # the others do not need it
+                log.error("after the end of container %s: %s", container_id, error)
 
-    def _clean_up(self, container: Container) -> None:
-        """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
+    def _release(self, container: Container) -> None:
         self._tuning.release(container.id)
+
+    def _unlisten(self, container: Container) -> None:
         self._node.notifiers.close(container.id)
+
+    def _delete(self, container: Container) -> None:
+        """Kill what the first process left behind (in a shared PID namespace it outlives it) and free the cgroup."""
         with self._node.locks.hold(container.id):
             if container.id in self._node.store.containers:
                 run_dir = self._node.layout.run_dir(container.id)

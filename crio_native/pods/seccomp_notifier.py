@@ -1,10 +1,10 @@
 """What a container's seccomp profile forbids, noticed: the annotation `seccomp-notifier-action.crio.io`.
 
 The profile's refusals become notifications, which are answered with the very errors that they were, and counted; with
-the action "stop" a container is killed when five seconds have passed since its last forbidden call.  Answers need a
-living daemon: while there is none, and for those of a daemon that has gone, the kernel says ENOSYS instead.  What
-kills a process does so still, and what is refused with ENOSYS is refused in silence: programs ask for such calls to
-find out whether they are there.
+the action "stop" a container is killed when five seconds have passed since its last forbidden call, or when it has made
+so many that they are answered no more.  Answers need a living daemon: while there is none, and for those of a daemon
+that has gone, the kernel says ENOSYS instead.  What kills a process does so still, and what is refused with ENOSYS is
+refused in silence: programs ask for such calls to find out whether they are there.
 """
 
 from __future__ import annotations
@@ -129,44 +129,56 @@ class _Listener:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._server.bind(str(path))
         self._server.listen(_FILTERS_MAX)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        # The thread's end and `close`'s: each closes its own, once.  A number that both knew could be anybody's by now.
+        self._awake, self._wake = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="seccomp", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        """The thread hears of it and leaves; idempotent."""
+        self._wake.close()
+
+    @property
+    def _spent(self) -> bool:
+        return self._calls.total() >= _CALLS_MAX
 
     def _run(self) -> None:
         poll, filters = select.poll(), set[int]()
-        for fd in (self._wake, self._server.fileno()):
-            poll.register(fd, select.POLLIN)
+        for sock in (self._awake, self._server):
+            poll.register(sock, select.POLLIN)
         try:
-            while self._calls.total() < _CALLS_MAX:
-                due = self._last + _PATIENCE - time.monotonic() if self._last and self._stop else None
-                if due is not None and due <= 0:
+            while True:
+                due = self._due()
+                if due == 0:
                     self._give_up()
                     due = None
                 for fd, event in poll.poll(None if due is None else due * 1000):
-                    if fd == self._wake:
+                    if fd == self._awake.fileno():
                         return
                     if fd == self._server.fileno():
-                        if (found := self._accept()) >= 0 and len(filters) < _FILTERS_MAX:
+                        if (found := self._accept()) >= 0 and len(filters) < _FILTERS_MAX and not self._spent:
                             filters.add(found)
                             poll.register(found, select.POLLIN)
                         elif found >= 0:
                             os.close(found)
-                    elif not (event & select.POLLIN and self._answer(fd)):  # all that it filtered have ended
+                    elif self._spent or not (event & select.POLLIN and self._answer(fd)):  # all it filtered have ended
                         poll.unregister(fd)
                         filters.discard(fd)
                         os.close(fd)
-            log.warning("%s: %d forbidden calls were noticed; the kernel answers the others", self._path, _CALLS_MAX)
         except Exception:
             log.exception("the seccomp notifier of %s has failed", self._path)
         finally:
-            for fd in (*filters, self._wake):
+            for fd in filters:
                 os.close(fd)
+            self._awake.close()
             self._server.close()
             self._path.unlink(missing_ok=True)
+
+    def _due(self) -> float | None:
+        """In how many seconds the container is stopped for what it has called; None for never."""
+        if self._stop is None or not self._calls:
+            return None
+        return 0 if self._spent else max(0, self._last + _PATIENCE - time.monotonic())
 
     def _give_up(self) -> None:
         assert self._stop is not None
@@ -203,6 +215,10 @@ class _Listener:
             self._calls[name] += 1
             self._last = time.monotonic()
             self._count(name)
+            if self._spent:
+                log.warning(
+                    "%s: %d forbidden calls were noticed; the kernel answers the others", self._path, _CALLS_MAX
+                )
             fcntl.ioctl(fd, _SEND, _RESPONSE.pack(number, 0, -self._errors.get(name, self._errors[""]), 0))
         except OSError as error:
             return error.errno in (errno.ENOENT, errno.EINTR, errno.EINPROGRESS)  # who called has died meanwhile

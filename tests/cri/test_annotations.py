@@ -218,11 +218,39 @@ def test_a_container_is_stopped_for_what_it_called(cri: Client) -> None:
     assert status.message == "used forbidden syscalls: sethostname (2x)"
 
 
+ENDLESSLY = "i=0; while [ $i -lt 10500 ]; do umask 0; i=$((i+1)); done; echo done; sleep 600"
+
+
 def test_who_calls_without_end_is_left_to_the_kernel(cri: Client) -> None:
+    """And what is run in it is neither kept out nor heard."""
     pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "log"})
-    script = "i=0; while [ $i -lt 10500 ]; do umask 0; i=$((i+1)); done; echo done"
-    assert cri.run("sh", "-c", script, pod=pod, security=profile(cri)) == (0, "done\n")
+    container = cri.start(pod, "sh", "-c", ENDLESSLY, security=profile(cri))
+    cri.until(lambda: "done" in Path(cri.status(container).log_path).read_text(), 30)
+    assert b"not implemented" in cri.exec(container, "sh", "-c", "hostname x").stderr
     assert counted(cri)["umask"] == 10_000
+
+
+def test_the_end_of_who_has_called_without_end_reaches_nobody_else(cri: Client) -> None:
+    """Its notifier's descriptors have other owners by then."""
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "log"})
+    container = cri.start(pod, "sh", "-c", ENDLESSLY, security=profile(cri))
+    cri.until(lambda: "done" in Path(cri.status(container).log_path).read_text(), 30)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(16)]
+        for client in clients:
+            client.connect(str(cri.daemon.socket))
+        cri.remove_pod(pod)
+        for client in clients:
+            with pytest.raises(BlockingIOError):
+                client.recv(8, socket.MSG_DONTWAIT)
+
+
+def test_who_calls_without_end_is_stopped_all_the_same(cri: Client) -> None:
+    pod = cri.pod(annotations={"seccomp-notifier-action.crio.io": "stop"})
+    container = cri.start(pod, "sh", "-c", ENDLESSLY, security=profile(cri))
+    status = cri.ended(container, 30)
+    assert (status.exit_code, status.reason) == (137, "seccomp killed")
+    assert status.message == "used forbidden syscalls: umask (10000x)"
 
 
 def test_an_action_that_is_none_is_refused(cri: Client) -> None:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from crio_native.api.runtime.v1 import api_pb2 as pb
+from crio_native.linux.cgroup import hierarchy
 
 from .conftest import Client, log_text, refused, trapping
 
@@ -202,6 +203,16 @@ def test_remove_kills_what_lives(cri: Client) -> None:
     assert cri.pods() == [] and cri.containers() == []
     with refused(Code.NOT_FOUND):
         cri.status(other)
+
+
+def test_what_cannot_be_put_back_does_not_keep_the_rest(cri: Client) -> None:
+    container = cri.start(cri.pod(), "sleep", "600")
+    record = cri.daemon.directory / f"run/tuning/{container}.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text("nonsense")
+    cri.call("StopContainer", container_id=container, timeout=0)
+    cri.until(lambda: not hierarchy().find(frozenset({f"crio-{container}"})))
+    record.unlink()
 
 
 def test_a_stopped_pod_takes_no_containers(cri: Client) -> None:
