@@ -7,10 +7,12 @@ are never asked.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,12 +22,15 @@ from crio_native.cri.counting import Counts
 from crio_native.cri.front_door import claim_socket
 from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound
 from crio_native.pods.events import Events
+from crio_native.streaming.reception import Reception
 
 log = logging.getLogger(__name__)
 
 PREFIX = "container_runtime_crio_"
+_BACKLOG = 1024
 _QUANTILES = (0.5, 0.9, 0.99)
-_CONNECTIONS_MAX = 64
+_CONNECTIONS_MAX = 64  # that are being answered
+_STRANGERS_MAX = 64  # that ask nothing
 
 
 class Exporter:
@@ -34,41 +39,45 @@ class Exporter:
     def __init__(self, config: Config, counts: Counts, events: Events) -> None:
         self._config, self._counts, self._events = config, counts, events
         self._stack = ExitStack()
-        self._connections = 0
 
     async def open(self) -> None:
         """Raises FailedPrecondition when an address cannot be had, InvalidArgument for a certificate that is none."""
         table = self._config.metrics
         if not table.enable_metrics:
             return
-        context = self._tls()
+        tls = self._tls()
         try:
-            server = await asyncio.start_server(self._welcome, table.metrics_host, table.metrics_port, ssl=context)
+            listeners = _listeners(table.metrics_host, table.metrics_port)
         except OSError as error:
             where = f"{table.metrics_host}:{table.metrics_port}"
             why = (error.strerror or str(error)).lower()
             raise FailedPrecondition(f"metrics cannot be served on {where} ({why}); change crio.metrics") from None
-        self._stack.callback(server.close)
+        self._serve(listeners, tls)
         if table.metrics_socket:
             claim_socket(table.metrics_socket, "crio.metrics.metrics_socket")
-            behind = await asyncio.start_unix_server(self._welcome, table.metrics_socket)
-            os.chmod(table.metrics_socket, 0o660)
+            behind = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            behind.bind(table.metrics_socket)
             self._stack.callback(_remove, table.metrics_socket)
-            self._stack.callback(behind.close)
-        log.info("serving metrics on %s", ", ".join(f"{host}:{port}" for host, port, *_ in _addresses(server)))
+            os.chmod(table.metrics_socket, 0o660)
+            behind.listen(_BACKLOG)
+            self._serve([behind], None)
+        where = ", ".join("{}:{}".format(*listener.getsockname()[:2]) for listener in listeners)
+        log.info("serving metrics on %s", where)
 
     def close(self) -> None:
         self._stack.close()
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._connections >= _CONNECTIONS_MAX:
-            writer.close()
-            return
-        self._connections += 1
-        try:
-            await http.serve(reader, writer, self.route)
-        finally:
-            self._connections -= 1
+    def _serve(self, listeners: Sequence[socket.socket], tls: Callable[[], ssl.SSLContext] | None) -> None:
+        async def serve(sock: socket.socket) -> None:
+            await http.serve(sock, self.route, reception, tls)
+
+        reception = Reception("metrics clients", serve, most=_CONNECTIONS_MAX, strangers=_STRANGERS_MAX)
+        self._stack.callback(reception.hang_up)
+        for listener in listeners:
+            listener.setblocking(False)
+            reception.open(listener)
+            self._stack.callback(listener.close)
+            self._stack.callback(reception.close, listener)
 
     async def route(self, path: str) -> http.Answer:
         if path != "/metrics":
@@ -88,7 +97,7 @@ class Exporter:
             if name in self._config.metrics.metrics_collectors:
                 yield make(self, PREFIX + name)
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def _tls(self) -> Callable[[], ssl.SSLContext] | None:
         table, api = self._config.metrics, self._config.api
         if not table.metrics_cert:
             return None
@@ -97,16 +106,9 @@ class Exporter:
 
         files = TlsFiles(table.metrics_cert, table.metrics_key, "", api.tls_min_version, tuple(api.tls_cipher_suites))
         try:
-            tls = Tls(files)
+            return Tls(files).context
         except InvalidArgument as error:
             raise InvalidArgument("crio.metrics.metrics_cert", table.metrics_cert, error.reason) from None
-        context = tls.context()
-
-        def newest(connection: Any, *_: object) -> None:
-            connection.context = tls.context()
-
-        context.sni_callback = newest
-        return context
 
     # The families
 
@@ -215,8 +217,19 @@ def _defunct() -> int:
     return count
 
 
-def _addresses(server: asyncio.Server) -> Iterator[tuple[str, int]]:
-    return (sock.getsockname()[:2] for sock in server.sockets)
+def _listeners(host: str, port: int) -> list[socket.socket]:
+    """One for each of the host's addresses, of the families that the kernel has.  Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    made = []
+    with ExitStack() as stack:
+        for family, where in {(family, where) for family, _, _, _, where in found}:
+            try:
+                made.append(stack.enter_context(socket.create_server(where, family=family, backlog=_BACKLOG)))
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+        stack.pop_all()
+    return made
 
 
 def _remove(path: str) -> None:

@@ -15,10 +15,12 @@ import stat
 
 from crio_native.cri import http
 from crio_native.errors import AlreadyExists, Internal
+from crio_native.streaming.reception import Reception
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 1024
+STRANGERS_MAX = 128  # connections that have not said a word yet, or ask nothing of HTTP any more
 DECIDE_SECONDS = 10.0  # for a client to say its first bytes
 _PREFACE = b"PRI "  # of "PRI * HTTP/2.0"; no method of HTTP/1.1 begins so
 _CHUNK = 256 << 10
@@ -31,7 +33,8 @@ class FrontDoor:
     def __init__(self, path: str, behind: str, route: http.Route) -> None:
         self._path, self._behind, self._route = path, behind, route
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._tasks: set[asyncio.Task[None]] = set()
+        whose = "clients of the CRI socket"
+        self._reception = Reception(whose, self._welcome, most=CONNECTIONS_MAX, strangers=STRANGERS_MAX)
         self._relays: set[Relay] = set()
 
     def claim(self) -> None:
@@ -43,11 +46,11 @@ class FrontDoor:
     def open(self) -> None:
         """Serve."""
         self._listener.listen(_BACKLOG)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._reception.open(self._listener)
 
     def close(self) -> None:
         """Take no new connection; those that there are go on until gRPC, or `hang_up`, ends them."""
-        asyncio.get_running_loop().remove_reader(self._listener)
+        self._reception.close(self._listener)
         self._listener.close()
         try:
             os.unlink(self._path)
@@ -56,27 +59,9 @@ class FrontDoor:
 
     def hang_up(self) -> None:
         """End every connection."""
-        for task in list(self._tasks):
-            task.cancel()
+        self._reception.hang_up()
         for relay in list(self._relays):
             relay.close()
-
-    def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:  # out of descriptors: this connection waits, those that there are go on
-            log.error("the CRI socket cannot take a connection: %s", error.strerror)
-            return
-        if len(self._tasks) + len(self._relays) >= CONNECTIONS_MAX:
-            log.warning("the CRI socket has %d connections; another one is refused", CONNECTIONS_MAX)
-            client.close()
-            return
-        client.setblocking(False)
-        task = asyncio.get_running_loop().create_task(self._welcome(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _welcome(self, client: socket.socket) -> None:
         first = b""
@@ -91,10 +76,13 @@ class FrontDoor:
         if first == _PREFACE:
             self._relay(client)
         elif first:
-            reader, writer = await asyncio.open_unix_connection(sock=client)
-            await http.serve(reader, writer, self._route)
+            await http.serve(client, self._route, self._reception)
 
     def _relay(self, client: socket.socket) -> None:
+        if len(self._relays) >= CONNECTIONS_MAX:
+            log.warning("the CRI socket has %d connections; another one is refused", CONNECTIONS_MAX)
+            client.close()
+            return
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             server.setblocking(False)

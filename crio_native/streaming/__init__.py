@@ -7,6 +7,7 @@ is handed in as `Program`s and sockets; which container that is, and who may rea
 settings      how to serve                                  tokens       what a URL stands for, once
 server        the listener and its URLs                     tls          certificates that are replaced
 service       its thread: requests, and their sessions      wires        connections and other descriptors
+reception     who connects, and how many may
 http          requests and upgrades (h11)                   sessions     SPDY connections on the loop
 spdy          SPDY/3.1 frames, without I/O                  programs     an exec'ed process, an attachment
 websocket     messages (wsproto), and SPDY inside them      portforward  connections into a pod

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crio_native.streaming.service import Service
     from crio_native.streaming.tls import Tls
 
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 class StreamServer:

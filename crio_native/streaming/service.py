@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 import threading
@@ -15,6 +14,7 @@ from crio_native.errors import CrioError
 from crio_native.streaming import portchannels, remotecommand, websocket
 from crio_native.streaming.http import PROTOCOL_HEADER, Door, Refused, Request, agree
 from crio_native.streaming.portforward import PROTOCOL, Forwarder, Ports
+from crio_native.streaming.reception import Reception, Seldom, this_task
 from crio_native.streaming.remotecommand import Command, SpdyStreams
 from crio_native.streaming.sessions import Session
 from crio_native.streaming.spdy import ProtocolError
@@ -25,7 +25,8 @@ from crio_native.streaming.wires import Buffer, Wire, keep_alive
 log = logging.getLogger(__name__)
 
 SESSIONS_MAX = 1024
-_DOOR_SECONDS = 30.0  # for the TLS handshake and the request
+STRANGERS_MAX = 128  # connections that have not shown a token yet
+_DOOR_SECONDS = 5.0  # for the TLS handshake and the request
 _LINGER_SECONDS = 5.0  # for the client to take the last bytes and close
 _WATCH_SECONDS = 2.0
 _VANISHED_SECONDS = 15.0  # without progress, after the client has hung up
@@ -44,7 +45,9 @@ class Service:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_STARTS, "stream"))
         self._stopping = asyncio.Event()
-        self._sessions: dict[asyncio.Task[None], Wire] = {}
+        self._reception = Reception("streaming clients", self._session, most=SESSIONS_MAX, strangers=STRANGERS_MAX)
+        self._wires: dict[asyncio.Task[None], Wire] = {}  # of the sessions; strangers have none
+        self._refusals = Seldom(logging.INFO)
         self._thread = threading.Thread(target=self._main, name="streaming", daemon=True)
         self._thread.start()
 
@@ -57,29 +60,12 @@ class Service:
             self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        helpers = [asyncio.ensure_future(self._accept()), asyncio.ensure_future(self._watch())]
+        self._reception.open(self._listener)
+        watch = asyncio.ensure_future(self._watch())
         await self._stopping.wait()
-        everything = [*helpers, *self._sessions]
-        for task in everything:
-            task.cancel()
-        await asyncio.wait(everything, timeout=_STOP_SECONDS)
-
-    async def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = await self._loop.sock_accept(self._listener)
-            except OSError as error:
-                log.error("cannot accept a streaming client: %s", error.strerror)
-                await asyncio.sleep(0.1)  # out of descriptors, most likely
-                continue
-            if len(self._sessions) >= SESSIONS_MAX:
-                log.error("%d streaming clients are connected; no more are taken", SESSIONS_MAX)
-                sock.close()
-                continue
-            wire = Wire(self._secured(sock))
-            task = self._loop.create_task(self._session(wire))
-            self._sessions[task] = wire
-            task.add_done_callback(functools.partial(self._sessions.pop))
+        self._reception.close(self._listener)
+        watch.cancel()
+        await asyncio.wait([watch, *self._reception.hang_up()], timeout=_STOP_SECONDS)
 
     def _secured(self, sock: socket.socket) -> socket.socket:
         keep_alive(sock, _KEEPALIVE_SECONDS)
@@ -92,7 +78,7 @@ class Service:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             now = time.monotonic()
-            for task, wire in list(self._sessions.items()):
+            for task, wire in list(self._wires.items()):
                 still = now - wire.used
                 if self._idle and still > self._idle:
                     log.info("closing a stream that carried nothing for %g s", self._idle)
@@ -100,16 +86,18 @@ class Service:
                 elif still > _VANISHED_SECONDS and wire.has_hung_up():
                     task.cancel()
 
-    async def _session(self, wire: Wire) -> None:
+    async def _session(self, sock: socket.socket) -> None:
         try:
-            await self._serve_client(wire)
-            await self._linger(wire)
+            with sock, contextlib.closing(Wire(self._secured(sock))) as wire:
+                await self._serve_client(wire)
+                await self._linger(wire)
         except (OSError, TimeoutError, CrioError, ProtocolError) as error:
-            log.info("a streaming session ended: %s", error)
+            tell = log.info if this_task() in self._wires else self._refusals.tell
+            tell("a streaming session ended: %s", str(error) or "it took too long")
         except Exception:
             log.exception("a streaming session failed; this is a defect")
         finally:
-            wire.close()
+            self._wires.pop(this_task(), None)
 
     async def _serve_client(self, wire: Wire) -> None:
         door = Door(wire)
@@ -120,7 +108,7 @@ class Service:
             if request is not None:
                 await self._dispatch(door, request)
         except Refused as refusal:
-            log.info("a streaming request was refused: %s", refusal)
+            self._refusals.tell("a streaming request was refused: %s", refusal)
             await door.refuse(refusal)
 
     async def _dispatch(self, door: Door, request: Request) -> None:
@@ -130,6 +118,8 @@ class Service:
         meaning = self._tokens[kind].take(token) if kind in self._tokens else None
         if meaning is None:
             raise Refused(404, "this URL was used already, has expired, or never was; ask the runtime for a new one")
+        self._reception.admit()
+        self._wires[this_task()] = door.wire
         websocket = request.wants("websocket")
         if not websocket and not request.wants("SPDY/3.1"):
             raise Refused(400, "the request asks for no upgrade; what is served here is SPDY/3.1 and WebSocket")

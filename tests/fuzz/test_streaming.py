@@ -98,7 +98,7 @@ class Served:
 
     def sessions(self) -> int:
         assert self.server._service is not None
-        return len(self.server._service._sessions)
+        return len(self.server._service._reception)
 
     def close(self) -> None:
         wait_for(lambda: not self.sessions(), "the end of its sessions")
