@@ -161,8 +161,8 @@ Record = Pod | Container
 class Layout:
     """Where everything of a pod and of a container is: a function of its id, so that a row is enough to find it all.
 
-    root survives a reboot, runroot does not.  A container's `bundle` holds config.json, upper, work and rootfs; its
-    `run_dir` what monitor and launcher write.
+    root survives a reboot, runroot does not, nor what is mounted on a `pod_dir`.  A container's `bundle` holds
+    config.json, upper, work and rootfs; its `run_dir` what monitor and launcher write.
     """
 
     root: Path

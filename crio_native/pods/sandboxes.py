@@ -48,6 +48,8 @@ from crio_native.pods.values import NamespaceMode, PodConfig
 log = logging.getLogger(__name__)
 
 _SHM_SIZE = 64 << 20
+_FILES_SIZE = 4 << 20  # of hosts, resolv.conf and hostname, which start with at most 1 MiB each
+_TMPFS = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 
 
 class Sandboxes:
@@ -161,7 +163,7 @@ class Sandboxes:
             self._forget(pod)
 
     def dismantle(self, pod: Pod, *, files: bool = True) -> None:
-        """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its files on disk."""
+        """Undo all of a pod but its record and its containers; idempotent.  files=False leaves its directory."""
         acts = [lambda: self._delete_infra(pod), lambda: linked_logs.unmount(pod)]
         _try_all([*acts, lambda: self.release(pod.id, files=files)], pod.id)
 
@@ -172,6 +174,7 @@ class Sandboxes:
             lambda: node.network.teardown(pod_id),
             lambda: node.namespaces.unpin_namespaces(layout.pins(pod_id).values()),
             lambda: _unmount(str(layout.shm(pod_id))),
+            lambda: _unmount(str(layout.pod_dir(pod_id))),
             lambda: trees.remove_tree(layout.pod_run_dir(pod_id)),
         ]
         if files:
@@ -230,6 +233,7 @@ class Sandboxes:
         stage("writing the pod's files")
         labels = selinux.of_container(pod, None, node.settings, node.host)
         selinux.check_policy(labels)
+        _mount_files(str(layout.pod_dir(pod.id)))
         pod_files.write(
             layout.pod_dir(pod.id),
             hostname=pod.hostname,
@@ -394,9 +398,13 @@ def _shm_size(pod: Pod, handler: RuntimeHandler, settings: RuntimeTable) -> int:
 def _mount_shm(path: str, owner: tuple[int, int], size: int, label: str) -> None:
     """A tmpfs of its own: a directory on the run directory's would let one pod fill it for all."""
     os.mkdir(path, 0o700)
-    flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
     context = f',context="{label}"' if label else ""
-    syscalls.mount("shm", path, "tmpfs", flags, f"mode=1777,size={size},uid={owner[0]},gid={owner[1]}{context}")
+    syscalls.mount("shm", path, "tmpfs", _TMPFS, f"mode=1777,size={size},uid={owner[0]},gid={owner[1]}{context}")
+
+
+def _mount_files(path: str) -> None:
+    """A tmpfs, too, as containers may write to the pod's files: on the disk these would count for nobody's limit."""
+    syscalls.mount("files", path, "tmpfs", _TMPFS, f"mode=700,size={_FILES_SIZE}")
 
 
 def _unmount(path: str) -> None:

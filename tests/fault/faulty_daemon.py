@@ -28,6 +28,7 @@ POINTS = (
     "unpin_namespaces",
     "network.setup",
     "network.teardown",
+    "mount_files",
     "pod_files.write",
     "mount_shm",
     "prepare_root",
@@ -81,6 +82,7 @@ def install(faults: Faults) -> None:
     from crio_native.pods.store import Store
 
     places: dict[str, tuple[Any, str]] = {
+        "mount_files": (sandboxes, "_mount_files"),
         "mount_shm": (sandboxes, "_mount_shm"),
         "pod_files.write": (pod_files, "write"),
         "remove_tree": (trees, "remove_tree"),
