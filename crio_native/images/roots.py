@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FIELD = "crio.storage_option"
 UPPER = "diff"  # a container's own files, in its directory; cAdvisor knows them by this name
+VOLUMES = "declared"  # others of them: directories, one for each volume that its image declares and that is mounted
 # What overlayfs itself takes (Documentation/filesystems/overlayfs.rst) and what does not change where files are.
 _DATA = re.compile(
     r"metacopy=(on|off)|volatile|index=(on|off)|xino=(on|off|auto)|redirect_dir=(on|off|follow|nofollow)"
@@ -151,7 +152,7 @@ def prepare(tree: Tree, container_dir: Path, options: Options) -> Overlay | None
         os.chown(made[0], uid, gid)
         os.chmod(made[0], mode)
         if options.size or options.inodes:
-            _limit(container_dir, made, options)
+            _limit(container_dir, [*made, *container_dir.glob(f"{VOLUMES}/*")], options)
         if options.driver == "vfs":
             flatten([os.path.join(tree.base, lower) for lower in tree.lowers], os.fspath(rootfs))
             return None
@@ -208,7 +209,7 @@ def view(tree: Tree, empty: str) -> Overlay:
 
 
 def _limit(container_dir: Path, directories: Sequence[Path], options: Options) -> None:
-    """One project for both, by the container's own name: nobody has to remember it."""
+    """One project for all, by the container's own name: nobody has to remember it."""
     try:
         for directory in directories:
             quota.set_limits(os.fspath(directory), project(container_dir), size=options.size, inodes=options.inodes)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crio_native.errors import InvalidArgument, StepFailed
+from crio_native.images.roots import VOLUMES
 from crio_native.linux import inroot, mounts, syscalls
 from crio_native.oci.builtin import users
 from crio_native.oci.runtime import Overlay, UserRequest
@@ -23,7 +24,6 @@ from crio_native.oci.spec import normalise
 from crio_native.pods import image_volumes, userns
 from crio_native.pods.values import UserNamespace
 
-_DIRECTORY = "declared"  # below the bundle
 _MOST = 256
 _OF_IMAGE = "the image's config.Volumes"
 
@@ -53,7 +53,7 @@ def binds(wanted: Sequence[str], bundle: Path, owner: tuple[int, int]) -> list[d
     """Mounts of empty directories below the bundle, which go with it.  owner: of the directories, on the host."""
     found = []
     for index, path in enumerate(wanted):
-        source = bundle / _DIRECTORY / str(index)
+        source = bundle / VOLUMES / str(index)
         source.mkdir(mode=0o755, parents=True)
         os.chown(source, *owner)
         found.append(

@@ -18,7 +18,7 @@ from typing import Any
 from cachetools import LRUCache, TTLCache
 
 from crio_native.errors import CrioError
-from crio_native.images.roots import UPPER
+from crio_native.images.roots import UPPER, VOLUMES
 from crio_native.linux.cgroup import cgroup_of
 from crio_native.oci.runtime import Stats
 from crio_native.pods.node import Node
@@ -34,7 +34,7 @@ _NET_DEV_MAX = 1 << 20  # bytes; a container may make interfaces
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A writable layer.  at: when it was measured, in ns."""
+    """A writable layer, with the volumes that the image declares.  at: when it was measured, in ns."""
 
     at: int
     used: int
@@ -150,11 +150,14 @@ class StatsReader:
         with self._lock:
             known = self._layers.get(container_id)
         if known is None:
+            bundle = self._node.layout.bundle(container_id)
             try:
-                used, inodes = disk_usage(self._node.layout.bundle(container_id) / UPPER)
+                found = [disk_usage(bundle / UPPER)]
+                if (bundle / VOLUMES).exists():
+                    found.append(disk_usage(bundle / VOLUMES))
             except FileNotFoundError:
                 return None
-            known = Layer(time.time_ns(), used, inodes)
+            known = Layer(time.time_ns(), sum(used for used, _ in found), sum(inodes for _, inodes in found))
             with self._lock:
                 self._layers[container_id] = known
         return known

@@ -11,6 +11,7 @@ import pytest
 from crio_native.cli.scratch import mounts_below
 
 from ..cri.conftest import Client, close, log_text, new_client
+from ..cri.images import variant
 
 pytestmark = pytest.mark.root
 
@@ -19,7 +20,7 @@ FILES = ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
 
 @pytest.fixture(scope="module")
 def cri() -> Iterator[Client]:
-    client = new_client()
+    client = new_client(settings='[crio.image]\nimage_volumes = "bind"\n')
     yield client
     close(client)
 
@@ -53,3 +54,13 @@ def test_the_pods_files_can_be_written_and_outlive_the_daemon(cri: Client) -> No
     assert log_text(cri.ended(second).log_path).count("10.0.0.1 added") == 3
     cri.remove_pod(pod)
     assert mounts_below(cri.daemon.directory / "root") == []
+
+
+def test_volumes_that_an_image_declares_are_measured(cri: Client) -> None:
+    """They are on the disk, beside the writable layer."""
+    pod = cri.pod()
+    container = cri.start(pod, "sleep", "600", image=variant(cri, "declaring", Volumes={"/data": {}}))
+    assert cri.exec(container, "dd", "if=/dev/zero", "of=/data/big", "bs=1M", "count=8").exit_code == 0
+    stats = cri.call("ContainerStats", container_id=container).stats
+    assert stats.writable_layer.used_bytes.value >= 8 << 20
+    cri.remove_pod(pod)

@@ -18,6 +18,7 @@ from crio_native.images import roots
 from crio_native.linux import quota, syscalls
 
 from ..cri.conftest import Client
+from ..cri.images import variant
 
 pytestmark = pytest.mark.vm
 
@@ -97,6 +98,16 @@ def daemon(place: Path, settings: str) -> Iterator[Client]:
 def test_a_container_has_so_much_of_its_root_and_no_more(tmp_path: Path, file_system: FileSystem) -> None:
     with file_system(tmp_path) as place, daemon(place, QUOTAS) as client:
         judge(client, client.daemon.directory)
+
+
+def test_what_is_mounted_for_an_images_volumes_has_the_same_bound(tmp_path: Path) -> None:
+    with ext4(tmp_path) as place, daemon(place, f'{QUOTAS}[crio.image]\nimage_volumes = "bind"\n') as client:
+        pod = client.pod()
+        image = variant(client, "declaring", Volumes={"/data": {}})
+        container = client.start(pod, "sleep", "1000", image=image)
+        assert client.exec(container, "dd", "if=/dev/zero", "of=/data/big", "bs=64k", "count=100").exit_code == 1
+        assert client.exec(container, "dd", "if=/dev/zero", "of=/big", "bs=64k", "count=32").exit_code == 1
+        client.remove_pod(pod)
 
 
 def judge(client: Client, directory: Path) -> None:
