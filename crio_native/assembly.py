@@ -41,7 +41,8 @@ class Assembly:
 
 @contextlib.contextmanager
 def held(config: Config) -> Iterator[Callable[[], None]]:
-    """Make and hold the state directory: two daemons on one would undo each other's pods.  The kernel frees it with us.
+    """Make and hold the state directories: two daemons on one would undo each other's pods.  The kernel frees them with
+    us.
 
     Directories that were made go again when what runs inside fails, unless it has called what this gives: from then on
     they hold somebody's pods.  Raises FailedPrecondition.
@@ -50,7 +51,7 @@ def held(config: Config) -> Iterator[Callable[[], None]]:
     try:
         for path in (config.crio.root, config.crio.runroot):
             _make_private(Path(path), made)
-        with _locked(Path(config.crio.root)):
+        with _locked(Path(config.crio.root)), _locked(Path(config.crio.runroot)):
             yield made.clear
     except BaseException:
         _remove(made)
@@ -74,9 +75,11 @@ def launched() -> Iterator[Launchers]:
 
 @contextlib.contextmanager
 def opened(config: Config, launchers: Launchers) -> Iterator[Assembly]:
-    """All stores, the network and the handlers.  Raises what each raises that cannot be opened."""
+    """All stores, the network and the handlers.  Raises what each raises that cannot be opened, and FailedPrecondition
+    while pods live in other directories than the configured ones."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from crio_native import places
     from crio_native.images import ImageStore, roots
     from crio_native.images.sources import from_config
     from crio_native.network import PodNetwork
@@ -90,6 +93,7 @@ def opened(config: Config, launchers: Launchers) -> Iterator[Assembly]:
     from crio_native.pods.sandboxes import Sandboxes
     from crio_native.pods.store import Store
 
+    places.settle(config)
     crio, runtime = config.crio, config.runtime
     layout = Layout(Path(crio.root), Path(crio.runroot), Path(runtime.namespaces_dir), Path(crio.log_dir))
     _make_directories(layout)
@@ -158,14 +162,15 @@ def _make_directories(layout: Layout) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _locked(directory: Path) -> Iterator[None]:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise FailedPrecondition(
-            f"another daemon uses the state directory {root}; stop it or set another --root"
+            f"another daemon uses the state directory {directory}; stop it, or set --root, --runroot and --listen to "
+            "others than its"
         ) from None
     finally:
         os.close(fd)

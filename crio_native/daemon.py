@@ -2,7 +2,7 @@
 
 The order at start matters.  The launchers come before anything that makes threads (gRPC, asyncio's executors, the
 stores), because they are made by a process that must still be simple; so this module imports nothing heavy at the top.
-Then the state directory is locked, records and kernel are reconciled, and only then does the socket appear.
+Then the state directories are locked, records and kernel are reconciled, and only then does the socket appear.
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ def _serve(config: Config, launchers: Launchers, serving: Callable[[], None], re
     import asyncio
 
     from crio_native import history
+    from crio_native.cri.front_door import claim_socket
     from crio_native.images import upkeep
     from crio_native.pods.recovery import recover, wipe_images, wipe_pods
     from crio_native.pods.store import images_in_use
 
+    claim_socket(config.api.listen, "crio.api.listen")  # who cannot serve must not clean up either
     past = history.read(config.crio)
     with assembly.opened(config, launchers) as parts:
         history.begin(config.crio)

@@ -261,6 +261,54 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path: Path) -> None:
             assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists(), change
 
 
+def test_another_daemon_on_the_same_runroot(fresh: Client, tmp_path: Path) -> None:
+    container = fresh.start(fresh.pod(), "sleep", "600")
+    done = verb(fresh, f"--root={tmp_path}/root", f"--listen={tmp_path}/x.sock", "serve")
+    assert done.returncode == 1 and f"uses the state directory {fresh.daemon.directory}/run" in done.stderr
+    assert "set --root, --runroot and --listen" in done.stderr
+    assert fresh.exec(container, "echo", "here").stdout == b"here\n"
+
+
+@pytest.mark.parametrize("name", ["root", "runroot", "namespaces_dir"])
+def test_pods_that_run_keep_their_directories(fresh: Client, tmp_path: Path, name: str) -> None:
+    pod = fresh.pod()
+    container = fresh.start(pod, "sleep", "600")
+    fresh.stop_daemon()
+    flag = f"--{name.replace('_', '-')}"
+    old = fresh.daemon.directory / ("root" if name == "root" else "run")
+    for act in (["serve"], ["wipe", "--force"]):
+        done = verb(fresh, f"{flag}={tmp_path}/new", *act)
+        assert done.returncode == 1, done
+        assert f"{name} is {tmp_path}/new, but pods that run here use {old}" in done.stderr
+        assert f"crio-native {flag}={old} wipe --force" in done.stderr
+    fresh.start_daemon()
+    assert fresh.exec(container, "echo", "here").stdout == b"here\n"
+
+    fresh.call("StopPodSandbox", pod_sandbox_id=pod)
+    fresh.stop_daemon()
+    table = "crio.runtime" if name == "namespaces_dir" else "crio"
+    set_option(fresh, f'[{table}]\n{name} = "{tmp_path}/new"\n')
+    fresh.start_daemon()
+    assert list((fresh.daemon.directory / "run/containers").iterdir()) == [] or name == "namespaces_dir"
+    fresh.remove_pod(fresh.pod())
+    fresh.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+
+def test_a_daemon_that_cannot_serve_removes_nothing(fresh: Client) -> None:
+    container = fresh.start(fresh.pod(), "sleep", "600")
+    info = fresh.call("ContainerStatus", container_id=container, verbose=True).info["info"]
+    fresh.stop_daemon()
+    (fresh.daemon.directory / "root/state.db").unlink()
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(fresh.daemon.socket))
+        taken.listen()
+        done = verb(fresh, "serve")
+    assert done.returncode == 1 and "already listening" in done.stderr
+    assert alive(json.loads(info)["pid"])
+    fresh.start_daemon()
+    assert not alive(json.loads(info)["pid"])
+
+
 def test_a_damaged_database_is_set_aside(fresh: Client) -> None:
     """Nothing of it can be read: what it knew is removed, and the daemon serves."""
     pod = fresh.pod(namespaces={"pid": pb.POD})
