@@ -7,6 +7,7 @@ Then the state directories are locked, records and kernel are reconciled, and on
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import os
@@ -14,7 +15,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from crio_native import assembly
@@ -45,12 +47,22 @@ def main(config: Config, ready: Callable[[], None] | None = None, read: Callable
     line on stderr and exit code 1; then the directories that it made are gone again.
     """
     _set_up_logging(config)
+    _answer_support()
     try:
         _run(config, ready, read or (lambda: config))
     except CrioError as error:
         print(f"crio-native: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _answer_support() -> None:
+    """As CRI-O does: SIGUSR1 tells the stacks, SIGUSR2 collects garbage.
+
+    The threads' stacks are written to stderr by the signal handler itself, whatever the threads are doing.
+    """
+    faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR2, lambda *_: gc.collect())
 
 
 def _run(config: Config, ready: Callable[[], None] | None, read: Callable[[], Config]) -> None:
@@ -171,6 +183,7 @@ async def _loop(config: Config, parts: Assembly, serving: Callable[[], None], re
         reloader = Reloader(node, read, _set_up_logging)
         stopping = _stop_on_signals()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: calls.submit(reloader.reload))
+        _tell_tasks()
         exporter = Exporter(config, counts, events)
         await exporter.open()
         await server.start()
@@ -213,6 +226,30 @@ class LineFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _tell_tasks() -> None:
+    """SIGUSR1 also writes what each task of the event loop awaits; whatever is logged, as it was asked for."""
+    import asyncio
+    import traceback
+
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        for task in asyncio.all_tasks(loop):
+            stack = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in _awaited(task.get_coro()))
+            print(f"{task.get_name()} (most recent call last):", "".join(stack.format()), sep="\n", file=sys.stderr)
+
+    faulthandler.unregister(signal.SIGUSR1)
+    loop.add_signal_handler(signal.SIGUSR1, tell)
+    faulthandler.register(signal.SIGUSR1, chain=True)
+
+
+def _awaited(coroutine: Any) -> Iterator[FrameType]:
+    """The frames of a coroutine and of those that it awaits, one in another."""
+    while frame := getattr(coroutine, "cr_frame", None):
+        yield frame
+        coroutine = coroutine.cr_await
 
 
 def _set_up_logging(config: Config) -> None:

@@ -138,7 +138,7 @@ static void read_arguments(char **at)
  */
 static void settle(void)
 {
-	static const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
+	static const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ, SIGUSR1, SIGUSR2};
 	sigset_t child;
 	int fd;
 

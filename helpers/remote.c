@@ -74,7 +74,7 @@ static void read_arguments(char **at)
 /* Independent of the launcher, and of signals that are meant for the daemon; see settle() of main.c. */
 static void settle(void)
 {
-	static const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
+	static const int ignored[] = {SIGPIPE, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ, SIGUSR1, SIGUSR2};
 
 	for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
 		signal(ignored[i], SIG_IGN);

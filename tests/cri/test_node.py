@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import grpc
@@ -36,6 +38,20 @@ def test_a_network_that_is_not_there(fresh: Client) -> None:
     [runtime, network] = fresh.call("Status").status.conditions
     assert runtime.status and not network.status
     assert network.reason == "NetworkPluginNotReady" and str(fresh.daemon.directory) in network.message
+
+
+def test_signals_of_support(cri: Client) -> None:
+    """SIGUSR1 and SIGUSR2 are harmless, also to monitors: `systemctl kill` sends them to all."""
+    container = cri.start(cri.pod(), "sleep", "600")
+    info = json.loads(cri.call("ContainerStatus", container_id=container, verbose=True).info["info"])
+    assert cri.daemon.process is not None
+    for pid in (cri.daemon.process.pid, info["state"]["monitorPid"]):
+        for number in (signal.SIGUSR2, signal.SIGUSR1):
+            os.kill(pid, number)
+    cri.until(lambda: "Task-1 (most recent call last)" in cri.daemon.log.read_text())
+    log = cri.daemon.log.read_text()
+    assert "Thread 0x" in log and "in _loop" in log and "await stopping.wait()" in log
+    assert cri.exec(container, "echo", "here").stdout == b"here\n"
 
 
 def test_update_runtime_config(cri: Client) -> None:
