@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from crio_native.config.render import inert
-from crio_native.config.tables import Config, NetworkTable, RuntimeHandler, RuntimeTable
+from crio_native.config.tables import METRICS, Config, MetricsTable, NetworkTable, RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
 
 Where = Callable[[str], str]  # dotted key -> "FILE: KEY"
@@ -25,6 +25,7 @@ def settle(config: Config, where: Where, warn: Warn) -> Config:
     if config.stats.stats_collection_period and not config.stats.collection_period:
         stats = replace(config.stats, collection_period=config.stats.stats_collection_period, stats_collection_period=0)
         config = replace(config, stats=stats)
+    config = replace(config, metrics=_metrics(config.metrics, where, warn))
     if not config.runtime.enable_criu_support:
         config = replace(config, checkpoint_restore=replace(config.checkpoint_restore, container_level_enabled="none"))
     _check_state(config, where)
@@ -42,6 +43,18 @@ def _network(network: NetworkTable) -> NetworkTable:
     if network.plugin_dir not in dirs:
         dirs = (*dirs, network.plugin_dir)
     return replace(network, plugin_dirs=dirs, plugin_dir="")
+
+
+def _metrics(metrics: MetricsTable, where: Where, warn: Warn) -> MetricsTable:
+    """Names without prefixes; those of other versions' metrics are left out, as the files of OpenShift have some."""
+    names = []
+    for written in metrics.metrics_collectors:
+        name = written.removeprefix("container_runtime_").removeprefix("crio_")
+        if name in METRICS:
+            names.append(name)
+        else:
+            warn(f"{where('crio.metrics.metrics_collectors')}: {written!r} is no metric here, ignored")
+    return replace(metrics, metrics_collectors=tuple(dict.fromkeys(names)))
 
 
 def _runtime(runtime: RuntimeTable, where: Where) -> RuntimeTable:

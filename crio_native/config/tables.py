@@ -461,7 +461,9 @@ class MetricsTable:
     """[crio.metrics]: the Prometheus endpoint."""
 
     enable_metrics: bool = option(False, FLAG, "Serve metrics.")
-    metrics_collectors: tuple[str, ...] = option(METRICS, many(choice(*METRICS)), "Which of them.")
+    metrics_collectors: tuple[str, ...] = option(
+        METRICS, many(TEXT), "Which of them; with or without the prefix container_runtime_crio_ or crio_."
+    )
     metrics_host: str = option("127.0.0.1", TEXT, "Address to serve on.")
     metrics_port: int = option(9090, integer(0, 65535), "Port to serve on.")
     metrics_socket: str = option("", OPTIONAL_PATH, "Unix socket to serve on as well.")

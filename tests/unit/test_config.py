@@ -176,7 +176,6 @@ def test_what_is_named_must_exist(tmp_path: Path) -> None:
         ("[crio]\nrunroot = '/var/lib/crio-native/'", "crio.runroot", "must differ from crio.root"),
         ("[crio.api]\nstream_enable_tls = true", "crio.api.stream_enable_tls", "stream_tls_cert"),
         ("[crio.metrics]\nmetrics_key = '/k'", "crio.metrics.metrics_key", "metrics_cert"),
-        ("[crio.metrics]\nmetrics_collectors = ['all']", "crio.metrics.metrics_collectors[0]", "one of"),
         ("[crio.runtime.runtimes.x]\nruntime_config_path = '/c'", "crio.runtime.runtimes.x.runtime_config_path", "vm"),
         (
             "[crio.runtime]\ncgroup_manager = 'cgroupfs'\n[crio.runtime.runtimes.x]\nmonitor_cgroup = 'a.slice'",
@@ -327,6 +326,14 @@ def test_small_timeouts_are_raised_as_cri_o_does(file: Path) -> None:
         "crio.runtime.ctr_stop_timeout: 3 is raised to 30, the least that is used",
         "crio.runtime.runtimes.x.container_create_timeout: 1 is raised to 30, the least that is used",
     ]
+
+
+def test_metrics_are_named_as_cri_os_files_name_them(file: Path) -> None:
+    names = ["crio_operations_total", "container_runtime_crio_processes_defunct", "operations_total", "operations"]
+    result = loaded(file, f"[crio.metrics]\nmetrics_collectors = {names}\n")
+    assert result.config.metrics.metrics_collectors == ("operations_total", "processes_defunct")
+    [warning] = result.warnings
+    assert warning == f"{file}: crio.metrics.metrics_collectors: 'operations' is no metric here, ignored"
 
 
 def test_deprecated_options_move_to_their_successors(file: Path) -> None:
