@@ -13,7 +13,8 @@ import sys
 import click
 
 from crio_native import __version__
-from crio_native.cli.ctl import containers, images, interactive, isolation, node, run, show, usage
+from crio_native.cli import standard_streams
+from crio_native.cli.ctl import containers, images, interactive, isolation, node, parse, run, show, usage
 from crio_native.cli.ctl.client import Client
 from crio_native.errors import CrioError
 
@@ -25,6 +26,7 @@ SOCKET_VARIABLES = ["CRIO_NATIVE_SOCKET", "CONTAINER_RUNTIME_ENDPOINT"]
 @click.option(
     "-r",
     "--socket",
+    type=parse.Parsed("PATH", parse.socket),
     envvar=SOCKET_VARIABLES,
     default=DEFAULT_SOCKET,
     show_default=True,
@@ -34,7 +36,7 @@ SOCKET_VARIABLES = ["CRIO_NATIVE_SOCKET", "CONTAINER_RUNTIME_ENDPOINT"]
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0.1, 86400),
+    type=parse.Seconds(0.1, 86400),
     default=60.0,
     show_default=True,
     help="Seconds that a call may take beyond the time its own work is given; pulls have no limit.",
@@ -85,6 +87,7 @@ def _interrupt(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point.  Always leaves by SystemExit."""
+    standard_streams.open_closed()
     # A terminated `run` stops and removes what it made, as after Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

@@ -19,6 +19,7 @@ import click
 from click.core import ParameterSource
 
 from crio_native import __version__
+from crio_native.cli import standard_streams
 from crio_native.config import Config, Loaded, load
 from crio_native.config.render import to_toml
 from crio_native.config.schema import Option, members
@@ -57,6 +58,15 @@ class Source:
 
 class Program(click.Group):
     """A group whose failures are one line."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standard_streams.open_closed()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            words = (error.strerror or str(error)).lower()
+            click.echo(f"Error: {error.filename}: {words}" if error.filename else f"Error: {words}", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -12,6 +12,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+from crio_native.cli import standard_streams
 from crio_native.errors import CrioError, InvalidArgument
 from crio_native.oci.builtin.standalone import archive, log, options, verbs
 
@@ -32,7 +33,7 @@ def main(view: int = -1, archives: str = "") -> NoReturn:
     view: descriptor of the interpreter's read-only view, if this process was started from one.  archives: directory of
     the commands' modules as `archive` loads them; without it, they are imported as any other.
     """
-    _open_closed_streams()
+    standard_streams.open_closed()  # for a start by the script that pip installs; helpers/crio-oci.c does the same
     code = command(sys.argv[1:], view, archives)
     try:
         sys.stdout.flush()
@@ -40,15 +41,6 @@ def main(view: int = -1, archives: str = "") -> NoReturn:
         log.error(f"standard output cannot be written: {_words(error)}")
         code = code or 1
     os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
-
-
-def _open_closed_streams() -> None:
-    """As helpers/crio-oci.c does, for a start by the script that pip installs."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            os.set_inheritable(number, True)
-            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int:

@@ -317,7 +317,6 @@ def test_no_daemon(ctl: Crioctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for socket, word in (
         (tmp_path / "none.sock", "no such file"),
         (tmp_path / ("x" * 200), "too long"),
-        ("relative.sock", "absolute"),
     ):
         result = ctl("-r", socket, "ps")
         assert result.code == 1 and word in result.err and "--socket" in result.err
@@ -356,6 +355,14 @@ def test_control_characters_in_an_error_do_not_reach_the_terminal(ctl: Crioctl, 
         (["run", "--name", "../up", "busybox"], "--name"),
         (["exec", "web"], "COMMAND"),
         (["nonsense"], "nonsense"),
+        (["--timeout", "nan", "ps"], "--timeout"),
+        (["stats", "--interval", "nan"], "--interval"),
+        (["-r", "", "ps"], "--socket"),
+        (["-r", "relative.sock", "ps"], "absolute"),
+        (["-r", "tcp://127.0.0.1:1", "ps"], "unix:///PATH"),
+        (["run", "-it", "busybox"], "needs a terminal"),
+        (["exec", "-it", "web", "sh"], "needs a terminal"),
+        (["attach", "-it", "web"], "needs a terminal"),
         (["stats", "--watch", "-o", "json"], "--watch"),
     ],
 )

@@ -35,6 +35,16 @@ def crioctl(cri: Client, *words: str, text: str = "", seconds: float = 20) -> su
     )
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_the_null_device(cri: Client, closed: str) -> None:
+    """Not a descriptor of ours, which would be read and written then."""
+    container = cri.start(cri.pod(), "sleep", "60")
+    for words in (["exec", "-i", container, "cat"], ["exec", container, "echo", "x"], ["ps"], ["logs", container]):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "-r", str(cri.daemon.socket), *words]
+        done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), words
+
+
 class Terminal:
     """crioctl on a terminal of 40 lines and 100 columns."""
 
@@ -127,7 +137,7 @@ def test_a_registry_that_is_down_is_not_called_the_runtime(cri: Client) -> None:
 def test_options_that_exclude_each_other(cri: Client, container: str) -> None:
     assert crioctl(cri, "exec", "-i", "--timeout", "5", container, "true").returncode == 2
     done = crioctl(cri, "exec", "-it", container, "true")
-    assert done.returncode == 1 and "needs a terminal" in done.stderr
+    assert done.returncode == 2 and "needs a terminal" in done.stderr
 
 
 def test_exec_on_a_terminal(cri: Client, container: str) -> None:

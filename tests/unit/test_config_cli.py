@@ -101,6 +101,20 @@ def test_failures_are_one_line(arguments: list[str], line: str) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("verb", ["config", "version", "--help"])
+def test_an_output_that_cannot_be_written_is_one_line(verb: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*SCRIPT, verb], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "Error: no space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_the_null_device(closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *SCRIPT, "config"]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_warnings_go_to_stderr_beside_the_output(tmp_path: Path) -> None:
     (tmp_path / "10.conf").write_text("[crio]\nrooot = 1\n")
     result = invoke("config", "--changed")

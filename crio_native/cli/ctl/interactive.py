@@ -13,16 +13,15 @@ from crio_native.cli.ctl import parse, show
 from crio_native.cli.ctl.client import Client
 from crio_native.cli.ctl.find import Node
 from crio_native.cli.ctl.streams import Command, Forwarding, Streams
-from crio_native.errors import FailedPrecondition
 
 interactive_option = click.option("-i", "--interactive", is_flag=True, help="Send our stdin.")
 tty_option = click.option("-t", "--tty", is_flag=True, help="The command has a terminal.")
 
 
 def streams_of(interactive: bool, tty: bool) -> Streams:
-    """Raises FailedPrecondition when a terminal is wanted and our own stdin is none."""
+    """Raises click.UsageError when a terminal is wanted and our own stdin is none."""
     if interactive and tty and not os.isatty(0):
-        raise FailedPrecondition("-t with -i needs a terminal on stdin: leave out -t")
+        raise click.UsageError("-t with -i needs a terminal on stdin: leave out -t")
     return Streams(stdin=interactive, terminal=tty)
 
 
@@ -43,10 +42,10 @@ def exec_(
     """Run COMMAND in a running container and exit with its exit code."""
     if timeout and (interactive or tty):
         raise click.UsageError("--timeout excludes -i and -t")
+    streams = streams_of(interactive, tty)
     found = Node.read(client).container(container)
     if timeout:
         sys.exit(_exec_sync(client, found.id, command, timeout))
-    streams = streams_of(interactive, tty)
     request = api.ExecRequest(
         container_id=found.id, cmd=command, stdin=interactive, stdout=True, stderr=not tty, tty=tty
     )
@@ -73,8 +72,8 @@ def attach(client: Client, interactive: bool, tty: bool, container: str) -> None
     -t is for containers that were made with a terminal.  Ctrl-C ends the attachment, not the container (with -t it
     goes to the container).
     """
-    found = Node.read(client).container(container)
-    session(client, found.id, streams_of(interactive, tty)).run()
+    streams = streams_of(interactive, tty)
+    session(client, Node.read(client).container(container).id, streams).run()
 
 
 def session(client: Client, container_id: str, streams: Streams) -> Command:

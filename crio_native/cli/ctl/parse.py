@@ -54,6 +54,24 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{error} (got {value!r})", param, ctx)
 
 
+class Seconds(click.FloatRange):
+    """A number between bounds; "nan" is none, though no comparison says that it is outside of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+def socket(text: str) -> str:
+    """The path of a unix socket, from "/PATH" or "unix:///PATH"."""
+    path = text.removeprefix("unix://")
+    if not os.path.isabs(path):
+        raise ValueError("want an absolute path or unix:///PATH")
+    return path
+
+
 def size(text: str) -> int:
     """Bytes: "64m", "1.5g", "64Mi"; the units are powers of 1024."""
     found = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([bkmgt]?)(?:ib|i|b)?", text.lower())

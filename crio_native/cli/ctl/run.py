@@ -96,6 +96,7 @@ class RunOptions:
         ):
             if wrong:
                 raise click.UsageError(why)
+        interactive.streams_of(self.talks, self.tty)
 
 
 def namespaces(options: RunOptions) -> api.NamespaceOption:

@@ -87,7 +87,7 @@ def stats_rows(kind: Kind, before: Sample, now: Sample) -> list[list[str]]:
 @click.argument("target", nargs=-1)
 @click.option("-p", "--pods", is_flag=True, help="Of pods, with their networks, instead of containers.")
 @click.option("-w", "--watch", is_flag=True, help="Repeat until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between.")
+@click.option("--interval", type=parse.Seconds(0.1, 3600), default=1.0, show_default=True, help="Seconds between.")
 @show.output_option
 @click.pass_obj
 def stats(client: Client, target: tuple[str, ...], pods: bool, watch: bool, interval: float, output: str) -> None:
