@@ -1,7 +1,7 @@
 """`crio-native`: the daemon and its own verbs.
 
-Here belong the flags (made from the configuration's schema), the verbs and their output.  Nothing heavy is imported
-before `daemon.main` runs: it starts the launchers, and they must be started by a process without threads.
+Here belong the verbs and their output; the flags are in `flags`.  Nothing heavy is imported before `daemon.main` runs:
+it starts the launchers, and they must be started by a process without threads.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from crio_native import __version__
-from crio_native.cli import standard_streams
+from crio_native.cli import flags, standard_streams
 from crio_native.config import Config, Loaded, load
 from crio_native.config.render import to_toml
-from crio_native.config.schema import Option, members
 from crio_native.errors import CrioError, Unavailable, printable
-
-SHORT = {"root": "-r", "storage_driver": "-s", "log_level": "-l"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,12 @@ class Source:
     directory: Path | None
     overrides: Mapping[str, Any]
     variables: Mapping[str, str]
+
+    def under(self, path: Path | None, directory: Path | None, given: Mapping[str, Any]) -> Source:
+        """The same with what flags behind the verb say."""
+        overrides = flags.overrides(given)
+        variables = {key: name for key, name in self.variables.items() if key not in overrides}
+        return Source(path or self.path, directory or self.directory, {**self.overrides, **overrides}, variables)
 
     def load(self) -> Config:
         """The configuration; what is odd about it goes to stderr."""
@@ -68,6 +70,9 @@ class Program(click.Group):
             click.echo(f"Error: {error.filename}: {words}" if error.filename else f"Error: {words}", err=True)
             sys.exit(1)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, flags.without_go_booleans(args, [self, *self.commands.values()]))
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -75,80 +80,16 @@ class Program(click.Group):
             raise click.ClickException(str(error)) from None
 
 
-def configuration_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A flag for each option, and a CONTAINER_ variable of the environment, named as CRI-O's."""
-    for key, option in reversed(all_options()):
-        command = _flag(key, option)(command)
-    return command
-
-
-def all_options() -> list[tuple[str, Option]]:
-    """Every option by its key, but for those of tables that the operator names."""
-    found = []
-    for table, cls in members(Config).items():
-        at = "crio" if table == "crio" else f"crio.{table}"
-        options = members(cls).items()  # type: ignore[arg-type]  # Config has no options and no named tables
-        found += [(f"{at}.{name}", option) for name, option in options if isinstance(option, Option)]
-    return found
-
-
-def _flag(key: str, option: Option) -> Callable[..., Any]:
-    name = key.rpartition(".")[2]
-    flag = option.flag or name.replace("_", "-")
-    kind: dict[str, Any] = {"type": option.kind.toml}
-    if option.kind.toml is bool:
-        kind = {"type": bool, "is_flag": True}
-    elif option.kind.toml is list:
-        kind = {"type": str, "multiple": True}
-    spelling = f"--{flag}/--no-{flag}" if option.kind.toml is bool else f"--{flag}"
-    return click.option(
-        *filter(None, (SHORT.get(name), spelling, key.replace(".", "__"))),
-        default=None,
-        envvar="CONTAINER_" + flag.replace("-", "_").upper(),
-        help=option.doc,
-        hidden=bool(option.deprecated),
-        **kind,
-    )
-
-
-def _variables(ctx: click.Context) -> dict[str, str]:
-    """The variable of the environment by the key of each option that has its value from there."""
-    return {
-        str(parameter.name).replace("__", "."): str(parameter.envvar)
-        for parameter in ctx.command.params
-        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.ENVIRONMENT
-    }
-
-
-def _overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
-    given = {name.replace("__", "."): value for name, value in flags.items() if value not in (None, ())}
-    return {
-        key: [part for item in value for part in item.split(",")] if isinstance(value, tuple) else value
-        for key, value in given.items()
-    }
-
-
 @click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config", "-c", "path", type=click.Path(path_type=Path), envvar="CONTAINER_CONFIG", help="Configuration file."
-)
-@click.option(
-    "--config-dir",
-    "-d",
-    "directory",
-    type=click.Path(path_type=Path),
-    envvar="CONTAINER_CONFIG_DIR",
-    help="Directory of files that are read after it, in lexical order.",
-)
-@configuration_flags
+@flags.configuration_flags
 @click.version_option(__version__, "--version", "-v", prog_name="crio-native")
 @click.pass_context
-def main(ctx: click.Context, /, path: Path | None, directory: Path | None, **flags: Any) -> None:
+def main(ctx: click.Context, /, path: Path | None, directory: Path | None, **given: Any) -> None:
     """Run Kubernetes pods: serve the CRI to a kubelet, on the socket of --listen.
 
     Every flag is an option of crio.conf and wins over it; a list's flag may be repeated, or hold commas.
     """
-    ctx.obj = Source(path, directory, _overrides(flags), _variables(ctx))
+    ctx.obj = Source(path, directory, flags.overrides(given), flags.variables(ctx))
     if ctx.invoked_subcommand is None:
         ctx.invoke(serve)
 
@@ -159,10 +100,12 @@ def _require_root() -> None:
 
 
 @main.command()
+@flags.repeated_flags
 @click.pass_obj
-def serve(source: Source) -> None:
-    """Run the daemon in the foreground (the default)."""
+def serve(source: Source, /, path: Path | None, directory: Path | None, **given: Any) -> None:
+    """Run the daemon in the foreground (the default).  Takes the flags of `crio-native --help`."""
     _require_root()
+    source = source.under(path, directory, given)
     config = source.load_to_serve()
     from crio_native import daemon
 
@@ -172,10 +115,16 @@ def serve(source: Source) -> None:
 @main.command("config")
 @click.option("--default", is_flag=True, help="The defaults, whatever the files say.")
 @click.option("--changed", is_flag=True, help="Only what differs from the defaults, without comments.")
+@flags.repeated_flags
 @click.pass_obj
-def show_config(source: Source, default: bool, changed: bool) -> None:
-    """Print the configuration in force as TOML; options at their default are commented out."""
-    config = Config() if default else source.load()
+def show_config(
+    source: Source, /, default: bool, changed: bool, path: Path | None, directory: Path | None, **given: Any
+) -> None:
+    """Print the configuration in force as TOML; options at their default are commented out.
+
+    Takes the flags of `crio-native --help`.
+    """
+    config = Config() if default else source.under(path, directory, given).load()
     click.echo(to_toml(config, changed_only=changed), nl=False)
 
 

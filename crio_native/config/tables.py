@@ -448,9 +448,7 @@ class NetworkTable:
     plugin_dirs: tuple[str, ...] = option(
         ("/opt/cni/bin/",), many(PATH), "Directories of CNI plugins, where a network needs them.", flag="cni-plugin-dir"
     )
-    plugin_dir: str = option(
-        "", OPTIONAL_PATH, "One more of them.", deprecated="use crio.network.plugin_dirs", flag="plugin-dir"
-    )
+    plugin_dir: str = option("", OPTIONAL_PATH, "One more of them.", deprecated="use crio.network.plugin_dirs")
     cni_status_grace_period: float = option(
         0.0, DURATION, "How long a network that reports itself unready still counts as ready; 0 for not at all."
     )

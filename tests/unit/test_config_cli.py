@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crio_native import __version__
-from crio_native.cli import native
+from crio_native.cli import flags, native
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.config import Config, load
 from crio_native.config.render import to_toml
@@ -33,10 +33,10 @@ def invoke(*arguments: str, **environment: str) -> Result:
 def test_flags_win_over_files_and_have_cri_os_names(tmp_path: Path) -> None:
     file = tmp_path / "crio.conf.toml"
     file.write_text('[crio.runtime]\nlog_level = "error"\npids_limit = 3\n')
-    flags = ["--log-level", "debug", "--no-internal-repair", "--enable-metrics", "--metrics-port", "9537"]
-    flags += ["--default-env", "A=1,B=2", "--default-env", "C=3", "--cni-config-dir", "/net.d", "-r", "/state"]
-    flags += ["--pull-progress-timeout", "10s", "--listen", "/run/x.sock", "--insecure-registry", "localhost:5000"]
-    result = invoke("-c", str(file), "-d", str(tmp_path / "."), *flags, "config", "--changed")
+    given = ["--log-level", "debug", "--no-internal-repair", "--enable-metrics", "--metrics-port", "9537"]
+    given += ["--default-env", "A=1,B=2", "--default-env", "C=3", "--cni-config-dir", "/net.d", "-r", "/state"]
+    given += ["--pull-progress-timeout", "10s", "--listen", "/run/x.sock", "--insecure-registry", "localhost:5000"]
+    result = invoke("-c", str(file), "-d", str(tmp_path / "."), *given, "config", "--changed")
     # The directory holds the same file: what the flags say must win over both readings.
     assert result.exit_code == 0, result.output
     printed = tmp_path / "printed"
@@ -70,12 +70,63 @@ def test_a_wrong_value_of_the_environment_names_its_variable() -> None:
 
 
 def test_every_option_outside_named_tables_has_one_flag() -> None:
-    keys = [key for key, _ in native.all_options()]
-    flags = [flag for parameter in native.main.params for flag in parameter.opts]
-    assert len(flags) == len(set(flags))
+    keys = [key for key, _ in flags.all_options()]
+    spelt = [flag for parameter in native.main.params for flag in parameter.opts]
+    assert len(spelt) == len(set(spelt))
     for key in keys:
         assert key.replace(".", "__") in {parameter.name for parameter in native.main.params}
     assert len(keys) > 100
+
+
+def test_flags_stand_before_or_behind_the_verb(tmp_path: Path) -> None:
+    file = tmp_path / ".other"
+    file.write_text("[crio.runtime]\npids_limit = 3\n")
+    assert "none' not found" in invoke("-d", "/etc", "config", "--config-dir", str(tmp_path / "none")).stderr
+    line = ["-d", str(tmp_path / "."), "-l", "debug", "config", "--changed", "-c", str(file), "-l", "warn"]
+    printed = invoke(*line, CONTAINER_LOG_LEVEL="error")
+    assert printed.stdout == '[crio.runtime]\nlog_level = "warn"\npids_limit = 3\n', printed.output
+    wrong = invoke("config", "--log-level", "loud", CONTAINER_LOG_LEVEL="error")
+    assert "Error: command line: crio.runtime.log_level" in wrong.stderr
+
+
+@pytest.mark.root
+def test_serve_takes_the_flags_too() -> None:
+    for arguments in (["--config", "/none.conf", "serve"], ["serve", "--config", "/none.conf"]):
+        assert invoke(*arguments).stderr == "Error: configuration file '/none.conf' not found\n"
+
+
+def test_boolean_flags_take_the_values_of_go() -> None:
+    """As /etc/sysconfig/crio has them."""
+    for true, false in (("true", "false"), ("1", "0"), ("T", "f")):
+        line = [f"--enable-metrics={true}", f"--drop-infra-ctr={false}", "config", f"--changed={true}"]
+        printed = invoke(*line, f"--read-only={true}", f"--default={false}").stdout
+        assert printed.split("\n\n")[0] == "[crio.runtime]\nread_only = true\ndrop_infra_ctr = false"
+        assert printed.endswith("[crio.metrics]\nenable_metrics = true\n")
+    result = invoke("--enable-metrics=maybe", "config")
+    assert (result.exit_code, result.stderr) == (2, "Error: --enable-metrics: must be true or false (got 'maybe')\n")
+
+
+def test_flags_that_only_cri_os_program_has_are_taken_with_a_warning() -> None:
+    line = ["--log", "/none/log", "--log-format=json", "--runtimes", "a:/b", "--profile=true", "--profile-port", "1"]
+    result = invoke(*line, "config", "--changed")
+    assert (result.exit_code, result.stdout) == (0, "\n")
+    assert [words.split()[3] for words in result.stderr.splitlines()] == [
+        "--log",
+        "--log-format",
+        "--runtimes",
+        "--profile",
+        "--profile-port",
+    ]
+    assert "[crio.runtime.runtimes.NAME]" in result.stderr
+
+
+def test_the_manual_names_the_flags_that_are_not_their_keys() -> None:
+    manual = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    for key, option in flags.all_options():
+        if option.flag:
+            assert f"| `{key}` | `--{option.flag}` |" in manual
+    for name in flags.WITHOUT_EFFECT:
+        assert f"`--{name}`" in manual
 
 
 def test_config_prints_what_is_in_force_or_the_defaults() -> None:
@@ -90,7 +141,7 @@ def test_config_prints_what_is_in_force_or_the_defaults() -> None:
         (["--pids-limit", "many", "config"], "Invalid value for '--pids-limit'"),
         (["--default-runtime", "kata", "config"], "must be a handler of crio.runtime.runtimes: builtin"),
         (["-c", "/none.conf", "config"], "Error: configuration file '/none.conf' not found"),
-        (["--log-levle", "info", "config"], "Did you mean one of: '--log-dir'"),
+        (["--log-levle", "info", "config"], "'--log-level'?)"),
         (["status", "--socket", "/none.sock"], "Error: the daemon on /none.sock did not answer"),
     ],
 )
