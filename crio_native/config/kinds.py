@@ -111,6 +111,11 @@ def optional(kind: Kind) -> Kind:
     return Kind(str, f"{kind.allowed}, or empty", lambda text: kind.parse(text) if text else text, kind.render)
 
 
+def or_default(kind: Kind, default: Any) -> Kind:
+    """The same kind; the empty string is the default."""
+    return Kind(str, f"{kind.allowed}, or empty", lambda text: kind.parse(text) if text else default, kind.render)
+
+
 def _socket_path(text: str) -> str:
     # sockaddr_un.sun_path has 108 bytes, the last of which is the terminating zero.
     if len(values.parse_path(text).encode()) > 107:

@@ -15,6 +15,8 @@ from crio_native.config.render import inert
 from crio_native.config.tables import METRICS, Config, MetricsTable, NetworkTable, RuntimeHandler, RuntimeTable
 from crio_native.errors import InvalidArgument
 
+PREDEFINED = ("crun", "runc")  # CRI-O has these without a table
+
 Where = Callable[[str], str]  # dotted key -> "FILE: KEY"
 Warn = Callable[[str], None]
 
@@ -58,6 +60,9 @@ def _metrics(metrics: MetricsTable, where: Where, warn: Warn) -> MetricsTable:
 
 
 def _runtime(runtime: RuntimeTable, where: Where) -> RuntimeTable:
+    if runtime.default_runtime in PREDEFINED:
+        runtimes = {runtime.default_runtime: RuntimeHandler(), **runtime.runtimes}
+        runtime = replace(runtime, runtimes=MappingProxyType(runtimes))
     # The default handler first: others may inherit what was settled for it.
     default = _handler(runtime.default_runtime, _default_handler(runtime, where), None, runtime)
     runtimes = {name: _handler(name, handler, default, runtime) for name, handler in runtime.runtimes.items()}

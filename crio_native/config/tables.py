@@ -35,6 +35,7 @@ from crio_native.config.kinds import (
     integer,
     many,
     mapping,
+    or_default,
 )
 from crio_native.config.schema import named, no_entries, option, table
 from crio_native.config.values import Device, IDMapping, Sysctl, Ulimit
@@ -161,7 +162,9 @@ class RuntimeHandler:
     monitor_exec_cgroup: str = option(
         "", choice("", "container"), "\"container\": an exec's monitor runs in the container's cgroup."
     )
-    container_min_memory: int = option(12 * MIB, SIZE, "A container with a smaller memory limit is refused.")
+    container_min_memory: int = option(
+        12 * MIB, or_default(SIZE, 12 * MIB), "A container with a smaller memory limit is refused."
+    )
     container_create_timeout: int = option(
         240, integer(0, 86400), "Seconds that making a container may take.", floor=30
     )
@@ -220,7 +223,9 @@ class RuntimeTable:
 
     default_runtime: str = option("builtin", TEXT, "The handler of pods that ask for none.", reload=True)
     runtimes: Mapping[str, RuntimeHandler] = named(
-        RuntimeHandler, "The handlers. `builtin` exists without being written.", builtin_handler
+        RuntimeHandler,
+        "The handlers. `builtin` exists without being written, and so does `crun` or `runc` as the default_runtime.",
+        builtin_handler,
     )
     workloads: Mapping[str, Workload] = named(Workload, "The workloads.")
     cgroup_manager: str = option(

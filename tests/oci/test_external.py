@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -27,6 +28,7 @@ from crio_native.errors import (
     StepFailed,
 )
 from crio_native.oci.builtin.launchers import Launchers
+from crio_native.oci.external import program
 from crio_native.oci.external import runtime as external
 from crio_native.oci.external.program import OUTPUT_MAX, WORDS_MAX, abilities_of, words
 from crio_native.oci.external.runtime import ExternalRuntime
@@ -290,8 +292,14 @@ def test_a_program_that_is_missing(boxes: Boxes) -> None:
 
 
 def test_a_program_that_is_not_in_the_path(boxes: Boxes) -> None:
-    with pytest.raises(NotFound, match=r"'box-runtime' not found: not in .*; set runtime_path"):
+    with pytest.raises(NotFound, match=r"'box-runtime' not found: not in .*; install box-runtime, or set runtime_path"):
         boxes(runtime_path="").runtime.abilities()
+
+
+def test_a_program_where_cri_os_packages_have_it(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy("/bin/sh", tmp_path / "box-runtime")
+    monkeypatch.setattr(program, "OF_CRIO", str(tmp_path))
+    assert boxes(runtime_path="").runtime.program == str(tmp_path / "box-runtime")
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,21 @@ def test_a_missing_default_handler_is_named_with_the_nearest_one(file: Path) -> 
     assert "builtin" in str(refused(file, "[crio.runtime]\ndefault_runtime = 'kata'"))
 
 
+@pytest.mark.parametrize("name", ["crun", "runc"])
+def test_cri_os_handlers_need_no_table_to_be_the_default(file: Path, name: str) -> None:
+    text = f"[crio.runtime]\ndefault_runtime = '{name}'\n"
+    settings = loaded(file, text).config.runtime
+    assert settings.runtimes[name] == RuntimeHandler(runtime_root=f"/run/{name}")
+    assert sorted(settings.runtimes) == ["builtin", name]
+    given = loaded(file, f"{text}[crio.runtime.runtimes.{name}]\nruntime_path = '/x'\n").config.runtime.runtimes[name]
+    assert given.runtime_path == "/x"
+
+
+def test_an_empty_least_memory_is_the_default(file: Path) -> None:
+    handler = loaded(file, "[crio.runtime.runtimes.x]\ncontainer_min_memory = ''\n").config.runtime.runtimes["x"]
+    assert handler.container_min_memory == RuntimeHandler().container_min_memory
+
+
 def test_an_error_names_the_file_that_the_value_came_from(file: Path, tmp_path: Path) -> None:
     file.write_text("[crio.runtime]\ndefault_runtime = 'builtin'")
     directory = tmp_path / "d"

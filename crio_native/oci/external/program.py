@@ -29,6 +29,7 @@ WORDS_MAX = 2000  # characters of its complaint that go into an error
 ASK_SECONDS = 10.0  # for `features` and `--version`, which only print
 ACT_SECONDS = 60.0  # for an act on a container that exists
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OF_CRIO = "/usr/libexec/crio"  # where CRI-O's packages keep a crun and a runc of their own
 
 _LOGFMT = re.compile(r'level=(\w+) msg="((?:[^"\\]|\\.)*)"')
 _ESCAPES = {"n": "; ", "t": " "}
@@ -64,13 +65,18 @@ class Program:
     @property
     def path(self) -> str:
         """Where the program is, or should be.  Looked up each time: it may be installed while we run."""
-        return self._given or shutil.which(self._name, path=self.env["PATH"]) or self._name
+        return self._given or shutil.which(self._name, path=self._searched) or self._name
+
+    @property
+    def _searched(self) -> str:
+        return f"{self.env['PATH']}:{OF_CRIO}"
 
     def find(self) -> str:
         """`path`, when a program is there.  Raises NotFound, FailedPrecondition."""
         path = self.path
         if not os.path.exists(path):
-            where = "runtime_path names no file" if self._given else f"not in {self.env['PATH']}; set runtime_path"
+            lacking = f"not in {self._searched}; install {self._name}, or set runtime_path"
+            where = "runtime_path names no file" if self._given else lacking
             raise NotFound("runtime program", path, where)
         if not (os.path.isfile(path) and os.access(path, os.X_OK)):
             raise FailedPrecondition(f"runtime program {path!r} is not an executable file")
