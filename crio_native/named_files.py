@@ -6,6 +6,8 @@ on another machine than its own.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,27 @@ def check(loaded: Loaded) -> None:
             raise InvalidArgument(loaded.where(key), value, f"{error.field}: {error.reason}") from None
         except CrioError as error:
             raise InvalidArgument(loaded.where(key), value, str(error).removeprefix(f"{key}: ")) from None
+
+
+def warnings(loaded: Loaded) -> Iterator[str]:
+    """What only some pods will miss."""
+    credentials, logs = loaded.config.image.global_auth_file, loaded.config.crio.log_dir
+    if credentials and not os.access(credentials, os.R_OK):
+        key = loaded.where("crio.image.global_auth_file")
+        yield f"{key}: {credentials!r} cannot be read: images are pulled without credentials until it can"
+    if problem := _cannot_hold_directories(logs):
+        yield f"{loaded.where('crio.log_dir')}: {logs!r} cannot be made or written: {problem}"
+
+
+def _cannot_hold_directories(directory: str) -> str:
+    """Why, as the nearest directory that exists tells; nothing is left in it."""
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=directory))
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
 
 
 def _named(config: Config) -> Iterator[tuple[str, str, Callable[[str], object]]]:

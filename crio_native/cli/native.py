@@ -43,13 +43,26 @@ class Source:
         """The configuration; what is odd about it goes to stderr."""
         return self._load().config
 
+    def load_to_change(self) -> Config:
+        """The same, once it is sure that its directories are ours."""
+        return self._load_checked().config
+
     def load_to_serve(self) -> Config:
-        """The same, once the files that it names have been looked at."""
-        from crio_native import named_files
+        """The same, once also the files that it names have been looked at."""
+        from crio_native import foreign_storage, named_files
+
+        loaded = self._load_checked()
+        named_files.check(loaded)
+        for warning in (*foreign_storage.warnings(loaded), *named_files.warnings(loaded)):
+            click.echo(f"warning: {warning}", err=True)
+        return loaded.config
+
+    def _load_checked(self) -> Loaded:
+        from crio_native import foreign_storage
 
         loaded = self._load()
-        named_files.check(loaded)
-        return loaded.config
+        foreign_storage.check(loaded)
+        return loaded
 
     def _load(self) -> Loaded:
         loaded: Loaded = load(self.path, self.directory, self.overrides, self.variables)
@@ -205,7 +218,7 @@ def wipe(source: Source, force: bool) -> None:
     What the daemon does by itself at its start, unless internal_wipe is off.
     """
     _require_root()
-    config = source.load()
+    config = source.load_to_change()
     from crio_native import wiping
 
     pods, images = wiping.wipe(config, force=force)

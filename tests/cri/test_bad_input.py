@@ -372,6 +372,20 @@ def test_a_file_that_the_configuration_names(tmp_path: Path, key: str, value: st
     assert f"{tmp_path}/empty/10-it.conf: crio.{key}: " in error and why in error and f"(got '{value}')" in error
 
 
+@pytest.mark.parametrize("option", ["root", "runroot", "imagestore"])
+@pytest.mark.parametrize("verb", [[], ["wipe", "--force"]], ids=["serve", "wipe"])
+def test_the_store_of_podman_and_cri_o_is_left_alone(tmp_path: Path, option: str, verb: list[str]) -> None:
+    theirs = tmp_path / "storage"
+    for name in ("overlay/l", "overlay-images", "libpod"):
+        (theirs / name).mkdir(parents=True)
+    before = sorted(theirs.rglob("*"))
+    for path in (theirs, "/var/lib/containers/storage/"):
+        code, error = daemon_output(*scratch_flags(tmp_path, tmp_path / "s"), f"--{option}", str(path), *verb)
+        assert code == 1 and len(error.splitlines()) == 1
+        assert f"command line: crio.{option}: must not be the directory of containers/storage" in error
+    assert sorted(theirs.rglob("*")) == before
+
+
 def scratch_flags(directory: Path, listen: Path | str) -> list[str]:
     (directory / "empty").mkdir(exist_ok=True)
     flags = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from crio_native import __version__
+from crio_native import __version__, foreign_storage
 from crio_native.cli import flags, native
 from crio_native.cli.scratch import ScratchDaemon
 from crio_native.config import Config, load
@@ -171,6 +171,35 @@ def test_warnings_go_to_stderr_beside_the_output(tmp_path: Path) -> None:
     result = invoke("config", "--changed")
     assert "did you mean crio.root?" in result.stderr
     assert "rooot" not in result.stdout
+
+
+def started(capsys: pytest.CaptureFixture[str], **overrides: str) -> str:
+    """What a start says of these options."""
+    given = {f"crio.{name.replace('__', '.')}": value for name, value in overrides.items()}
+    native.Source(Path(os.devnull), Path(os.environ["CONTAINER_CONFIG_DIR"]), given, {}).load_to_serve()
+    return capsys.readouterr().err
+
+
+def test_a_start_warns_of_what_only_some_pods_will_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = tmp_path / "logs" / "pods"
+    assert started(capsys, log_dir=str(logs)) == "" and not logs.parent.exists()
+    assert "command line: crio.log_dir: '/proc/x' cannot be made or written: " in started(capsys, log_dir="/proc/x")
+    said = started(capsys, log_dir=str(logs), image__global_auth_file="/nope")
+    assert said.startswith("warning: command line: crio.image.global_auth_file: '/nope' cannot be read: images are")
+
+
+def test_a_start_warns_of_a_disk_that_was_meant_for_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".storage.conf"
+    monkeypatch.setattr(foreign_storage, "CONFIGURATION", file)
+    ours = {"log_dir": str(tmp_path), "root": f"{tmp_path}/not/there"}
+    for graphroot, warned in (("/proc/x", True), (f"{tmp_path}/x", False), ("relative", False)):
+        file.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{graphroot}"\n')
+        said = started(capsys, **ours)
+        assert (f"storage.graphroot: {graphroot!r} is on another disk" in said) == warned == bool(said)
+    file.write_text("not TOML")
+    assert started(capsys, **ours) == ""
 
 
 def test_version() -> None:

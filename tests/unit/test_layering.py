@@ -30,6 +30,7 @@ LEVEL = {
     "places": 5,
     "assembly": 6,
     "named_files": 5,
+    "foreign_storage": 5,
     "reload": 5,
     "cri": 6,
     "repairing": 7,
