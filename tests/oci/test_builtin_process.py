@@ -329,6 +329,6 @@ def test_a_filter_under_which_no_exec_can_appear(box: Box, action: str) -> None:
     spec["process"]["capabilities"]["bounding"] = [*CAPABILITIES, "CAP_SYS_PTRACE"]
     container = box.create(spec).start()
     filter_ = {**least_profile(True), "defaultAction": action}
-    with pytest.raises(StepFailed, match="'appear' failed: .*a filter that forbids clone"):
+    with pytest.raises(StepFailed, match=r"'appear' failed: .*a filter that forbids clone"):
         container.exec("true", seccomp=filter_)
     assert container.exec("echo", "here") == (0, "here\n")

@@ -299,7 +299,8 @@ def test_a_program_that_is_not_in_the_path(boxes: Boxes) -> None:
 def test_a_program_where_cri_os_packages_have_it(boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy("/bin/sh", tmp_path / "box-runtime")
     monkeypatch.setattr(program, "OF_CRIO", str(tmp_path))
-    assert boxes(runtime_path="").runtime.program == str(tmp_path / "box-runtime")
+    runtime: Any = boxes(runtime_path="").runtime
+    assert runtime.program == str(tmp_path / "box-runtime")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from crio_native.cli.scratch import mounts_below
 
-from ..cri.conftest import Client, close, log_text, new_client
+from ..cri.conftest import Client, log_text
 from ..cri.images import variant
 
 pytestmark = pytest.mark.root
@@ -20,9 +20,8 @@ FILES = ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
 
 @pytest.fixture(scope="module")
 def cri() -> Iterator[Client]:
-    client = new_client(settings='[crio.image]\nimage_volumes = "bind"\n')
-    yield client
-    close(client)
+    with Client.serving('[crio.image]\nimage_volumes = "bind"\n') as client:
+        yield client
 
 
 def allocated(directory: Path) -> int:

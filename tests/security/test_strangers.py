@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ..cri.conftest import Client, close, new_client
+from ..cri.conftest import Client
 from ..cri.streams import Spdy, exec_url
 
 pytestmark = pytest.mark.root
@@ -38,9 +38,8 @@ def cri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     new_key = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     subprocess.run([*new_key, *subject], cwd=directory, check=True, capture_output=True)
     files = f'metrics_cert = "{directory}/cert.pem"\nmetrics_key = "{directory}/key.pem"\n'
-    client = new_client(settings=METRICS + files)
-    yield client
-    close(client)
+    with Client.serving(METRICS + files) as client:
+        yield client
 
 
 @pytest.fixture
