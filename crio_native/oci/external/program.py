@@ -224,7 +224,7 @@ def words(stderr: bytes) -> str:
         if line.strip():
             said.append(_record(line.strip()))
     errors = [text for level, text in said if level in ("error", "fatal")]
-    text = "; ".join(dict.fromkeys(errors or [text for _, text in said]))
+    text = "; ".join(dict.fromkeys(errors or [text for _, text in said])).replace("\n", "\\n")
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
 
