@@ -268,6 +268,13 @@ def test_a_mount_below_a_volume_that_the_volume_has_not(lab: Lab) -> None:
         take_over(container, spec)
 
 
+def test_mounts_that_nobody_could_compare(lab: Lab) -> None:
+    """A link that leads to itself in a place that is looked at."""
+    spec = grouped(lab, "sh", "-c", "ln -s console /dev/console; echo ready; while :; do sleep 1000; done")
+    with pytest.raises(PermissionRefused, match=r"mounted is cannot be read: .*symbolic links"):
+        take_over(stopped(lab, spec), spec)
+
+
 def test_another_volume_than_the_one_that_was_asked_for(lab: Lab) -> None:
     spec, _ = with_volume(lab)
     asked = json.loads(json.dumps(spec))

@@ -131,5 +131,5 @@ def _check(pid: int, spec: Mapping[str, Any]) -> None:
         if finding.weaker:
             raise PermissionRefused(
                 f"the checkpoint's process {pid} is less isolated than asked: {finding.field} is {finding.found}, "
-                f"and not {finding.asked}"
+                f"and not {finding.asked or 'as asked'}"
             )

@@ -84,7 +84,8 @@ def report(pid: int, spec: Mapping[str, Any], *, restored: bool = False) -> list
     """Every comparison, in a fixed order.  pid: the container's init, in the caller's PID namespace.  restored: it has
     just been made of a checkpoint, whose it was to say what is mounted where and who its users are.
 
-    What cannot be read has the verdict `Verdict.UNKNOWN` and the reason as what was found.  Raises InvalidArgument for
+    What cannot be read has the verdict `Verdict.UNKNOWN` and the reason as what was found; of a restored one it counts
+    as weaker, for whoever wrote the checkpoint could see to it that it cannot.  Raises InvalidArgument for
     a spec that the executor would refuse, NotFound when there is no such process, or when it has ended meanwhile.
     """
     specs.validate(spec)
@@ -96,6 +97,7 @@ def report(pid: int, spec: Mapping[str, Any], *, restored: bool = False) -> list
             except OSError as error:
                 subject.check_alive()
                 field = part.__name__.replace("_", " ")
-                found.append(Finding(field, "", f"cannot be read: {error}", Verdict.UNKNOWN))
+                verdict = Verdict.WEAKER if restored else Verdict.UNKNOWN
+                found.append(Finding(field, "", f"cannot be read: {error}", verdict))
         subject.check_alive()  # one that was ending had lost a part of what it was asked to have
     return found
