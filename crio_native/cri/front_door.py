@@ -83,17 +83,24 @@ class FrontDoor:
             log.warning("the CRI socket has %d connections; another one is refused", CONNECTIONS_MAX)
             client.close()
             return
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            server.setblocking(False)
-            server.connect(self._behind)
+            server = _connected(self._behind)
         except OSError as error:
             log.error("a connection cannot be relayed to %s: %s", self._behind, error.strerror)
-            server.close()
             client.close()
             return
-        relay = Relay(client, server, self._relays.discard)
-        self._relays.add(relay)
+        self._relays.add(Relay(client, server, self._relays.discard))
+
+
+def _connected(path: str) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        server.setblocking(False)
+        server.connect(path)
+    except OSError:
+        server.close()
+        raise
+    return server
 
 
 async def _first_bytes(client: socket.socket) -> bytes:

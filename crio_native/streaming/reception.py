@@ -37,7 +37,8 @@ class Seldom:
     def tell(self, text: str, *args: object) -> None:
         self._untold += 1
         if (now := time.monotonic()) >= self._next:
-            log.log(self._level, f"{text} (%d times since this was last said)", *args, self._untold)
+            often = f" ({self._untold} times since this was last said)" if self._untold > 1 else ""
+            log.log(self._level, text + often, *args)
             self._next, self._untold = now + _QUIET_SECONDS, 0
 
 

@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -138,3 +139,35 @@ def test_who_says_nothing_keeps_nobody_from_the_cri(cri: Client, crowd: Crowd) -
     cri.connect()
     cri.call("Version")
     cri.until(lambda: descriptors(cri) <= before + KEPT + 16)
+
+
+@contextlib.contextmanager
+def without_descriptors(cri: Client) -> Iterator[None]:
+    """The daemon can open none meanwhile."""
+    assert cri.daemon.process is not None
+    pid = cri.daemon.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_who_comes_while_no_descriptor_is_left_waits_and_fills_no_log(cri: Client) -> None:
+    container = cri.start(pod := cri.pod(), "sleep", "600")
+    address = urlsplit(exec_url(cri, container, "true"))
+    told = len(cri.daemon.log.read_text().splitlines())
+    with contextlib.ExitStack() as stack:
+        with without_descriptors(cri):
+            clients = [behind(cri.daemon.socket), behind(cri.daemon.directory / "metrics.sock")]
+            clients.append(socket.create_connection((address.hostname, address.port), 20))
+            for client in clients:
+                stack.enter_context(client)
+            cri.until(lambda: cri.daemon.log.read_text().count("can be accepted: Too many open files") >= 3)
+            time.sleep(0.5)
+        assert b"storage_root" in get(clients[0], "/info")
+        assert b"default_runtime" in get(clients[1], "/metrics")
+        assert b"used already" in get(clients[2], "/exec/none")
+    assert len(cri.daemon.log.read_text().splitlines()) < told + 20
+    cri.remove_pod(pod)
