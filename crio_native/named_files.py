@@ -17,16 +17,22 @@ from crio_native.errors import CrioError, InvalidArgument
 
 
 def check(loaded: Loaded) -> None:
-    """Raises InvalidArgument whose field is "FILE: KEY"."""
+    """Raises the first of the problems."""
+    for problem in problems(loaded):
+        raise problem
+
+
+def problems(loaded: Loaded) -> Iterator[InvalidArgument]:
+    """Errors whose field is "FILE: KEY"."""
     for key, value, use in _named(loaded.config):
         if not value:
             continue
         try:
             use(value)
         except InvalidArgument as error:
-            raise InvalidArgument(loaded.where(key), value, f"{error.field}: {error.reason}") from None
+            yield InvalidArgument(loaded.where(key), value, f"{error.field}: {error.reason}")
         except CrioError as error:
-            raise InvalidArgument(loaded.where(key), value, str(error).removeprefix(f"{key}: ")) from None
+            yield InvalidArgument(loaded.where(key), value, str(error).removeprefix(f"{key}: "))
 
 
 def warnings(loaded: Loaded) -> Iterator[str]:

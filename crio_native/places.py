@@ -37,17 +37,22 @@ class Places:
     namespaces_dir: str
 
 
+def check(config: Config) -> None:
+    """Raises FailedPrecondition while pods live elsewhere than the configuration says."""
+    wanted = _configured(config)
+    for old in _recorded(wanted):
+        if old.boot == wanted.boot and _has_living_pods(old):
+            raise FailedPrecondition(_refusal(old, wanted))
+
+
 def settle(config: Config) -> None:
-    """Record where pods will live from now on.  Raises FailedPrecondition while pods live elsewhere.
+    """Record where pods will live from now on.  Raises FailedPrecondition as `check`.
 
     What stopped pods have left in another `runroot` is removed.  Both directories must be the caller's (their locks).
     """
+    check(config)
     wanted = _configured(config)
-    for old in (_read(wanted.root), _read(wanted.runroot)):
-        if old is None or old == wanted:
-            continue
-        if old.boot == wanted.boot and _has_living_pods(old):
-            raise FailedPrecondition(_refusal(old, wanted))
+    for old in _recorded(wanted):
         if old.runroot != wanted.runroot and _read(old.runroot) == old:
             _clean(old.runroot)
     for directory in (wanted.runroot, wanted.root):
@@ -62,6 +67,11 @@ def _configured(config: Config) -> Places:
         runroot=os.path.realpath(config.crio.runroot),
         namespaces_dir=os.path.realpath(config.runtime.namespaces_dir),
     )
+
+
+def _recorded(wanted: Places) -> list[Places]:
+    """What the two directories tell otherwise."""
+    return [old for old in map(_read, (wanted.root, wanted.runroot)) if old not in (None, wanted)]
 
 
 def _has_living_pods(old: Places) -> bool:

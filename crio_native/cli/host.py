@@ -10,17 +10,24 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crio_native.config import Config
+from crio_native import foreign_storage, named_files, places
+from crio_native.config import Config, Loaded
+from crio_native.cri import exporter, streaming
 from crio_native.errors import CrioError
+from crio_native.images import roots, snapshots
+from crio_native.images.sources import Sources, from_config
 from crio_native.linux import capabilities, mounts, syscalls
 from crio_native.linux.cgroup.hierarchy import hierarchy
 from crio_native.monitor.client import binary_path
 from crio_native.oci import seccomp, seccomp_profile
+from crio_native.pods import io_classes
+from crio_native.pods.host import Host
+from crio_native.streaming.server import StreamServer
 
 OK, LACKING, MISSING = "ok", "lacking", "MISSING"
 
@@ -43,8 +50,9 @@ class Finding:
     detail: str
 
 
-def examine(config: Config) -> list[Finding]:
+def examine(loaded: Loaded) -> list[Finding]:
     """All findings.  Must run as root, in a process that nobody else's mounts depend on."""
+    config = loaded.config
     return [
         _kernel(os.uname().release),
         _namespaces(),
@@ -56,6 +64,8 @@ def examine(config: Config) -> list[Finding]:
         _overlay(Path(config.crio.root)),
         _monitor(),
         *_handlers(config),
+        *_named_files(loaded),
+        *_start(loaded),
     ]
 
 
@@ -180,6 +190,56 @@ def _handlers(config: Config) -> Iterator[Finding]:
         else:
             state = MISSING if name == config.runtime.default_runtime else LACKING
             yield Finding(f"handler {name}", state, f"there is no program {wanted}; set runtime_path")
+
+
+def _named_files(loaded: Loaded) -> Iterator[Finding]:
+    problems = [Finding("named files", MISSING, str(problem)) for problem in named_files.problems(loaded)]
+    yield from problems or [Finding("named files", OK, "those that the configuration names can be used")]
+
+
+def _start(loaded: Loaded) -> Iterator[Finding]:
+    """What the start refuses, asked of the start's own functions."""
+    for subject, act in _START.items():
+        try:
+            act(loaded)
+            yield Finding(subject, OK, "as configured")
+        except CrioError as error:
+            yield Finding(subject, MISSING, str(error))
+
+
+def _storage(loaded: Loaded) -> None:
+    foreign_storage.check(loaded)
+    crio = loaded.config.crio
+    roots.parse(crio.storage_driver, crio.storage_option)
+    if crio.storage_driver == "btrfs":
+        snapshots.require_btrfs(Path(crio.imagestore or crio.root))
+
+
+def _streaming(loaded: Loaded) -> None:
+    """On any port: a daemon that runs has the configured one."""
+    StreamServer(replace(streaming.settings(loaded.config.api), port=0)).close()
+
+
+def _metrics(loaded: Loaded) -> None:
+    if loaded.config.metrics.enable_metrics:
+        for listener in exporter.listen(loaded.config, port=0)[0]:
+            listener.close()
+
+
+def _block_io(loaded: Loaded) -> None:
+    if path := loaded.config.runtime.blockio_config_file:
+        io_classes.BlockIo().classes(path)
+
+
+_START: Mapping[str, Callable[[Loaded], object]] = {
+    "storage driver": _storage,
+    "registries": lambda loaded: Sources(from_config(loaded.config)),
+    "SELinux": lambda loaded: Host.read(selinux=loaded.config.runtime.selinux),
+    "block I/O classes": _block_io,
+    "streaming": _streaming,
+    "metrics": _metrics,
+    "directories of pods": lambda loaded: places.check(loaded.config),
+}
 
 
 def _text(path: str) -> str:

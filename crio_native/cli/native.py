@@ -41,7 +41,7 @@ class Source:
 
     def load(self) -> Config:
         """The configuration; what is odd about it goes to stderr."""
-        return self._load().config
+        return self.loaded().config
 
     def load_to_change(self) -> Config:
         """The same, once it is sure that its directories are ours."""
@@ -60,11 +60,12 @@ class Source:
     def _load_checked(self) -> Loaded:
         from crio_native import foreign_storage
 
-        loaded = self._load()
+        loaded = self.loaded()
         foreign_storage.check(loaded)
         return loaded
 
-    def _load(self) -> Loaded:
+    def loaded(self) -> Loaded:
+        """The same, with what is known of its files."""
         loaded: Loaded = load(self.path, self.directory, self.overrides, self.variables)
         for warning in loaded.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -234,13 +235,13 @@ def wipe(source: Source, force: bool) -> None:
 def check(source: Source, images: bool, repair: bool) -> None:
     """Look whether this host has what the daemon needs; exit with 1 if something is missing, or damage is left."""
     _require_root()
-    config = source.load()
+    loaded = source.loaded()
     from crio_native.cli import host
 
-    findings = host.examine(config)
+    findings = host.examine(loaded)
     for finding in findings:
         click.echo(printable(f"{finding.state:<9}{finding.subject}: {finding.detail}"))
-    damaged = _examine_images(config, repair=repair) if images or repair else False
+    damaged = _examine_images(loaded.config, repair=repair) if images or repair else False
     if damaged or any(finding.state == host.MISSING for finding in findings):
         raise click.exceptions.Exit(1)
 

@@ -33,6 +33,30 @@ _CONNECTIONS_MAX = 64  # that are being answered
 _STRANGERS_MAX = 64  # that ask nothing
 
 
+def listen(config: Config, port: int) -> tuple[Sequence[socket.socket], Callable[[], ssl.SSLContext] | None]:
+    """Raises FailedPrecondition when the address cannot be had, InvalidArgument for a certificate that is none."""
+    host, tls = config.metrics.metrics_host, _tls(config)
+    try:
+        return _listeners(host, port), tls
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise FailedPrecondition(f"metrics cannot be served on {host}:{port} ({why}); change crio.metrics") from None
+
+
+def _tls(config: Config) -> Callable[[], ssl.SSLContext] | None:
+    table, api = config.metrics, config.api
+    if not table.metrics_cert:
+        return None
+    from crio_native.streaming.settings import TlsFiles
+    from crio_native.streaming.tls import Tls
+
+    files = TlsFiles(table.metrics_cert, table.metrics_key, "", api.tls_min_version, tuple(api.tls_cipher_suites))
+    try:
+        return Tls(files).context
+    except InvalidArgument as error:
+        raise InvalidArgument("crio.metrics.metrics_cert", table.metrics_cert, error.reason) from None
+
+
 class Exporter:
     """Serves `/metrics` between `open` and `close`; does nothing where `crio.metrics.enable_metrics` is off."""
 
@@ -41,17 +65,11 @@ class Exporter:
         self._stack = ExitStack()
 
     async def open(self) -> None:
-        """Raises FailedPrecondition when an address cannot be had, InvalidArgument for a certificate that is none."""
+        """Raises as `listen`."""
         table = self._config.metrics
         if not table.enable_metrics:
             return
-        tls = self._tls()
-        try:
-            listeners = _listeners(table.metrics_host, table.metrics_port)
-        except OSError as error:
-            where = f"{table.metrics_host}:{table.metrics_port}"
-            why = (error.strerror or str(error)).lower()
-            raise FailedPrecondition(f"metrics cannot be served on {where} ({why}); change crio.metrics") from None
+        listeners, tls = listen(self._config, table.metrics_port)
         self._serve(listeners, tls)
         if table.metrics_socket:
             claim_socket(table.metrics_socket, "crio.metrics.metrics_socket")
@@ -96,19 +114,6 @@ class Exporter:
         for name, make in _FAMILIES.items():
             if name in self._config.metrics.metrics_collectors:
                 yield make(self, PREFIX + name)
-
-    def _tls(self) -> Callable[[], ssl.SSLContext] | None:
-        table, api = self._config.metrics, self._config.api
-        if not table.metrics_cert:
-            return None
-        from crio_native.streaming.settings import TlsFiles
-        from crio_native.streaming.tls import Tls
-
-        files = TlsFiles(table.metrics_cert, table.metrics_key, "", api.tls_min_version, tuple(api.tls_cipher_suites))
-        try:
-            return Tls(files).context
-        except InvalidArgument as error:
-            raise InvalidArgument("crio.metrics.metrics_cert", table.metrics_cert, error.reason) from None
 
     # The families
 

@@ -37,10 +37,7 @@ class Wholes:
 
     def __init__(self, root: Path, scratch: Callable[[], AbstractContextManager[Path]]) -> None:
         self._base, self._scratch, self._joining = root / "wholes", scratch, Joining()
-        if not btrfs.is_btrfs(os.fspath(root)):
-            raise FailedPrecondition(
-                f'crio.storage_driver = "btrfs" needs {root} to be on btrfs, and it is not: use "overlay"'
-            )
+        require_btrfs(root)
         self._base.mkdir(mode=0o700, exist_ok=True)
 
     def prepare(self, image_id: str, tree: Tree, container_dir: Path, size: int, stop: Stop) -> None:
@@ -79,6 +76,15 @@ class Wholes:
     def keep(self, image_ids: Collection[str]) -> None:
         """Remove the subvolumes of all other images.  One that cannot be removed is logged, and tried again later."""
         _remove_all(self._base, {_name(image_id) for image_id in image_ids})
+
+
+def require_btrfs(root: Path) -> None:
+    """root: of a store, which need not be there yet.  Raises FailedPrecondition."""
+    place = next(directory for directory in (root, *root.parents) if directory.is_dir())
+    if not btrfs.is_btrfs(os.fspath(place)):
+        raise FailedPrecondition(
+            f'crio.storage_driver = "btrfs" needs {root} to be on btrfs, and it is not: use "overlay"'
+        )
 
 
 def forget(root: Path) -> None:

@@ -258,6 +258,25 @@ def test_check_fails_when_something_needed_is_missing(tmp_path: Path) -> None:
     assert "MISSING  monitor: " in done.stdout
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("flags", "subject", "words"),
+    [
+        (["--storage-opt=overlay.none=1"], "storage driver", "crio.storage_option[0]: no option"),
+        (["--storage-driver=btrfs", "--root=/dev/shm/none"], "storage driver", "to be on btrfs"),
+        (["--seccomp-profile=/none/profile"], "named files", "command line: crio.runtime.seccomp_profile: "),
+        (["--signature-policy=/none/policy"], "named files", "command line: crio.image.signature_policy: "),
+        (["--stream-address=203.0.113.9"], "streaming", "203.0.113.9"),
+        (["--enable-metrics", "--metrics-host=203.0.113.9"], "metrics", "203.0.113.9"),
+        (["--blockio-config-file=/none/classes"], "block I/O classes", "/none/classes"),
+    ],
+)
+def test_check_refuses_what_a_start_refuses(flags: list[str], subject: str, words: str) -> None:
+    done = subprocess.run([*SCRIPT, *flags, "check"], capture_output=True, text=True)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith(f"MISSING  {subject}: ")]
+    assert done.returncode == 1 and words in line
+
+
 def test_nothing_heavy_is_imported_before_the_daemon_runs() -> None:
     """The daemon starts its launchers before it has threads and before gRPC is there."""
     code = (
