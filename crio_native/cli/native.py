@@ -19,7 +19,7 @@ import click
 
 from crio_native import __version__
 from crio_native.cli import flags, standard_streams
-from crio_native.config import Config, Loaded, load
+from crio_native.config import Config, Loaded, load, socket_anyway
 from crio_native.config.render import to_toml
 from crio_native.errors import CrioError, Unavailable, printable
 
@@ -38,6 +38,15 @@ class Source:
         overrides = flags.overrides(given)
         variables = {key: name for key, name in self.variables.items() if key not in overrides}
         return Source(path or self.path, directory or self.directory, {**self.overrides, **overrides}, variables)
+
+    def socket(self) -> str:
+        """Of the CRI, also where the configuration is wrong: the running daemon has another one, and is asked why."""
+        try:
+            return self.load().api.listen
+        except CrioError as error:
+            path = socket_anyway(self.path, self.directory, self.overrides)
+            click.echo(f"warning: {error}; asking on {path}", err=True)
+            return path
 
     def load(self) -> Config:
         """The configuration; what is odd about it goes to stderr."""
@@ -166,7 +175,7 @@ def version(as_json: bool) -> None:
 @click.pass_obj
 def status(source: Source, what: str, socket: str | None, timeout: float) -> None:
     """Ask the running daemon for its state, or for the configuration that it runs with."""
-    path = socket or source.load().api.listen
+    path = socket or source.socket()
     answer = _status(path.removeprefix("unix://"), timeout)
     if what == "config":
         if "toml" not in answer.info:

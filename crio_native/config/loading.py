@@ -13,6 +13,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,12 @@ from typing import Any, NamedTuple
 from crio_native.config import rules
 from crio_native.config.schema import Named, Option, default_of, members
 from crio_native.config.tables import Config, RootTable
-from crio_native.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from crio_native.errors import CrioError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 
 DEFAULT_FILE = Path("/etc/crio/crio.conf")
 DEFAULT_DIRECTORY = Path("/etc/crio/crio.conf.d")
 COMMAND_LINE = "command line"
+_LISTEN = "crio.api.listen"
 
 FILE_SIZE_MAX = 1 << 20
 FILES_MAX = 256
@@ -93,6 +95,26 @@ def load(
     config = build(Config, settings, ())
     where = partial(_source, settings)
     return Loaded(rules.settle(config, where, warnings.add), warnings.lines(), files, where)
+
+
+def socket_anyway(path: Path | None, directory: Path | None, overrides: Mapping[str, Any]) -> str:
+    """The CRI socket that a configuration names which `load` refuses, as far as it can be read."""
+    files: list[Path] = []
+    with suppress(CrioError):
+        files += _main_file(path)
+    with suppress(CrioError):
+        files += _drop_ins(directory)
+    tables: list[dict[str, Any]] = []
+    for file in files:
+        with suppress(CrioError):
+            tables.append(parse(file))
+    if _LISTEN in overrides:
+        tables.append(_nested(_LISTEN, overrides[_LISTEN]))
+    found = Config().api.listen
+    for table in tables:
+        with suppress(InvalidArgument, KeyError, TypeError):
+            found = _option(tuple(_LISTEN.split("."))).kind.read(table["crio"]["api"]["listen"], _LISTEN)
+    return found
 
 
 def _main_file(path: Path | None) -> list[Path]:

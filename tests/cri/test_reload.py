@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,20 @@ def test_a_wrong_file_changes_nothing(reloading: Client, settings: str) -> None:
     assert "90-more.conf" in told["error"]
     assert info(reloading)["config"] == before
     assert "was not reloaded" in reloading.daemon.log_tail(5)
+    assert "error" not in reload(reloading, "")
+
+
+@pytest.mark.parametrize("settings", ["[crio.runtime\n", "[crio.runtime]\npids_limit = true\n"])
+def test_status_tells_of_a_wrong_file(reloading: Client, settings: str) -> None:
+    """It finds the socket in the files that can be read."""
+    reload(reloading, settings)
+    directory = reloading.daemon.directory
+    program = Path(sys.executable).with_name("crio-native")
+    command = [f"{program}", f"--config={directory}/crio.conf", f"--config-dir={directory}/crio.conf.d", "status"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and '"error":' in done.stdout.replace('\\"', '"'), done
+    assert done.stderr.startswith("warning: ") and "90-more.conf" in done.stderr
+    assert f"asking on {reloading.daemon.socket}" in done.stderr
     assert "error" not in reload(reloading, "")
 
 
