@@ -115,12 +115,12 @@ def _serve(config: Config, launchers: Launchers, serving: Callable[[], None], re
     past = history.read(config.crio)
     with assembly.opened(config, launchers) as parts:
         history.begin(config.crio)
-        recover(parts.node, parts.sandboxes, parts.containers)
+        recover(parts.node, parts.sandboxes, parts.containers, booted=past.booted)
         if config.crio.internal_wipe:
-            if past.booted:
-                wipe_pods(parts.node, parts.sandboxes, stopped_only=True)
-            if past.upgraded:
-                wipe_images(parts.node)
+            if past.booted and (pods := wipe_pods(parts.node, parts.sandboxes, stopped_only=True)):
+                log.info("removed %d pods with their containers: the node was rebooted", pods)
+            if past.upgraded and (images := wipe_images(parts.node)):
+                log.info("removed %d images that no container stands on: the last run was of an older version", images)
         if config.crio.internal_repair and past.unclean and past.booted:  # a daemon's own end damages no file
             upkeep.repair(parts.images, in_use=images_in_use(parts.node.store))
         asyncio.run(_loop(config, parts, serving, read))

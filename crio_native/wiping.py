@@ -18,7 +18,7 @@ def wipe(config: Config, *, force: bool) -> tuple[int, int]:
 
         with assembly.opened(config, launchers) as parts:
             keep()
-            recover(parts.node, parts.sandboxes, parts.containers)
+            recover(parts.node, parts.sandboxes, parts.containers, booted=past.booted)
             pods = wipe_pods(parts.node, parts.sandboxes, stopped_only=not force) if past.booted or force else 0
             images = wipe_images(parts.node) if past.upgraded or force else 0
     return pods, images

@@ -225,7 +225,7 @@ def _status(path: str, timeout: float) -> Any:
 def wipe(source: Source, force: bool) -> None:
     """Remove pods of an earlier boot, and images of an older version; the daemon must not run.
 
-    What the daemon does by itself at its start, unless internal_wipe is off.
+    What the daemon does by itself at its start, unless internal_wipe is off; run it before that start.
     """
     _require_root()
     config = source.load_to_change()

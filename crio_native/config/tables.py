@@ -96,7 +96,10 @@ class RootTable:
         "Marks an orderly stop: where it is missing, images are verified.",
     )
     internal_wipe: bool = option(
-        True, FLAG, "Remove outdated state at start.", deprecated="it is always done by the daemon"
+        True,
+        FLAG,
+        "Remove pods of an earlier boot, and unused images of an older version, at the start.",
+        deprecated="leave it out; with false, `crio-native wipe` does it, before the first start after boot or upgrade",
     )
     internal_repair: bool = option(True, FLAG, "Verify and repair the image store after a stop that was not orderly.")
 

@@ -90,10 +90,11 @@ class Ends:
         """The container is about to be killed for system calls that it made."""
         self._forbidden[container_id] = calls
 
-    def settle(self, container: Container) -> None:
+    def settle(self, container: Container, *, booted: bool = False) -> None:
         """Record the end of a container that nobody watches: from its exit file, or made up when there is none.
 
         A process that has lost its monitor is killed: nobody reads its output, and nobody would learn of its end.
+        booted: it has ended with the machine.
         """
         runtime, run_dir = self._node.executor_of(container), self._node.layout.run_dir(container.id)
         status = runtime.exit_status(run_dir)
@@ -105,6 +106,8 @@ class Ends:
         else:
             lost = ExitStatus(137, SIGKILL, finished_at=time.time_ns())
             message = "its monitor or shim is gone without leaving an exit status; what was left of it was killed"
+            if booted:
+                message = "it ended with the node, which was rebooted"
             self.record(container.id, lost, reason="ContainerStatusUnknown", message=message)
 
     def record(self, container_id: str, status: ExitStatus, *, reason: str = "", message: str = "") -> None:

@@ -28,13 +28,16 @@ from crio_native.pods.sandboxes import Sandboxes, own_namespaces
 log = logging.getLogger(__name__)
 
 
-def recover(node: Node, sandboxes: Sandboxes, containers: Containers) -> None:
-    """Bring records and kernel together.  Nobody else may use the node meanwhile."""
+def recover(node: Node, sandboxes: Sandboxes, containers: Containers, *, booted: bool) -> None:
+    """Bring records and kernel together.  Nobody else may use the node meanwhile.
+
+    booted: the machine was, since the last run; it is why what is gone has gone.
+    """
     _attempt("irqbalance's configuration", containers.tuning.restore_irqbalance)
     for container in list(node.store.containers.values()):
-        _attempt(f"container {container.id}", partial(_container, node, containers, container))
+        _attempt(f"container {container.id}", partial(_container, node, containers, container, booted))
     for pod in list(node.store.pods.values()):
-        _attempt(f"pod {pod.id}", partial(_pod, node, sandboxes, pod))
+        _attempt(f"pod {pod.id}", partial(_pod, node, sandboxes, pod, booted))
     _attempt("the pod network", lambda: node.network.collect(_networked(node)))
     _attempt("leftovers", lambda: _sweep(node, sandboxes))
 
@@ -65,7 +68,7 @@ def _attempt(what: str, act: Callable[[], object], done: str = "recovered") -> N
         log.error("%s could not be %s: %s", what, done, error)
 
 
-def _container(node: Node, containers: Containers, container: Container) -> None:
+def _container(node: Node, containers: Containers, container: Container, booted: bool) -> None:
     match container.state:
         case ContainerState.CREATING:
             log.info("container %s was being made when the daemon stopped; undoing it", container.id)
@@ -78,10 +81,10 @@ def _container(node: Node, containers: Containers, container: Container) -> None
                 containers.ends.watch(container)
                 containers.listen_again(container)
             except NotFound:
-                containers.ends.settle(container)
+                containers.ends.settle(container, booted=booted)
 
 
-def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
+def _pod(node: Node, sandboxes: Sandboxes, pod: Pod, booted: bool) -> None:
     match pod.state:
         case PodState.CREATING:
             log.info("pod %s was being made when the daemon stopped; undoing it", pod.id)
@@ -90,7 +93,8 @@ def _pod(node: Node, sandboxes: Sandboxes, pod: Pod) -> None:
         case PodState.REMOVING:
             sandboxes.remove(pod.id)
         case PodState.READY if not _whole(node, sandboxes, pod):
-            log.warning("pod %s has lost its namespaces; it is not ready any more", pod.id)
+            why = "the node was rebooted" if booted else "it has lost its namespaces"
+            log.warning("pod %s is not ready any more: %s", pod.id, why)
             sandboxes.stop(pod.id)
         case PodState.NOT_READY if pod.infra is not None or node.layout.pod_run_dir(pod.id).exists():
             log.info("pod %s was being stopped when the daemon was; finishing it", pod.id)

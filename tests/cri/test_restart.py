@@ -156,7 +156,7 @@ def test_after_a_reboot_pods_are_known_as_stopped(fresh: Client) -> None:
     for each in (container, created):
         status = fresh.status(each)
         assert (status.state, status.exit_code, status.reason) == (pb.CONTAINER_EXITED, 137, "ContainerStatusUnknown")
-        assert status.finished_at > 0 and status.message
+        assert status.finished_at > 0 and "rebooted" in status.message
     assert list(fresh.daemon.network_state.glob("pods/*")) == []
     other = fresh.pod()
     fresh.remove_pod(other)
@@ -167,9 +167,13 @@ def test_after_a_reboot_pods_are_known_as_stopped(fresh: Client) -> None:
 def test_after_a_reboot_pods_are_wiped(fresh: Client) -> None:
     """As CRI-O's internal_wipe has it, by the version file; images stay."""
     config = fresh.pod_config("wiped")
-    fresh.start(fresh.pod(config), "sleep", "600")
+    pod = fresh.pod(config)
+    fresh.start(pod, "sleep", "600")
     reboot(fresh)
     fresh.start_daemon()
+    log = fresh.daemon.log.read_text()
+    assert f"pod {pod} is not ready any more: the node was rebooted" in log
+    assert "removed 1 pods with their containers: the node was rebooted" in log
     assert fresh.pods() == [] and fresh.containers() == []
     assert (fresh.daemon.directory / "run/version").read_text().strip('"')[0].isdigit()
     assert len(fresh.call("ListImages").images) == 1
@@ -197,6 +201,8 @@ def test_an_upgrade_removes_the_images_that_nobody_uses(fresh: Client, version: 
     persist.write_text(version)
     fresh.start_daemon()
     assert len(fresh.call("ListImages").images) == left
+    told = "removed 1 images that no container stands on: the last run was of an older version"
+    assert (told in fresh.daemon.log.read_text()) == (left == 1)
     assert json.loads(persist.read_text()) == __version__
 
 

@@ -343,6 +343,12 @@ def test_small_timeouts_are_raised_as_cri_o_does(file: Path) -> None:
     ]
 
 
+def test_internal_wipe_says_who_wipes_instead(file: Path) -> None:
+    result = loaded(file, "[crio]\ninternal_wipe = false\n")
+    assert result.config.crio.internal_wipe is False
+    assert "`crio-native wipe` does it, before the first start" in result.warnings[0]
+
+
 def test_metrics_are_named_as_cri_os_files_name_them(file: Path) -> None:
     names = ["crio_operations_total", "container_runtime_crio_processes_defunct", "operations_total", "operations"]
     result = loaded(file, f"[crio.metrics]\nmetrics_collectors = {names}\n")
