@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,19 @@ def test_age(seconds: int, text: str) -> None:
 def test_age_of_what_has_not_been_or_is_to_come() -> None:
     assert show.age(0) == "-"
     assert show.age(10, now=5) == "0s"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_cell_stays_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    row = ["0123456789abc", "registry.example.com/a/long/name:1.2.3", "running"]
+    show.print_table(["CONTAINER", "IMAGE", "STATE"], [row])
+    title, line = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert (title.split(), line.split()) == (["CONTAINER", "IMAGE", "STATE"], row)
 
 
 def pod(id_: str, name: str, namespace: str = "default") -> Pod:

@@ -19,6 +19,8 @@ from google.protobuf.message import Message
 
 from crio_native.errors import printable
 
+WIDTH_MAX = 10_000  # columns; more than any row has
+
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Form of the list."
 )
@@ -51,23 +53,24 @@ def _json_or_text(text: str) -> Any:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """A rich table: columns as wide as their content, nothing else."""
+    """A rich table: columns as wide as their content whatever the width of the terminal, so that an id stays whole."""
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for title in titles:
-        grid.add_column(title, overflow="fold")
+        grid.add_column(title)
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
+    grid.width = Console(width=WIDTH_MAX).measure(grid).maximum
     return grid
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
 
-    # Through a pipe a row is a line, however long.
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(table(titles, rows))
+    Console(highlight=False).print(table(titles, rows), crop=False)
 
 
 def listing(items: Sequence[Message], key: str, quiet: bool, output: str, titles: Sequence[str], row: Any) -> None:
