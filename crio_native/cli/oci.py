@@ -38,7 +38,8 @@ def main(view: int = -1, archives: str = "") -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError as error:
-        log.error(f"standard output cannot be written: {_words(error)}")
+        if not isinstance(error, BrokenPipeError):
+            log.error(f"standard output cannot be written: {_words(error)}")
         code = code or 1
     os._exit(code)  # the interpreter's own way out tidies up what the kernel does at once
 
@@ -79,7 +80,7 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
         sys.stdout.write(verbs.help_text(verb))
         return 0
     except options.Usage as error:
-        log.tell(f"Incorrect Usage: {error}\n\n{verbs.help_text(verb)}")
+        log.error(f"{error}; see crio-oci help{f' {verb.name}' if verb is not None else ''}")
         if isinstance(error, options.NoSuchCommand):
             return 3
         return 2 if verb is not None and verb.name == "diff" else 1
@@ -88,12 +89,22 @@ def command(arguments: Sequence[str], view: int = -1, archives: str = "") -> int
     except CrioError as error:
         log.error(str(error))
     except OSError as error:
-        log.error(_words(error))
+        if not (isinstance(error, BrokenPipeError) and _nobody_reads()):
+            log.error(_words(error))
     except Exception as error:  # a fault of ours: engines want one line, and --debug has the rest
         log.error(f"internal error: {type(error).__name__}: {error}")
         if given.debug:
             raise
     return ERROR_CODES.get(verb.name, 1) if verb is not None else 1
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has seen enough."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _verb(name: str) -> Verb:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .command_line import Oci, oci
+from .command_line import PROGRAM, Oci, oci
 
 pytestmark = pytest.mark.root
 __all__ = ["oci"]
@@ -21,6 +21,26 @@ def test_the_command_line_in_runcs_words(oci: Oci) -> None:
     assert "no such command" in oci.refused("help", "nosuch", code=3)
     done = oci.call("--criu", "/usr/sbin/criu", "list", "-q")
     assert (done.returncode, done.stdout) == (0, "") and "--criu is ignored" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(oci: Oci) -> None:
+    line = oci.line("explain", oci.bundle("true"))
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("words", "help_of", "code"), [(["nosuch"], "", 3), (["create"], " create", 1)])
+def test_a_wrong_command_line_is_one_line(oci: Oci, words: list[str], help_of: str, code: int) -> None:
+    log = oci.directory / "log"
+    line = [str(PROGRAM), "--log", str(log), "--log-format", "json", *words]
+    done = subprocess.run(line[:1] + words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("crio-oci: ") and done.stderr.endswith(f"; see crio-oci help{help_of}\n")
+    subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True)
+    assert log.exists() or not help_of, "the record for the engine"
 
 
 def test_a_checkpoint_without_criu_leaves_nothing(oci: Oci) -> None:

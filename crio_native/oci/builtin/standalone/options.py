@@ -19,7 +19,7 @@ MAX_REPEATED = 4096  # values of one flag that may be repeated
 
 
 class Usage(CrioError):
-    """The command line itself is wrong; shown with the help of what was called."""
+    """The command line itself is wrong; shown with where the help of what was called is."""
 
 
 class NoSuchCommand(Usage):
