@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from crio_native.errors import AlreadyExists, InvalidArgument, Unimplemented
+from crio_native.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from crio_native.images.layers import Layer
 from crio_native.images.layouts import FULL_NAME, REF_NAME
 from crio_native.images.manifests import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
@@ -49,8 +49,8 @@ def split_target(target: str) -> tuple[str, Path]:
 def export(image: Image, layers: list[Layer], base: Path, target: str, scratch: Path, stop: Stop) -> None:
     """Write an image.  layers: its own, the lowest first, below base.  scratch: an empty directory for what is tarred.
 
-    Raises InvalidArgument for a bad target, AlreadyExists, Unimplemented for an artifact, OSError.  After an error
-    nothing is left.
+    Raises InvalidArgument for a bad target, AlreadyExists, NotFound, Unimplemented for an artifact, OSError.  After an
+    error nothing is left.
     """
     transport, path = split_target(target)
     if "artifactType" in image.config:
@@ -69,6 +69,10 @@ def export(image: Image, layers: list[Layer], base: Path, target: str, scratch: 
             undo.pop_all()
     except FileExistsError:
         raise AlreadyExists(f"{path} exists; an image is saved to a new file or directory") from None
+    except (FileNotFoundError, NotADirectoryError):
+        if path.parent.is_dir():
+            raise
+        raise NotFound("directory", str(path.parent), "make it first") from None
 
 
 @dataclass(frozen=True, slots=True)

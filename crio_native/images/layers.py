@@ -172,7 +172,7 @@ class Layers:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ResourceExhausted(
-                    f"no space left on the device of {self._scratch}; free some and retry"
+                    f"no space left on the device of {self._scratch} (ENOSPC); free some and retry"
                 ) from None
             raise Internal(f"the image store failed on {error.filename}: {error.strerror}") from error
         finally:

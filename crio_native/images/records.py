@@ -192,5 +192,5 @@ def _by_image(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def _translated(error: sqlite3.Error, path: Path) -> Exception:
     if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
-        return ResourceExhausted(f"no space left on the device of {path}; free some and retry")
+        return ResourceExhausted(f"no space left on the device of {path} (ENOSPC); free some and retry")
     return Internal(f"image database {path}: {error}")

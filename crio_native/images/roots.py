@@ -232,7 +232,7 @@ def translated(error: OSError, container_dir: Path) -> Exception:
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return AlreadyExists(f"{error.filename} exists: the container's root was prepared before")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"no space left on the device of {container_dir}; free some and retry")
+        return ResourceExhausted(f"no space left on the device of {container_dir} (ENOSPC); free some and retry")
     return Internal(f"cannot make {error.filename}: {error.strerror}")
 
 

@@ -239,7 +239,9 @@ def _mark_opaque(fd: int) -> None:
 def _error(what: str, error: dict[str, Any]) -> CrioError:
     kind, entry, reason, number = error["kind"], error["entry"], error["reason"], error["errno"]
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"{what}: no space left on the device while unpacking {entry!r}; free some and retry")
+        return ResourceExhausted(
+            f"{what}: no space left on the device (ENOSPC) while unpacking {entry!r}; free some and retry"
+        )
     if kind == "limit":
         return ResourceExhausted(f"{what}: {f'entry {entry!r}: ' if entry else ''}{reason}")
     if kind == "system":

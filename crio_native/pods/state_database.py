@@ -101,6 +101,8 @@ class StateDatabase:
                 f"the state database {self._path} did not take a change: ENOSPC (no space left on device); "
                 "free space on its file system, and it will"
             )
+        if isinstance(error, sqlite3.IntegrityError):
+            return Internal(f"the state database {self._path} did not take a record that belongs to none: {error}")
         return Internal(f"the state database {self._path} did not take a change: {error}; is its disk full or damaged?")
 
     def _salvaged(self, error: sqlite3.DatabaseError) -> sqlite3.Connection:

@@ -196,7 +196,8 @@ def test_images_and_rmi(ctl: Crioctl, fake: FakeRuntime) -> None:
     assert "docker.io/library/busybox:latest" in table and "4.3 MiB" in table
     assert "\x1b" not in table, "an image's name must not reach the terminal as an escape"
     assert ctl("images", "-q").out == f"{BUSYBOX}\n"
-    assert ctl("images", "-q", "nothing").out == ""
+    missing = ctl("images", "-q", "nothing")
+    assert (missing.code, missing.out) == (1, "") and "'nothing' not found" in missing.err
     assert ctl("rmi", "busybox").code == 0
     missing = ctl("rmi", "busybox")
     assert missing.code == 1 and "'busybox' not found" in missing.err

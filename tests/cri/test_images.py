@@ -191,6 +191,9 @@ def test_crioctl_saves_and_loads(cri: Client, tmp_path: Path, transport: str) ->
     assert done.returncode == 0 and done.stdout.startswith("sha256:"), done.stderr
     done = subprocess.run(save, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "exists" in done.stderr
+    save[-1] = f"{tmp_path}/none/x"
+    done = subprocess.run(save, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and f"directory '{tmp_path}/none' not found: make it first" in done.stderr
 
 
 def progress(cri: Client, name: str) -> Any:

@@ -330,7 +330,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path) -> None:
         *(root, _archived(tmp_path)),
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all("no space left on the device" in line for line in lines[:2])
+    assert len(lines) == 3 and all("no space left on the device" in line and "ENOSPC" in line for line in lines[:2])
     assert lines[2] == "localhost/small:latest"
 
 

@@ -563,4 +563,4 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
-    assert "layer x: no space left on the device while unpacking 'big'" in done.stdout
+    assert "layer x: no space left on the device (ENOSPC) while unpacking 'big'" in done.stdout

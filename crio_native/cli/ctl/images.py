@@ -23,6 +23,7 @@ from crio_native.errors import CrioError, InvalidArgument, NotFound, printable
 
 PROGRESS_INTERVAL = 0.2
 """Seconds between two looks at a pull."""
+NOT_FOUND_HINT = "`crioctl images` lists what there is"
 MEMBERS_MAX = 100_000
 """Entries of an archive to look through for the one that says its kind."""
 
@@ -164,6 +165,8 @@ def images(client: Client, image: str | None, quiet: bool, output: str) -> None:
     if image:
         request.filter.image.image = image
     found = client.call(request).images
+    if image and not found:
+        raise NotFound("image", image, NOT_FOUND_HINT)
     show.listing(found, "images", quiet, output, ["IMAGE", "ID", "SIZE", "PINNED"], image_row)
 
 
@@ -230,7 +233,7 @@ def rmi(client: Client, image: tuple[str, ...]) -> None:
     def remove(name: str) -> None:
         spec = api.ImageSpec(image=name)
         if not client.call(api.ImageStatusRequest(image=spec)).HasField("image"):
-            raise NotFound("image", name, "`crioctl images` lists what there is")
+            raise NotFound("image", name, NOT_FOUND_HINT)
         client.call(api.RemoveImageRequest(image=spec))
 
     for_each(image, remove)
