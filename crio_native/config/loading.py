@@ -234,9 +234,10 @@ def _scan_table(
         member = known.get(name)
         if isinstance(member, Option):
             where = f"{source}: {'.'.join(key)}"
-            if member.deprecated:
+            read = member.kind.read(value, where)
+            if member.deprecated and read != member.default:
                 warnings.add(f"{where}: deprecated: {member.deprecated}")
-            yield key, _raised(member, member.kind.read(value, where), where, warnings)
+            yield key, _raised(member, read, where, warnings)
         elif key in MOVED:
             yield key, value
         elif member is None:

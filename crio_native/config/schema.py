@@ -19,6 +19,7 @@ from crio_native.config.kinds import Kind
 class Option:
     """What is known of an option beyond its name and its default.
 
+    default: the value while nothing else is said, where it is not made anew each time.
     reload: a running daemon takes a new value on SIGHUP.  deprecated: what to do instead, "" while it is current.
     flag: the command line's name for it, without dashes.  floor: smaller values are raised to it, with a warning.
     inert: why nothing here follows from it, "" for an option that has an effect; a value other than the default is
@@ -27,6 +28,7 @@ class Option:
 
     kind: Kind
     doc: str
+    default: Any = None
     reload: bool = False
     deprecated: str = ""
     flag: str = ""
@@ -44,10 +46,9 @@ class Named:
 
 def option(default: Any, kind: Kind, doc: str, **more: Any) -> Any:
     """A field for one option; a callable default is evaluated when no file gives a value."""
-    metadata = {"schema": Option(kind, doc, **more)}
     if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=default, metadata={"schema": Option(kind, doc, **more)})
+    return dataclasses.field(default=default, metadata={"schema": Option(kind, doc, default, **more)})
 
 
 def no_entries() -> Mapping[str, Any]:

@@ -204,6 +204,12 @@ def test_a_missing_default_handler_is_named_with_the_nearest_one(file: Path) -> 
     assert "builtin" in str(refused(file, "[crio.runtime]\ndefault_runtime = 'kata'"))
 
 
+def test_a_deprecated_key_at_its_default_is_no_news(file: Path) -> None:
+    text = "[crio]\ninternal_wipe = {}\n[crio.runtime]\npids_limit = {}\nconmon_env = {}\n"
+    assert loaded(file, text.format("true", -1, "[]")).warnings == []
+    assert len(loaded(file, text.format("false", 1, "['A=1']")).warnings) == 3
+
+
 @pytest.mark.parametrize("name", ["crun", "runc"])
 def test_cri_os_handlers_need_no_table_to_be_the_default(file: Path, name: str) -> None:
     text = f"[crio.runtime]\ndefault_runtime = '{name}'\n"
