@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_STRING = 128 * 1024  # the kernel's own bound of one argument (MAX_ARG_STRLEN)
+MAX_ANNOTATION = 2 << 20  # Kubernetes allows 256 KiB in all, which are one value here, escaped as JSON
 MAX_ITEMS = 10_000
 
 
@@ -43,12 +44,12 @@ def items(value: Any, field: str) -> list[Any]:
     return checked
 
 
-def string(value: Any, field: str) -> str:
+def string(value: Any, field: str, most: int = MAX_STRING) -> str:
     checked: str = value if type(value) is str else _typed(value, field, str, "a string")
     if "\0" in checked:
         raise InvalidArgument(field, checked, "may not contain a NUL byte")
-    if len(checked) > MAX_STRING:
-        raise InvalidArgument(field, checked, f"may have at most {MAX_STRING} characters")
+    if len(checked) > most:
+        raise InvalidArgument(field, checked, f"may have at most {most} characters")
     if not checked.isascii():
         _encodable(checked, field, "surrogateescape")
     return checked

@@ -11,6 +11,7 @@ from crio_native.errors import InvalidArgument
 from crio_native.linux import capabilities, scheduling
 from crio_native.oci import spec_linux
 from crio_native.oci.checks import (
+    MAX_ANNOTATION,
     absolute,
     boolean,
     items,
@@ -68,7 +69,7 @@ def validate(spec: Mapping[str, Any]) -> None:
     _names(spec, namespaces)
     _hooks(mapping(spec.get("hooks"), "hooks"))
     for name, value in mapping(spec.get("annotations"), "annotations").items():
-        string(value, f"annotations[{name!r}]")
+        string(value, f"annotations[{name!r}]", MAX_ANNOTATION)
 
 
 def complete(spec: Mapping[str, Any], uid: int, gid: int) -> Mapping[str, Any]:

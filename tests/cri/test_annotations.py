@@ -68,6 +68,14 @@ def kubelet() -> Iterator[tuple[str, Path]]:
             directory.rmdir()
 
 
+def test_as_many_annotations_as_kubernetes_allows(cri: Client) -> None:
+    """256 KiB in all (ValidateAnnotationsSize); every byte of these is two in JSON."""
+    annotations = {f"example.com/{number}": '"' * ((64 << 10) - 20) for number in range(4)}
+    assert (255 << 10) < sum(len(name) + len(value) for name, value in annotations.items()) <= 256 << 10
+    container = cri.start(cri.pod(annotations=annotations), "sleep", "600", annotations=annotations)
+    assert dict(cri.status(container).annotations) == annotations
+
+
 def mounted_on(place: Path) -> bool:
     return f" {place} " in Path("/proc/self/mountinfo").read_text()
 
