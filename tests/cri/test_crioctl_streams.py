@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -15,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from fcntl import ioctl
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,21 @@ def crioctl(cri: Client, *words: str, text: str = "", seconds: float = 20) -> su
     return subprocess.run(
         [*COMMAND, *words], env=environment, input=text, capture_output=True, text=True, timeout=seconds
     )
+
+
+def test_the_opening_example_of_the_manual(cri: Client) -> None:
+    manual = (Path(__file__).parents[2] / "docs/crioctl.md").read_text()
+    said = {}
+    for line in re.findall("^    crioctl (.*)", manual, re.MULTILINE)[:5]:
+        words = [cri.image if word == "busybox" else word for word in shlex.split(line)]
+        if words[0] == "exec":
+            eventually(lambda words=words: crioctl(cri, *words).returncode == 0)  # the server has begun
+        if words[0] == "logs":  # which would go on until the next line
+            words.remove("-f")
+        done = crioctl(cri, *words)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        said[words[0]] = done.stdout
+    assert (said["exec"], said["rm"]) == ("a page\n", "web\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
