@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed, Unavailable
+from crio_native.errors import DeadlineExceeded, FailedPrecondition, NotFound, StepFailed, Unavailable, printable
 from crio_native.oci.builtin import wire
 from crio_native.oci.builtin.launchers import Launchers
 from crio_native.oci.runtime import Abilities
@@ -224,7 +224,7 @@ def words(stderr: bytes) -> str:
         if line.strip():
             said.append(_record(line.strip()))
     errors = [text for level, text in said if level in ("error", "fatal")]
-    text = "; ".join(dict.fromkeys(errors or [text for _, text in said])).replace("\n", "\\n")
+    text = printable("; ".join(dict.fromkeys(errors or [text for _, text in said])).strip())
     return text if len(text) <= WORDS_MAX else f"{text[:WORDS_MAX]}..."
 
 

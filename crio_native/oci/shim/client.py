@@ -32,6 +32,7 @@ from crio_native.errors import (
     StepFailed,
     Unavailable,
     Unimplemented,
+    printable,
 )
 from crio_native.oci.shim import frames
 from crio_native.oci.shim.loop import Loop
@@ -55,7 +56,7 @@ _BY_CODE: Final[dict[int, type[CrioError]]] = {
 
 def refusal(peer: str, method: str, code: int, words: str) -> CrioError:
     """The error for a status that is not OK (google.rpc.Code); the peer's own words are kept."""
-    words = words[:WORDS_MAX]
+    words = printable(words.strip())[:WORDS_MAX]
     if code == 5:
         return NotFound("task or process", method, words)
     if code == 3:
