@@ -219,12 +219,19 @@ def _address(daemon: ScratchDaemon, pod: str) -> str:
 
 
 def _fetch(address: str) -> str:
-    connection = http.client.HTTPConnection(address, PORT, timeout=5)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().read(1000).decode().strip()
-    finally:
-        connection.close()
+    """The script becomes httpd after its last line, so nobody may listen at first."""
+    deadline = time.monotonic() + 10
+    while True:
+        connection = http.client.HTTPConnection(address, PORT, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().read(1000).decode().strip()
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        finally:
+            connection.close()
 
 
 def _pid(daemon: ScratchDaemon, container: str) -> int:
