@@ -16,6 +16,7 @@ import termios
 import time
 from collections.abc import Iterator
 from fcntl import ioctl
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,17 @@ def crioctl(cri: Client, *words: str, text: str = "", seconds: float = 20) -> su
     )
 
 
+def succeeds(cri: Client, *words: str) -> bool:
+    return crioctl(cri, *words).returncode == 0
+
+
 def test_the_opening_example_of_the_manual(cri: Client) -> None:
     manual = (Path(__file__).parents[2] / "docs/crioctl.md").read_text()
     said = {}
     for line in re.findall("^    crioctl (.*)", manual, re.MULTILINE)[:5]:
         words = [cri.image if word == "busybox" else word for word in shlex.split(line)]
         if words[0] == "exec":
-            eventually(lambda words=words: crioctl(cri, *words).returncode == 0)  # the server has begun
+            wait_for(partial(succeeds, cri, *words), "the server")
         if words[0] == "logs":  # which would go on until the next line
             words.remove("-f")
         done = crioctl(cri, *words)
