@@ -257,7 +257,11 @@ class Launcher:
                 self.emptied(kind)  # somebody killed it
         if running is None or running.outlives(pid, code):
             return
-        del self.execs[running.pid]
+        known = running.pid
+        self.hear()  # one that has left its spare's group by now has told before
+        if running.pid != known:
+            return
+        del self.execs[known]
         try:
             self.poll.unregister(running.reply)
         except KeyError:
