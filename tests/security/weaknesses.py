@@ -324,12 +324,9 @@ def early_appearance() -> contextlib.AbstractContextManager[object]:
     """Every exec is born in the container's PID namespace, with the memory of its donor."""
     from unittest import mock
 
-    from crio_native.oci.builtin import plan, runtime
+    from crio_native.oci.builtin import plan
 
-    stack = contextlib.ExitStack()
-    for module in (plan, runtime):
-        stack.enter_context(mock.patch.object(module, "watched", lambda request, namespaces: False))
-    return stack
+    return mock.patch.object(plan, "_watched", lambda request, namespaces: False)
 
 
 DAEMON: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {

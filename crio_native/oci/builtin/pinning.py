@@ -49,7 +49,7 @@ def pin_namespaces(
 def _run(launchers: Launchers, step: Mapping[str, object]) -> socket.socket | None:
     status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     answer, their_answer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = {"op": "exec", "stdio": [0, -1, -1], "cgroup": False, "apart": False, "steps": [("pin_namespaces", step)]}
+    request = {"op": "exec", "stdio": [0, -1, -1], "cgroup": False, "steps": [("pin_namespaces", step)]}
     with status, answer:
         ourselves = os.pidfd_open(os.getpid())
         try:

@@ -183,7 +183,7 @@ def exec_plan(
 ) -> Plan:
     """The plan of one more process in a running container, whose PID namespace it is born in.  Two have a child there
     that goes on: who has not the privileges to enter it from outside (step `enter_pid_namespace`), and who may be
-    traced by the processes in there, see `watched` (step `appear`).
+    traced by the processes in there, see `_watched` (step `appear`).
 
     namespaces: CLONE_NEW* bits of those that are not ours (`linux.namespaces.differing`).  state: the container's, for
     the listener of a seccomp filter.  linux: of the container's spec; its personality and memory policy hold for every
@@ -196,7 +196,7 @@ def exec_plan(
     command = processes.Command(process, host, seccomp, notice, own_user)
     rootless = own_user and not host.permitted >> capabilities.NUMBER["CAP_SYS_ADMIN"] & 1
     from_inside = rootless and bool(namespaces & syscalls.CLONE_NEWPID)
-    apart = watched(request, namespaces)
+    apart = _watched(request, namespaces)
     out = Steps()
     if not from_inside and not apart:
         _session_step(out)
@@ -238,7 +238,7 @@ def exec_plan(
     return Plan(False, "", tuple(out.all), {})
 
 
-def watched(request: ExecSpec, namespaces: int) -> bool:
+def _watched(request: ExecSpec, namespaces: int) -> bool:
     """Whether a process of the container may trace any other in the PID namespace that is entered, whatever that is:
     by CAP_SYS_PTRACE in our user namespace.  What of it comes from another container that is in there, nobody knows."""
     if not namespaces & syscalls.CLONE_NEWPID or namespaces & syscalls.CLONE_NEWUSER:

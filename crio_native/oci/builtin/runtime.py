@@ -41,7 +41,6 @@ from crio_native.oci.builtin.plan import (
     container_plan,
     exec_plan,
     state_of,
-    watched,
 )
 from crio_native.oci.monitored import Monitored, monitor_arguments
 from crio_native.oci.runtime import (
@@ -309,7 +308,6 @@ class BuiltinRuntime(Monitored):
             "op": "exec",
             "stdio": stdio_of(request),
             "cgroup": target.group >= 0,
-            "apart": watched(request, target.namespaces),
             "steps": [(step.name, dict(step.args)) for step in plan.steps],
         }
         return wire.pack(message)

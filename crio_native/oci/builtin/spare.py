@@ -310,7 +310,7 @@ def _serve_exec(donor: Donor, request: dict[str, Any], descriptors: list[int]) -
     status, container, *rest = descriptors
     stdio = [rest[number] if number >= 0 else -1 for number in request["stdio"]]
     cgroup = rest[-1] if request["cgroup"] else -1
-    if request["apart"]:
+    if any(name == "appear" for name, _ in request["steps"]):
         _serve_apart(donor, request, status, container, stdio, cgroup)
     try:
         syscalls.setns(container, syscalls.CLONE_NEWPID)

@@ -65,7 +65,7 @@ def run(
     memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
     status, their_status = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ourselves = os.pidfd_open(os.getpid())
-    request = {"op": "exec", "stdio": [0, 1, 2], "cgroup": False, "apart": False, "steps": steps}
+    request = {"op": "exec", "stdio": [0, 1, 2], "cgroup": False, "steps": steps}
     try:
         os.write(memory, stdin)
         os.lseek(memory, 0, os.SEEK_SET)

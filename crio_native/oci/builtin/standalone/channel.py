@@ -101,10 +101,10 @@ def await_exec(connection: _socket.socket, born: Callable[[int], None] | None = 
     """
     master = -1
     while True:
-        message, descriptors = wire.receive(connection)
+        message, descriptors = wire.receive(connection, large=False)
         if message[:1] == b"E":
             raise failure(message[1:])
-        if message[:1] == b"C":
+        if message[:1] == b"C" and descriptors:
             master = descriptors[0]
         elif message[:1] == b"B" and born is not None:
             born(int(message[1:]))
